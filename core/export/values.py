@@ -1,0 +1,46 @@
+"""What was compared after an export, with figures and a verdict."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Verdict = Literal["pass", "warn", "fail", "skipped"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: its short name, verdict, the measured figure, and one sentence on what it means."""
+
+    name: str
+    verdict: Verdict
+    figure: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """All checks of one exported file; the verdict is the worst of them (`skipped` counts for nothing)."""
+
+    verdict: Verdict
+    checks: tuple[Check, ...]
+    file: str
+    sha256: str
+    bytes: int
+    type: str
+    ollama_name: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As stored in `export/verification.json` and in the `verification` event."""
+        return asdict(self) | {"checks": [asdict(check) for check in self.checks]}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Verification:
+        """The value that `to_dict` stored."""
+        return cls(**data | {"checks": tuple(Check(**check) for check in data["checks"])})
+
+
+def worst(checks: tuple[Check, ...]) -> Verdict:
+    """The verdict of a set of checks: fail before warn before pass."""
+    found = {check.verdict for check in checks}
+    return "fail" if "fail" in found else "warn" if "warn" in found else "pass"

@@ -1,0 +1,227 @@
+"""The one schema of everything a user can set; `run.yaml` is this and nothing else.
+
+The docstring under a field is its documentation; limits stand in the field's own constraints.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ollama_tune.core.errors import UsageError
+from ollama_tune.core.files import write_atomic
+
+BUNDLED = "bundled"
+ALL_LINEAR: Literal["all-linear"] = "all-linear"
+
+Quantization = Literal["none", "nf4"]
+Schedule = Literal["cosine", "linear", "constant"]
+ComputeDtype = Literal["float32", "bfloat16", "float16"]
+GgufType = Literal["f16", "bf16", "q8_0"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelSettings(_Section):
+    """Which model is tuned."""
+
+    source: str = BUNDLED
+    """`bundled`, a folder, or a Hugging Face id such as `org/name`."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id; empty means the newest."""
+
+
+class DataSettings(_Section):
+    """Which rows are learned from."""
+
+    path: str = BUNDLED
+    """`bundled`, or a file of examples."""
+    validation_split: float = Field(0.1, ge=0.0, le=0.5)
+    """The share of rows kept out of training to measure on."""
+    seed: int = Field(7, ge=0, lt=2**31)
+    """Decides which rows are kept out."""
+
+
+class TrainingSettings(_Section):
+    """How the adapter is trained."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the training runs."""
+    quantization: Quantization = "none"
+    """How the frozen base weights are held: `none` (16 or 32 bit) or `nf4` (4 bit, QLoRA)."""
+    compute_dtype: ComputeDtype = "float32"
+    """The number format of the arithmetic."""
+    rank: int = Field(16, ge=1, le=512)
+    """Width of the adapter: how much it can learn."""
+    alpha: int = Field(32, ge=1, le=2048)
+    """Strength of the adapter; the adapter's output is scaled by alpha / rank."""
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    """Share of adapter inputs set to zero while training, against overfitting."""
+    targets: Literal["all-linear"] | list[str] = ALL_LINEAR
+    """Which linear layers get an adapter: `all-linear` or a list of names such as `q_proj`."""
+    learning_rate: float = Field(2e-4, gt=0.0, le=1.0)
+    """Size of a step at the top of the schedule."""
+    schedule: Schedule = "cosine"
+    """How the learning rate falls after the warm-up."""
+    warmup: float = Field(0.05, ge=0.0, le=0.5)
+    """Share of the steps in which the learning rate rises from zero."""
+    weight_decay: float = Field(0.0, ge=0.0, le=1.0)
+    """How strongly adapter weights are pulled to zero."""
+    max_gradient_norm: float = Field(1.0, gt=0.0)
+    """Longer gradients are cut to this length."""
+    epochs: float = Field(2.0, gt=0.0, le=1000.0)
+    """How often the training rows are seen."""
+    batch_size: int = Field(1, ge=1, le=4096)
+    """Rows computed at once; decides memory."""
+    gradient_accumulation_steps: int = Field(8, ge=1, le=4096)
+    """Batches added up before a step; rows a step = batch_size x this."""
+    sequence_length: int = Field(512, ge=16, le=1_048_576)
+    """The longest row in tokens; longer rows are left out of training and counted."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about 30 % more time."""
+    seed: int = Field(7, ge=0, lt=2**31)
+    """Start of every random number: adapter weights, order of rows, dropout."""
+    evaluation_interval: int = Field(0, ge=0)
+    """Steps between two measurements on the validation rows; 0 means about eight a run."""
+    checkpoint_minutes: float = Field(5.0, gt=0.0)
+    """Longest time between two checkpoints; one is also written at every evaluation."""
+
+
+class EvaluationSettings(_Section):
+    """What is measured before and after."""
+
+    rows: int = Field(64, ge=0)
+    """How many held-out rows are answered by the base and by the tuned model."""
+    max_new_tokens: int = Field(128, ge=1, le=8192)
+    """Longest answer in tokens."""
+
+
+class ExportSettings(_Section):
+    """What becomes of the tuned model."""
+
+    name: str | None = None
+    """The model's name in Ollama; empty means that the run ends without an export."""
+    type: GgufType = "q8_0"
+    """Number format of the exported weights."""
+    push: bool = True
+    """Send the file to Ollama when one answers; else leave the file and the commands."""
+
+
+class Settings(_Section):
+    """A whole run."""
+
+    version: Literal[1] = 1
+    """Version of this schema."""
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    export: ExportSettings = ExportSettings()
+
+    @model_validator(mode="after")
+    def _dtype_fits_device(self) -> Settings:
+        if self.training.device == "cpu" and self.training.compute_dtype == "float16":
+            raise ValueError("compute_dtype float16 needs a GPU; use float32 or bfloat16 on the CPU")
+        return self
+
+    def get(self, path: str) -> Any:
+        """The value at a dotted path such as `training.rank`."""
+        value: Any = self
+        for name in path.split("."):
+            value = getattr(value, name)
+        return value
+
+    def with_value(self, path: str, value: Any) -> Settings:
+        """A checked copy with one value changed; raises `UsageError` with the reason."""
+        return self.with_values({path: value})
+
+    def with_values(self, values: dict[str, Any]) -> Settings:
+        """A checked copy with several values changed at once."""
+        tree = self.model_dump()
+        for path, value in values.items():
+            _set(tree, path, value)
+        return parse(tree)
+
+    def to_yaml(self) -> str:
+        """The text of `run.yaml`."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+
+    def save(self, path: Path) -> None:
+        """Write `run.yaml` in one piece."""
+        write_atomic(path, self.to_yaml())
+
+
+def field_paths() -> list[str]:
+    """Every dotted path a user can set, in the order of `run.yaml`."""
+    sections = {name: field.annotation for name, field in Settings.model_fields.items() if name != "version"}
+    return [f"{s}.{f}" for s, kind in sections.items() for f in kind.model_fields]  # type: ignore[union-attr]
+
+
+def field_help(path: str) -> str:
+    """The documentation of a field, from its docstring."""
+    section, name = path.split(".")
+    model = Settings.model_fields[section].annotation
+    return str(model.model_fields[name].description or "")  # type: ignore[union-attr]
+
+
+def _set(tree: dict[str, Any], path: str, value: Any) -> None:
+    section, _, name = path.partition(".")
+    if not name or not isinstance(tree.get(section), dict):
+        raise UsageError(f"There is no setting {path!r}.", _nearest(path))
+    tree[section][name] = value
+
+
+def _nearest(path: str) -> str:
+    names = field_paths()
+    close = difflib.get_close_matches(path, names, n=1) or [n for n in names if n.endswith("." + path)][:1]
+    return f"Did you mean {close[0]!r}?" if close else "The settings are listed by `ollama-tune settings`."
+
+
+def parse(tree: Any) -> Settings:
+    """Check a tree of values; an unknown or wrong field raises `UsageError` naming it and what is allowed."""
+    if not isinstance(tree, dict):
+        raise UsageError(
+            "The settings are not a table of sections.", "Compare with a run.yaml of a run folder."
+        )
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise _usage_error(first["loc"], first["type"], first["msg"]) from error
+
+
+def _usage_error(location: tuple[int | str, ...], kind: str, message: str) -> UsageError:
+    path = ".".join(str(part) for part in location if part != "literal['all-linear']")
+    if kind == "extra_forbidden":
+        return UsageError(f"There is no setting {path!r}.", _nearest(path))
+    text = message.removeprefix("Value error, ")
+    return UsageError(f"The setting {path or 'run.yaml'} is wrong: {text}.", "Change it and try again.")
+
+
+def read_yaml(path: Path) -> Any:
+    """The tree in a YAML file; every problem is a `UsageError` that names the file and the line."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.", "Give a run.yaml.") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not a text file.", "Give a run.yaml.") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UsageError(f"{path}{where} is not valid YAML.", "Mend that line and try again.") from error
+
+
+def load(path: Path) -> Settings:
+    """Read a `run.yaml`; every problem is a `UsageError` that names the file, the line or the field."""
+    tree = read_yaml(path)
+    try:
+        return parse(tree)
+    except UsageError as error:
+        raise UsageError(f"In {path}: {error.what}", error.fix) from error

@@ -1,0 +1,61 @@
+"""Text for a terminal: untrusted text made harmless, and figures with units."""
+
+from __future__ import annotations
+
+import unicodedata
+
+_SYMBOLS = {code: chr(0x2400 + code) for code in range(32)} | {127: "␡"}
+
+
+def _symbol(character: str) -> str:
+    if ord(character) in _SYMBOLS:
+        return _SYMBOLS[ord(character)]
+    if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+        return f"<U+{ord(character):04X}>"
+    return character
+
+
+def visible(text: str, *, keep_newlines: bool = False) -> str:
+    """The text with every control, format and surrogate character as a visible symbol.
+
+    Text from outside (data rows, model names, logs, model output) goes through this before it
+    reaches a screen, so that it can neither move the cursor nor reverse the reading direction.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    kept = "\n" if keep_newlines else ""
+    return "".join(c if c in kept or c.isprintable() else _symbol(c) for c in text)
+
+
+def one_line(text: str, width: int) -> str:
+    """The text on one line of at most `width` characters, cut with an ellipsis."""
+    line = " ".join(visible(text[: 4 * width + 64], keep_newlines=True).split())
+    return line if len(line) <= width else line[: max(width - 1, 0)] + "…"
+
+
+def human_bytes(count: float) -> str:
+    """A size in binary units: `812 B`, `5.8 MiB`, `1.2 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def human_seconds(seconds: float) -> str:
+    """A duration in words that fit a cell: `8 s`, `3 min 20 s`, `2 h 05 min`."""
+    whole = max(round(seconds), 0)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def human_count(count: float) -> str:
+    """A whole number with thousands separators, or `2.9 M`, `8.0 B` above a million."""
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} B"
+    if count >= 1e6:
+        return f"{count / 1e6:.1f} M"
+    return f"{round(count):,}"
