@@ -53,3 +53,10 @@ def runs_dir() -> Path:
 def models_dir() -> Path:
     """The folder of models downloaded by this tool."""
     return _folder("data/models", str(Path(_DIRS.user_data_dir) / "models"))
+
+
+def asset(name: str) -> Path:
+    """A file or folder shipped with the package, such as `model` or `data/tickets.jsonl`."""
+    from importlib.resources import files
+
+    return Path(str(files("ollama_tune.assets"))) / name

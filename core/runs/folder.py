@@ -8,13 +8,13 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import psutil
+import yaml
 
 from ollama_tune.core.errors import BusyError, TuneError, UsageError
 from ollama_tune.core.files import write_atomic
@@ -298,7 +298,9 @@ def _message(state: State, events: list[Event], tail: Any) -> str:
     return str(phase["text"]) if phase else ""
 
 
-def iterate_status(folders: list[RunFolder]) -> Iterator[tuple[RunFolder, RunStatus]]:
-    """Each run with its status, one at a time, so that a list can be filled while it is read."""
-    for folder in folders:
-        yield folder, folder.status()
+def write_export_request(folder: RunFolder, values: dict[str, Any]) -> ExportSettings:
+    """Store the export asked for, as changes to the last one; checked before it is written."""
+    wanted = folder.export_settings().model_dump() | values
+    export = parse({"export": wanted}).export
+    write_atomic(folder.export_request_path, yaml.safe_dump(export.model_dump(), sort_keys=False))
+    return export

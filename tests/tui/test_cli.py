@@ -1,0 +1,89 @@
+"""The command line without a terminal: it never asks, never shows a traceback, and says what to do."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMANDS = ["attach", "delete", "demo", "export", "paths", "plan", "resume", "run", "runs", "stop"]
+
+
+def tune(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ollama_tune.tui", *arguments],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env={"OLLAMA_TUNE_HOME": str(home), "PATH": "", "OLLAMA_HOST": "127.0.0.1:9"},
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(tmp_path: Path, command: str) -> None:
+    done = tune(tmp_path, command, "--help")
+    assert done.returncode == 0 and done.stdout.startswith("Usage:")
+
+
+def test_the_wizard_without_a_terminal_names_the_commands(tmp_path: Path) -> None:
+    done = tune(tmp_path)
+    assert done.returncode == 2
+    assert "needs a terminal" in done.stderr and "ollama-tune run" in done.stderr
+
+
+def test_version_names_what_decides(tmp_path: Path) -> None:
+    done = tune(tmp_path, "--version")
+    assert done.returncode == 0 and "ollama-tune 0." in done.stdout and "torch" in done.stdout
+
+
+def test_an_empty_list_of_runs_says_how_to_start(tmp_path: Path) -> None:
+    assert "ollama-tune demo" in tune(tmp_path, "runs").stdout
+    assert json.loads(tune(tmp_path, "runs", "--json").stdout) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["attach"], "There is no run yet."),
+        (["stop", "nothing"], "no run called 'nothing'"),
+        (["run", "absent.yaml"], "absent.yaml cannot be read"),
+        (["plan", "--set", "training.rnk=3"], "Did you mean 'training.rank'"),
+        (["plan", "--set", "rank"], "has no '='"),
+        (["plan", "--data", "absent.jsonl"], "absent.jsonl"),
+        (["frobnicate"], "No such command"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_status_two_or_one(
+    tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    done = tune(tmp_path, *arguments)
+    assert done.returncode in (1, 2)
+    assert words in done.stderr and "Traceback" not in done.stderr + done.stdout
+
+
+def test_a_wrong_field_in_a_run_file_names_the_nearest(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("training:\n  learning_rat: 1.0e-4\n")
+    done = tune(tmp_path, "run", str(file))
+    assert done.returncode == 2 and "training.learning_rate" in done.stderr
+    assert not list((tmp_path / "data").glob("runs/*")), "nothing was started"
+
+
+def test_deleting_without_a_terminal_needs_yes(tmp_path: Path) -> None:
+    run = tmp_path / "data" / "runs" / "old"
+    run.mkdir(parents=True)
+    (run / "run.yaml").write_text("version: 1\n")
+    assert tune(tmp_path, "delete", "old").returncode == 2
+    assert run.exists()
+    assert tune(tmp_path, "delete", "old", "--yes").returncode == 0
+    assert not run.exists()
+
+
+def test_paths_lie_below_the_home(tmp_path: Path) -> None:
+    lines = tune(tmp_path, "paths").stdout.splitlines()
+    assert len(lines) == 5 and all(str(tmp_path) in line for line in lines)

@@ -1,0 +1,141 @@
+"""Follows a run in plain lines: for pipes, logs, screen readers and terminals that can do no more."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from ollama_tune.core.export.values import Verification
+from ollama_tune.core.runs.events import Event, EventReader
+from ollama_tune.core.runs.folder import RunFolder, State
+from ollama_tune.core.text import human_bytes, human_count, human_seconds, one_line, visible
+
+Print = Callable[[str], None]
+SIGNS = {"pass": "✓", "warn": "!", "fail": "✗", "skipped": "–"}
+POLL = 0.2
+STEP_SECONDS = 3.0
+PROGRESS_SECONDS = 2.0
+
+
+class Follower:
+    """Turns events into lines; step lines at most every few seconds, everything else at once."""
+
+    def __init__(self, out: Print) -> None:
+        self._out = out
+        self._last_step = 0.0
+        self._last_progress = 0.0
+        self._tokens = self._seconds = 0.0
+        self.verification: Verification | None = None
+        self.samples: list[Event] = []
+        self.done: dict[str, Event] = {}
+
+    def show(self, event: Event) -> None:
+        """Print what the event says, if it says something for a person."""
+        method = getattr(self, f"_show_{event.kind}", None)
+        if method is not None:
+            method(event)
+
+    def _show_start(self, event: Event) -> None:
+        if event["stage"] == "train":
+            resumed = event.get("resumed_from")
+            verb = f"Going on from step {resumed}" if resumed else "Started"
+            self._out(f"{verb} on {event['device']}, worker {event['pid']}.")
+
+    def _show_phase(self, event: Event) -> None:
+        self._out(visible(str(event["text"])))
+
+    def _show_progress(self, event: Event) -> None:
+        whole = event["done"] >= event["total"]
+        if not whole and time.monotonic() - self._last_progress < PROGRESS_SECONDS:
+            return
+        self._last_progress = time.monotonic()
+        if event["unit"] == "B":
+            self._out(f"  {event['name']}: {human_bytes(event['done'])} of {human_bytes(event['total'])}")
+        elif not whole:
+            self._out(f"  {event['name']}: {event['done']:,} of {event['total']:,} {event['unit']}")
+
+    def _show_step(self, event: Event) -> None:
+        self._tokens += event["useful_tokens"]
+        self._seconds += event["seconds"]
+        last = event["step"] >= event["total_steps"]
+        if not last and event["step"] > 1 and time.monotonic() - self._last_step < STEP_SECONDS:
+            return
+        self._last_step = time.monotonic()
+        speed = self._tokens / self._seconds if self._seconds else 0.0
+        left = (event["total_steps"] - event["step"]) * event["seconds"]
+        loss = "not a number" if event["loss"] is None else f"{event['loss']:.4f}"
+        self._out(
+            f"  step {event['step']:>5,} of {event['total_steps']:,}   loss {loss}   "
+            f"{human_count(speed)} tokens/s   {human_seconds(left)} left"
+        )
+
+    def _show_evaluation(self, event: Event) -> None:
+        parts = [f"loss {event['loss']:.4f}"] if event.get("loss") is not None else []
+        if event.get("exact_match") is not None:
+            parts.append(f"{event['exact_match']:.1%} of {event['rows']} held-out answers exactly right")
+        who = "base model" if event["model"] == "base" else "tuned model"
+        self._out(f"  held-out rows, {who}: {', '.join(parts)}")
+
+    def _show_sample(self, event: Event) -> None:
+        self.samples.append(event)
+
+    def _show_checkpoint(self, event: Event) -> None:
+        if event.get("reason") == "stop":
+            self._out(f"  checkpoint at step {event['step']} written")
+
+    def _show_out_of_memory(self, event: Event) -> None:
+        self._out(f"! Out of memory at step {event['step']}: {event['change']}")
+
+    def _show_warning(self, event: Event) -> None:
+        self._out(f"! {visible(str(event['what']))} {visible(str(event['fix']))}")
+
+    def _show_error(self, event: Event) -> None:
+        self._out(f"✗ {visible(str(event['what']))} {visible(str(event['fix']))}")
+
+    def _show_verification(self, event: Event) -> None:
+        self.verification = Verification.from_dict(event.data)
+        for line in card_lines(self.verification):
+            self._out(line)
+
+    def _show_stopped(self, event: Event) -> None:
+        self._out(f"Stopped at step {event['step']}: {visible(str(event['reason']))}")
+
+    def _show_done(self, event: Event) -> None:
+        self.done[str(event["stage"])] = event
+
+
+def card_lines(verification: Verification) -> list[str]:
+    """The verification card as lines: a sign, the name, the figure and what it means."""
+    words = {"pass": "proved", "warn": "proved with remarks", "fail": "NOT proved"}
+    lines = [f"Proof of {one_line(verification.file, 60)} ({human_bytes(verification.bytes)}):"]
+    for check in verification.checks:
+        name, figure = one_line(check.name, 24), one_line(check.figure, 30)
+        lines.append(f"  {SIGNS[check.verdict]} {name:<24} {figure:<30} {one_line(check.text, 100)}")
+    lines.append(f"  => {words[verification.verdict]}: sha256 {verification.sha256[:16]}…")
+    return lines
+
+
+def sample_lines(samples: list[Event], width: int) -> list[str]:
+    """Before/after answers side by side, one block a question."""
+    half = max((width - 5) // 2, 20)
+    lines: list[str] = []
+    for event in samples:
+        lines.append(f"Q: {one_line(str(event['prompt']), width - 3)}")
+        lines.append(f"   {'before (base model)':<{half}}  after (tuned model)")
+        base, tuned = str(event.get("base") or "(none)"), str(event.get("tuned") or "(none)")
+        lines.append(f"   {one_line(base, half):<{half}}  {one_line(tuned, half)}")
+    return lines
+
+
+def follow(folder: RunFolder, follower: Follower, *, skip: int = 0) -> State:
+    """Print the run's events, after the first `skip`, until its worker ends; returns how it ended."""
+    reader = EventReader(folder.events_path)
+    while True:
+        alive = folder.alive()
+        events = [event for event in reader.poll() if event.n >= skip]
+        for event in events:
+            follower.show(event)
+        if not alive and not events:
+            return folder.status().state
+        if alive:
+            time.sleep(POLL)

@@ -1,0 +1,332 @@
+"""What a viewer knows of a run: the event log folded into one value. No widget, no clock, no file."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ollama_tune.core.export.values import Verification
+from ollama_tune.core.runs.events import Event
+from ollama_tune.core.text import human_bytes, one_line
+from ollama_tune.tui.widgets.curves import LossCurve
+
+WINDOW = 32
+LOG_LINES = 400
+WARNINGS = 50
+WIDE = 400
+
+
+@dataclass(frozen=True)
+class ValidationPoint:
+    """One measurement on the validation rows; `exact_match` from 0 to 1 where answers were written."""
+
+    step: int
+    loss: float | None
+    exact_match: float | None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a piece of work is, in `unit` (bytes are `B`)."""
+
+    name: str
+    done: int
+    total: int
+    unit: str
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory of the device that trains, in bytes; `parts` as far as the worker knows them."""
+
+    device: str
+    used: int
+    peak: int
+    free: int
+    total: int
+    parts: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A resumable state that the worker wrote."""
+
+    step: int
+    bytes: int
+    best: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A held-out prompt with its reference and both answers, as they are: not yet fit for a screen."""
+
+    prompt: str
+    reference: str
+    base: str | None
+    tuned: str | None
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """One sentence of the log: Unix time, a sign (empty, `✓`, `!` or `✗`) and the text."""
+
+    t: float
+    sign: str
+    text: str
+
+
+class RunView:
+    """The state of one run, kept up to date by `fold`.
+
+    Times are Unix seconds, speeds useful tokens a second. A log that was resumed reads as one run:
+    steps after the checkpoint that a worker went on from are taken back.
+    """
+
+    def __init__(self) -> None:
+        self.stage = ""
+        self.device = ""
+        self.model = ""
+        self.train_rows = self.validation_rows = self.left_out = 0
+        self.phase = ""
+        self.phase_since = 0.0
+        self.progress: Progress | None = None
+        self.step = self.total_steps = 0
+        self.epoch = 0.0
+        self.loss: float | None = None
+        self.learning_rate: float | None = None
+        self.losses = LossCurve()
+        self.validation: dict[int, ValidationPoint] = {}
+        self.before: float | None = None
+        self.after: float | None = None
+        self.memory: Memory | None = None
+        self.checkpoints: list[Checkpoint] = []
+        self.samples: dict[tuple[str, str], Sample] = {}
+        self.warnings: dict[str, str] = {}
+        self.log: deque[LogLine] = deque(maxlen=LOG_LINES)
+        self.logged = 0
+        self.verification: Verification | None = None
+        self.done: dict[str, Event] = {}
+        self.error: Event | None = None
+        self.stopped: Event | None = None
+        self.last: Event | None = None
+        self.version = 0
+        self._speeds: deque[tuple[float, float]] = deque(maxlen=WINDOW)
+        self._first_step: tuple[float, int] | None = None
+        self._banked = 0.0
+        self._began: float | None = None
+
+    def fold(self, events: Iterable[Event]) -> bool:
+        """Take in events in their order; False when there were none. Foreign ones are passed over."""
+        before = self.version
+        for event in events:
+            handler = _HANDLERS.get(event.kind)
+            if handler is not None:
+                try:
+                    handler(self, event)
+                except (KeyError, TypeError, ValueError):
+                    continue
+            self.last = event
+            self.version += 1
+        return self.version != before
+
+    @property
+    def updated(self) -> float:
+        """When the last event was written."""
+        return self.last.t if self.last else 0.0
+
+    @property
+    def trained(self) -> bool:
+        """True when training came to its end."""
+        return "train" in self.done
+
+    @property
+    def training(self) -> bool:
+        """True between the first and the last step of this start."""
+        return self._first_step is not None and not self.trained
+
+    @property
+    def validation_loss(self) -> float | None:
+        """The newest loss on the validation rows."""
+        return self.validation[max(self.validation)].loss if self.validation else None
+
+    @property
+    def best(self) -> Checkpoint | None:
+        """The newest checkpoint that was the best so far."""
+        return next((point for point in reversed(self.checkpoints) if point.best), None)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Useful tokens a second over the last 32 steps."""
+        seconds = sum(second for _, second in self._speeds)
+        return sum(tokens for tokens, _ in self._speeds) / seconds if seconds > 0 else None
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds spent on training over all starts, up to the last event."""
+        return self._banked + (self.updated - self._began if self._began is not None else 0.0)
+
+    @property
+    def finish_time(self) -> float | None:
+        """When the last step is expected: the mean pace since this start, evaluations included."""
+        if self._first_step is None or self.trained or self.step <= self._first_step[1]:
+            return None
+        since, first = self._first_step
+        pace = (self.updated - since) / (self.step - first)
+        return self.updated + pace * (self.total_steps - self.step)
+
+    def _say(self, event: Event, text: str, sign: str = "") -> None:
+        self.log.append(LogLine(event.t, sign, text))
+        self.logged += 1
+
+    def _bank(self, end: float) -> None:
+        if self._began is not None:
+            self._banked += max(end - self._began, 0.0)
+        self._began = None
+
+    def _start(self, event: Event) -> None:
+        self._bank(self.updated)
+        self.stage = str(event["stage"])
+        self.error = self.stopped = None
+        self.progress = None
+        self.phase, self.phase_since = "", event.t
+        self._first_step = None
+        self.done.pop(self.stage, None)
+        if self.stage == "train":
+            self._start_training(event)
+        else:
+            self.verification = None
+            self._say(event, "Export started.")
+
+    def _start_training(self, event: Event) -> None:
+        self._began = event.t
+        self.device, self.model = str(event.get("device", "")), str(event.get("model", ""))
+        self.total_steps = int(event.get("total_steps") or self.total_steps)
+        self.train_rows = int(event.get("train_rows") or 0)
+        self.validation_rows = int(event.get("validation_rows") or 0)
+        self.left_out = int(event.get("left_out") or 0)
+        step = int(event.get("resumed_from") or 0)
+        self._speeds.clear()
+        self.losses.cut(step)
+        self.step = min(self.step, step)
+        self.validation = {at: point for at, point in self.validation.items() if at <= step}
+        self.checkpoints = [point for point in self.checkpoints if point.step <= step]
+        self._say(event, f"Going on from step {step:,}." if step else f"Training started on {self.device}.")
+
+    def _phase(self, event: Event) -> None:
+        self.phase, self.phase_since = one_line(str(event["text"]), WIDE), event.t
+        self.progress = None
+        self._say(event, self.phase)
+
+    def _progress(self, event: Event) -> None:
+        self.progress = Progress(
+            one_line(str(event["name"]), 40), int(event["done"]), int(event["total"]), str(event["unit"])
+        )
+
+    def _step(self, event: Event) -> None:
+        data = event.data
+        self.step = step = int(data["step"])
+        self.total_steps = data["total_steps"]
+        self.epoch = data["epoch"]
+        self.loss = loss = data["loss"]
+        self.learning_rate = data["learning_rate"]
+        self.losses.add(step, loss)
+        self._speeds.append((data["useful_tokens"], data["seconds"]))
+        if self._first_step is None:
+            self._first_step = (event.t, step)
+            self.progress = None
+
+    def _evaluation(self, event: Event) -> None:
+        loss, exact = event.get("loss"), event.get("exact_match")
+        tuned = event["model"] == "tuned"
+        step = int(event["step"]) if tuned else 0
+        if loss is not None:
+            self.validation[step] = ValidationPoint(step, loss, exact)
+        if exact is not None:
+            self.before, self.after = (self.before, exact) if tuned else (exact, self.after)
+        figures = [f"validation loss {loss:.4f}"] if loss is not None else []
+        figures += [f"{exact:.1%} exact matches"] if exact is not None else []
+        who = f"Step {step:,}" if tuned else "Base model"
+        self._say(event, f"{who}: {', '.join(figures)}.")
+
+    def _sample(self, event: Event) -> None:
+        key = str(event["prompt"]), str(event.get("reference") or "")
+        old = self.samples.get(key, Sample(*key, None, None))
+        base, tuned = event.get("base"), event.get("tuned")
+        self.samples[key] = Sample(
+            *key, old.base if base is None else str(base), old.tuned if tuned is None else str(tuned)
+        )
+
+    def _memory(self, event: Event) -> None:
+        parts = event.get("parts") or (self.memory.parts if self.memory else {})
+        used, peak, free, total = (int(event.get(name) or 0) for name in ("used", "peak", "free", "total"))
+        self.memory = Memory(str(event["device"]), used, peak, free, total, dict(parts))
+
+    def _checkpoint(self, event: Event) -> None:
+        point = Checkpoint(
+            int(event["step"]), int(event["bytes"]), bool(event.get("best")), str(event.get("reason", ""))
+        )
+        self.checkpoints.append(point)
+        best = ", the best so far" if point.best else ""
+        self._say(event, f"Checkpoint at step {point.step:,} ({human_bytes(point.bytes)}{best}).")
+
+    def _out_of_memory(self, event: Event) -> None:
+        what = f"Out of memory at step {event['step']}."
+        self._warn(event, what, one_line(str(event["change"]), WIDE))
+
+    def _warning(self, event: Event) -> None:
+        self._warn(event, one_line(str(event["what"]), WIDE), one_line(str(event.get("fix", "")), WIDE))
+
+    def _warn(self, event: Event, what: str, fix: str) -> None:
+        if what not in self.warnings and len(self.warnings) < WARNINGS:
+            self.warnings[what] = fix
+        self._say(event, f"{what} {fix}", "!")
+
+    def _error(self, event: Event) -> None:
+        self._bank(event.t)
+        self.error = event
+        self._say(event, one_line(f"{event['what']} {event.get('fix', '')}", WIDE), "✗")
+
+    def _verification(self, event: Event) -> None:
+        self.verification = Verification.from_dict(event.data)
+
+    def _stopped(self, event: Event) -> None:
+        self._bank(event.t)
+        self.stopped = event
+        self._say(event, f"Stopped at step {event['step']:,}: {one_line(str(event['reason']), WIDE)}")
+
+    def _done(self, event: Event) -> None:
+        self._bank(event.t)
+        stage = str(event["stage"])
+        self.done[stage] = event
+        self.progress = None
+        if stage == "train":
+            self.before = _first(event.get("base_exact_match"), self.before)
+            self.after = _first(event.get("tuned_exact_match"), self.after)
+            self._say(event, f"Training finished after {event['steps']:,} steps.", "✓")
+        else:
+            self._say(event, "Export finished.", "✓")
+
+
+def _first(*values: float | None) -> float | None:
+    return next((value for value in values if value is not None), None)
+
+
+_HANDLERS: dict[str, Callable[[RunView, Event], Any]] = {
+    "start": RunView._start,
+    "phase": RunView._phase,
+    "progress": RunView._progress,
+    "step": RunView._step,
+    "evaluation": RunView._evaluation,
+    "sample": RunView._sample,
+    "memory": RunView._memory,
+    "checkpoint": RunView._checkpoint,
+    "out_of_memory": RunView._out_of_memory,
+    "warning": RunView._warning,
+    "error": RunView._error,
+    "verification": RunView._verification,
+    "stopped": RunView._stopped,
+    "done": RunView._done,
+}
