@@ -1,0 +1,110 @@
+"""What happened: the past-tense messages that slow work posts to the application."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from textual.message import Message
+
+if TYPE_CHECKING:
+    from ollama_tune.core.data.render import ChatFormat
+    from ollama_tune.core.data.values import DatasetProfile, Example, Lengths, Problem, Row
+    from ollama_tune.core.errors import TuneError
+    from ollama_tune.core.machine.values import Machine
+    from ollama_tune.core.models.values import ModelChoice, ModelSpec
+    from ollama_tune.core.plan.values import Choice, Plan
+    from ollama_tune.core.runs.folder import RunFolder
+    from ollama_tune.core.runs.launch import WarmWorker
+
+
+@dataclass
+class ProbeFinished(Message):
+    """The box was looked at."""
+
+    machine: Machine
+
+
+@dataclass
+class ModelsListed(Message):
+    """The models on this box that can be offered."""
+
+    models: tuple[ModelChoice, ...]
+
+
+@dataclass
+class ModelRead(Message):
+    """A base model's files were read, or were no model (then `error` says why)."""
+
+    spec: ModelSpec | None = None
+    chat: ChatFormat | None = None
+    error: TuneError | None = None
+
+
+@dataclass
+class DatasetChecked(Message):
+    """A data file was read and checked, or could not be (then `error` says why)."""
+
+    profile: DatasetProfile | None = None
+    error: TuneError | None = None
+
+
+@dataclass
+class RowsMeasured(Message):
+    """All rows were rendered and their tokens counted, or none could be (then `error` says why)."""
+
+    lengths: Lengths | None = None
+    problems: tuple[Problem, ...] = ()
+    error: TuneError | None = None
+
+
+@dataclass
+class WorkAdvanced(Message):
+    """Slow work says in words how far it is; a newer message replaces an older one under load."""
+
+    name: str
+    text: str
+
+    def can_replace(self, message: Message) -> bool:
+        """Only the newest news of the same work is worth handling."""
+        return isinstance(message, WorkAdvanced) and message.name == self.name
+
+
+@dataclass
+class PlanChanged(Message):
+    """A plan was made for the present answers, or none can be (then `error` says why)."""
+
+    plan: Plan | None
+    recommended: Mapping[str, Choice]
+    error: TuneError | None = None
+
+
+@dataclass
+class RowRendered(Message):
+    """One row as the model sees it, or why it is left out."""
+
+    row: Row
+    example: Example | None = None
+    error: TuneError | None = None
+
+
+@dataclass
+class RunStarted(Message):
+    """A worker holds the new run."""
+
+    folder: RunFolder
+
+
+@dataclass
+class StartFailed(Message):
+    """The run could not be started."""
+
+    error: TuneError
+
+
+@dataclass
+class WarmStarted(Message):
+    """A warm worker is importing the training libraries."""
+
+    worker: WarmWorker

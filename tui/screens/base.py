@@ -1,0 +1,139 @@
+"""What all steps share: the frame around a step, and the keys that go on and back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.screen import Screen
+from textual.widgets import Static
+
+from ollama_tune.tui.state import STEPS, Facts, Step
+from ollama_tune.tui.widgets.keybar import KeyBar
+from ollama_tune.tui.widgets.steps import StepHeader, StepList
+
+if TYPE_CHECKING:
+    from ollama_tune.tui.app import TuneApp
+
+TOO_SMALL = "This window is too small: make it at least 60 columns wide and 18 lines high."
+
+
+class FramedScreen(Screen[None]):
+    """A screen with the header line, the key line, and one sentence where the window is too small.
+
+    A subclass fills `body()`. Facts arrive by `facts_changed`, once at the start and at every change.
+    """
+
+    TITLE_TEXT: ClassVar[str] = ""
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("f1,question_mark", "explain", "Help"),
+        Binding("q", "app.leave", "Quit"),
+    ]
+
+    @property
+    def tune(self) -> TuneApp:
+        """The application, typed."""
+        return cast("TuneApp", self.app)
+
+    def compose(self) -> ComposeResult:
+        """Header, body, keys, and the sentence that covers all when there is no room."""
+        yield self.header()
+        yield from self.side()
+        with Vertical(id="body"):
+            yield from self.body()
+        yield KeyBar()
+        yield Static(TOO_SMALL, id="too-small")
+
+    def header(self) -> StepHeader:
+        """The line at the top."""
+        return StepHeader(None, self.TITLE_TEXT, self.about())
+
+    def about(self) -> str:
+        """What the screen is about, shown at the right of the header; the text must be harmless."""
+        return ""
+
+    def side(self) -> ComposeResult:
+        """What stands at the left."""
+        yield from ()
+
+    def body(self) -> ComposeResult:
+        """The screen's own widgets."""
+        yield from ()
+
+    def on_mount(self) -> None:
+        """Follow the facts."""
+        self.watch(self.tune, "facts", self._watch_facts)
+
+    def _watch_facts(self, facts: Facts) -> None:
+        if self.is_running:
+            self.facts_changed(facts)
+            self.refresh_bindings()
+
+    def facts_changed(self, facts: Facts) -> None:
+        """Show what is known now; called in the screen's own time, never from a thread."""
+
+    def help_topic(self) -> tuple[str, str]:
+        """The help file (a section) and the heading in it that `?` shows now."""
+        return "screens", self.TITLE_TEXT
+
+    def action_explain(self) -> None:
+        """Show the help for what has the focus."""
+        from ollama_tune.tui.widgets.help import HelpScreen
+
+        self.app.push_screen(HelpScreen(*self.help_topic()))
+
+
+class StepScreen(FramedScreen):
+    """One step of the wizard; Enter goes on, Esc goes back, in every step.
+
+    `obstacle` says in a sentence why going on is not possible now; Next is then dimmed and Enter
+    shows the sentence. `leaving` is called before the step is left in either direction.
+    """
+
+    STEP: ClassVar[int]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "next", "Next", priority=True),
+        Binding("escape", "back", "Back"),
+    ]
+
+    @property
+    def step(self) -> Step:
+        """Which of the nine this is."""
+        return STEPS[self.STEP - 1]
+
+    def header(self) -> StepHeader:
+        """`Step n of 9` and the title."""
+        return StepHeader(self.STEP, self.step.title, self.about())
+
+    def side(self) -> ComposeResult:
+        """The list of steps."""
+        yield StepList(self.STEP)
+
+    def obstacle(self) -> str:
+        """Why Next is not possible now; empty when it is."""
+        return ""
+
+    def leaving(self) -> None:
+        """Take over what was typed; nothing to do by default."""
+
+    def help_topic(self) -> tuple[str, str]:
+        """By default the help of the step."""
+        return "screens", self.step.title
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Dim Next where there is an obstacle, hide Back on the first step."""
+        if action == "next" and self.is_mounted and self.obstacle():
+            return None
+        return not (action == "back" and self.STEP == 1)
+
+    async def action_next(self) -> None:
+        """Go on to the step after this one, or say why that is not possible."""
+        self.leaving()
+        await self.tune.go_on(self)
+
+    async def action_back(self) -> None:
+        """Go back to the step before this one; answers stay."""
+        self.leaving()
+        await self.tune.go_back(self)

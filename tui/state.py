@@ -1,0 +1,165 @@
+"""What the wizard knows: the answers that survive a kill, and the facts read from the real rooms.
+
+Both are frozen and replaced as a whole. Nothing here imports Textual, and nothing heavy at import.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from ollama_tune.core.files import write_atomic
+from ollama_tune.core.paths import runs_dir, state_dir
+
+if TYPE_CHECKING:
+    from ollama_tune.core.data.render import ChatFormat
+    from ollama_tune.core.data.values import DatasetProfile, Lengths, Problem
+    from ollama_tune.core.errors import TuneError
+    from ollama_tune.core.machine.values import Machine
+    from ollama_tune.core.models.values import ModelChoice, ModelSpec
+    from ollama_tune.core.plan.values import Choice, Plan
+
+BUNDLED = "bundled"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the wizard: its number from 1, the words for it, and where its screen lives."""
+
+    number: int
+    title: str
+    module: str
+    screen: str
+
+
+STEPS = tuple(
+    Step(number, title, f"ollama_tune.tui.screens.{module}", screen)
+    for number, (title, module, screen) in enumerate(
+        (
+            ("This machine", "machine", "MachineScreen"),
+            ("Model", "model", "ModelScreen"),
+            ("Data", "data", "DataScreen"),
+            ("Settings", "settings", "SettingsScreen"),
+            ("Review", "review", "ReviewScreen"),
+            ("Training", "training", "TrainingScreen"),
+            ("Try it", "try_it", "TryItScreen"),
+            ("Export", "export", "ExportScreen"),
+            ("Done", "done", "DoneScreen"),
+        ),
+        start=1,
+    )
+)
+REVIEW, TRAINING, DONE = 5, 6, 9
+
+
+@dataclass(frozen=True)
+class WizardState:
+    """The answers so far. `changed` maps dotted setting paths to the values the person set; `run` names
+    the run folder that was started with them, if any."""
+
+    step: int = 1
+    model: str = BUNDLED
+    revision: str | None = None
+    data: str = BUNDLED
+    changed: Mapping[str, Any] = field(default_factory=dict)
+    run: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "changed", MappingProxyType(dict(self.changed)))
+
+    def save(self) -> None:
+        """Write the answers in one piece into the state folder."""
+        write_atomic(_wizard_path(), json.dumps(vars(self) | {"changed": dict(self.changed)}))
+
+    def plan_values(self) -> dict[str, Any]:
+        """The values that the recommendation must not touch, by dotted path."""
+        values = {"model.source": self.model, "data.path": self.data}
+        return values | ({"model.revision": self.revision} if self.revision else {}) | dict(self.changed)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the rooms found out for the present answers; None while it is not known (yet).
+
+    `model_error`, `data_error` and `plan_error` say why there is none. `recommended` holds, for each
+    changed field, what would be recommended instead. `busy` says in words what is being worked on.
+    """
+
+    machine: Machine | None = None
+    models: tuple[ModelChoice, ...] = ()
+    spec: ModelSpec | None = None
+    model_error: TuneError | None = None
+    profile: DatasetProfile | None = None
+    data_error: TuneError | None = None
+    chat: ChatFormat | None = None
+    lengths: Lengths | None = None
+    length_problems: tuple[Problem, ...] = ()
+    plan: Plan | None = None
+    plan_error: TuneError | None = None
+    recommended: Mapping[str, Choice] = field(default_factory=dict)
+    busy: Mapping[str, str] = field(default_factory=dict)
+
+
+def load_answers() -> WizardState:
+    """The saved answers; whatever is missing or unreadable in the file is the default."""
+    try:
+        saved = json.loads(_wizard_path().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return WizardState()
+    return _answers(saved) if isinstance(saved, dict) else WizardState()
+
+
+def _answers(saved: dict[str, Any]) -> WizardState:
+    def text(name: str) -> str | None:
+        return saved[name] if isinstance(saved.get(name), str) and saved[name] else None
+
+    step, changed = saved.get("step"), saved.get("changed")
+    return WizardState(
+        step=step if isinstance(step, int) and 1 <= step <= len(STEPS) else 1,
+        model=text("model") or BUNDLED,
+        revision=text("revision"),
+        data=text("data") or BUNDLED,
+        changed={k: v for k, v in changed.items() if isinstance(k, str)} if isinstance(changed, dict) else {},
+        run=text("run"),
+    )
+
+
+def forget_answers() -> None:
+    """Remove the saved answers: the next wizard starts afresh."""
+    with contextlib.suppress(OSError):
+        _wizard_path().unlink()
+
+
+def _wizard_path() -> Path:
+    return state_dir() / "wizard.json"
+
+
+def live_run() -> Path | None:
+    """The folder of the newest run that a worker holds now.
+
+    It asks the lock files alone: reading a run's settings would cost the first frame 0.1 s.
+    """
+    locks = sorted(runs_dir().glob("*/lock"), key=lambda path: path.parent.name, reverse=True)
+    return next((path.parent for path in locks if _held(path)), None)
+
+
+def _held(lock: Path) -> bool:
+    """As `RunFolder.alive`: a shared probe, so that two viewers do not see each other."""
+    try:
+        descriptor = os.open(lock, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

@@ -1,0 +1,88 @@
+"""The line at the bottom: the keys that work now, in words."""
+
+from __future__ import annotations
+
+from rich.cells import cell_len
+from textual import events
+from textual.app import RenderResult
+from textual.binding import Binding
+from textual.content import Content
+from textual.screen import Screen
+from textual.widget import Widget
+
+NAMES = {
+    "enter": "Enter",
+    "escape": "Esc",
+    "question_mark": "?",
+    "space": "Space",
+    "tab": "Tab",
+    "up": "↑",
+    "down": "↓",
+    "left": "←",
+    "right": "→",
+}
+
+
+def key_name(key: str) -> str:
+    """A key as people say it: `Enter`, `Ctrl+R`, `F1`, `m`."""
+    head, plus, last = key.rpartition("+")
+    if not plus:
+        return NAMES.get(key, key.upper() if len(key) > 1 and key[0] == "f" else key)
+    return f"{head.capitalize()}+{last.upper()}"
+
+
+class KeyBar(Widget):
+    """Keys with their words, one widget and one line whatever their number.
+
+    Textual's footer makes a widget for each key and makes them all again at every change of focus;
+    this draws text, which costs a tenth. A key that does not work now is dimmed, one that does not
+    fit is left out from the right, and a click on one presses it.
+    """
+
+    DEFAULT_CSS = """
+    KeyBar { dock: bottom; height: 1; background: $panel; color: $foreground; text-wrap: nowrap; }
+    KeyBar:ansi { background: ansi_default; }
+    """
+
+    def on_mount(self) -> None:
+        """Draw again whenever the keys change."""
+        self.screen.bindings_updated_signal.subscribe(self, self._changed)
+
+    def _changed(self, _screen: Screen[object]) -> None:
+        self.refresh()
+
+    def keys(self) -> list[tuple[Binding, bool]]:
+        """What is shown: one entry an action, with whether it works now."""
+        shown: dict[str, tuple[Binding, bool]] = {}
+        for active in self.screen.active_bindings.values():
+            if active.binding.show and active.binding.description:
+                shown.setdefault(active.binding.action, (active.binding, active.enabled))
+        first = {"next": 0, "back": 1}
+        return sorted(shown.values(), key=lambda entry: first.get(entry[0].action.rpartition(".")[2], 2))
+
+    def _entries(self) -> list[tuple[Binding, Content]]:
+        entries, width = [], 1
+        for binding, enabled in self.keys():
+            name = key_name(binding.key)
+            width += cell_len(name) + cell_len(binding.description) + 3
+            if width > self.size.width + 2:
+                break
+            style = "bold $text-accent" if enabled else "dim"
+            words = Content.assemble(
+                (name, style), (f" {binding.description}", "" if enabled else "dim strike"), "  "
+            )
+            entries.append((binding, words))
+        return entries
+
+    def render(self) -> RenderResult:
+        """The line."""
+        return Content.assemble(" ", *(words for _, words in self._entries()))
+
+    def on_click(self, event: events.Click) -> None:
+        """Press the key under the pointer."""
+        x = 1
+        for binding, words in self._entries():
+            x += words.cell_length
+            if event.x < x:
+                self.app.simulate_key(binding.key)
+                return
