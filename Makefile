@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 TEST_VENV := build/test-venv
-SOURCES := pyproject.toml constraints.txt $(shell find core tui assets -name '*.py' -o -name '*.tcss' -o -name '*.json*' -o -name '*.md')
+SOURCES := pyproject.toml constraints.txt $(shell find core tui assets -name '*.py' -o -name '*.tcss' -o -name '*.json*' -o -name '*.md' -o -name '*.safetensors')
 INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 help:

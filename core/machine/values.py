@@ -31,11 +31,15 @@ class Gpu:
 
 @dataclass(frozen=True)
 class GpuReport:
-    """All GPUs, or none and the reason in one sentence."""
+    """All GPUs, or none and the reason in one sentence.
+
+    `usable` is False when there are GPUs but the installed PyTorch is built for the CPU only.
+    """
 
     gpus: tuple[Gpu, ...]
     driver: str | None
     reason: str
+    usable: bool = True
 
 
 @dataclass(frozen=True)
@@ -94,5 +98,5 @@ class Machine:
 
     @property
     def device(self) -> str:
-        """`cuda` when NVML shows at least one GPU, else `cpu`."""
-        return "cuda" if self.gpu.gpus else "cpu"
+        """`cuda` when NVML shows at least one GPU and PyTorch can use it, else `cpu`."""
+        return "cuda" if self.gpu.gpus and self.gpu.usable else "cpu"

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical
+from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
 from textual.widgets import Static
 
+from ollama_tune.core.text import visible
 from ollama_tune.tui.state import STEPS, Facts, Step
 from ollama_tune.tui.widgets.keybar import KeyBar
 from ollama_tune.tui.widgets.steps import StepHeader, StepList
@@ -40,9 +41,12 @@ class FramedScreen(Screen[None]):
     def compose(self) -> ComposeResult:
         """Header, body, keys, and the sentence that covers all when there is no room."""
         yield self.header()
-        yield from self.side()
-        with Vertical(id="body"):
-            yield from self.body()
+        with Horizontal(id="frame"):
+            yield from self.side()
+            with Vertical(id="page"):
+                with Vertical(id="body"):
+                    yield from self.body()
+                yield Static(id="notice", markup=False)
         yield KeyBar()
         yield Static(TOO_SMALL, id="too-small")
 
@@ -74,6 +78,16 @@ class FramedScreen(Screen[None]):
     def facts_changed(self, facts: Facts) -> None:
         """Show what is known now; called in the screen's own time, never from a thread."""
 
+    def say(self, sentence: str) -> None:
+        """Show one sentence above the keys; empty takes it away. Control characters become visible."""
+        notice = self.query_one("#notice", Static)
+        notice.update(visible(sentence))
+        notice.display = bool(sentence)
+
+    def dims(self, action: str) -> bool:
+        """True where the key bar shows the action dimmed, though the key still answers."""
+        return False
+
     def help_topic(self) -> tuple[str, str]:
         """The help file (a section) and the heading in it that `?` shows now."""
         return "screens", self.TITLE_TEXT
@@ -88,7 +102,7 @@ class FramedScreen(Screen[None]):
 class StepScreen(FramedScreen):
     """One step of the wizard; Enter goes on, Esc goes back, in every step.
 
-    `obstacle` says in a sentence why going on is not possible now; Next is then dimmed and Enter
+    `obstacle` says in a sentence why going on is not possible now: Next is then dimmed and Enter
     shows the sentence. `leaving` is called before the step is left in either direction.
     """
 
@@ -123,15 +137,20 @@ class StepScreen(FramedScreen):
         return "screens", self.step.title
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Dim Next where there is an obstacle, hide Back on the first step."""
-        if action == "next" and self.is_mounted and self.obstacle():
-            return None
+        """There is no Back on the first step."""
         return not (action == "back" and self.STEP == 1)
+
+    def dims(self, action: str) -> bool:
+        """Next is dimmed, not hidden, where there is an obstacle."""
+        return action == "next" and bool(self.obstacle())
 
     async def action_next(self) -> None:
         """Go on to the step after this one, or say why that is not possible."""
         self.leaving()
-        await self.tune.go_on(self)
+        obstacle = self.obstacle()
+        self.say(obstacle)
+        if not obstacle:
+            await self.tune.go_on(self)
 
     async def action_back(self) -> None:
         """Go back to the step before this one; answers stay."""

@@ -40,7 +40,7 @@ class KeyBar(Widget):
     """
 
     DEFAULT_CSS = """
-    KeyBar { dock: bottom; height: 1; background: $panel; color: $foreground; text-wrap: nowrap; }
+    KeyBar { height: 1; background: $panel; color: $foreground; text-wrap: nowrap; }
     KeyBar:ansi { background: ansi_default; }
     """
 
@@ -53,10 +53,12 @@ class KeyBar(Widget):
 
     def keys(self) -> list[tuple[Binding, bool]]:
         """What is shown: one entry an action, with whether it works now."""
+        dims = getattr(self.screen, "dims", bool)
         shown: dict[str, tuple[Binding, bool]] = {}
         for active in self.screen.active_bindings.values():
-            if active.binding.show and active.binding.description:
-                shown.setdefault(active.binding.action, (active.binding, active.enabled))
+            binding = active.binding
+            if binding.show and binding.description:
+                shown.setdefault(binding.action, (binding, active.enabled and not dims(binding.action)))
         first = {"next": 0, "back": 1}
         return sorted(shown.values(), key=lambda entry: first.get(entry[0].action.rpartition(".")[2], 2))
 

@@ -14,7 +14,7 @@ class StepHeader(Widget):
     """One line: `Step n of 9`, the step's title, and at the right what it is about (a run's name)."""
 
     DEFAULT_CSS = """
-    StepHeader { dock: top; height: 1; background: $panel; color: $foreground; text-wrap: nowrap; }
+    StepHeader { height: 1; background: $panel; color: $foreground; text-wrap: nowrap; }
     StepHeader:ansi { background: ansi_default; text-style: reverse; }
     """
 
@@ -44,7 +44,7 @@ class StepList(Widget):
 
     DEFAULT_CSS = """
     StepList {
-        dock: left; width: 20; height: 1fr; padding: 1 1 0 2; display: none;
+        width: 20; height: 1fr; padding: 1 1 0 2; display: none;
         border-right: solid $surface-lighten-2;
     }
     StepList:ansi { border-right: solid ansi_default; }

@@ -1,0 +1,164 @@
+"""Pre-trains the bundled chat model from nothing and writes `assets/model`.
+
+The same seed gives the same corpus, the same `tokenizer.json` and the same batches on every machine.
+The weights are equal bit for bit on the same machine with the same torch and the same number of threads;
+elsewhere the order of the sums differs, so the weights agree only in what the model has learned.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from ollama_tune.assets.build.corpus import draw_corpus
+from ollama_tune.assets.build.tokenizer import CONTEXT, SPECIAL_TOKENS, TURN_END, save_tokenizer, train_tokenizer
+
+SEED = 7
+CONVERSATIONS = 80_000
+TOKENIZER_CONVERSATIONS = 20_000
+BATCH_TOKENS = 4096
+LEARNING_RATE = 3e-3
+WARMUP_STEPS = 50
+OTHER_WEIGHT = 0.1
+
+Sample = tuple[list[int], list[float]]
+"""Token ids of a conversation and, for each, the weight of the loss on predicting it."""
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+"""Ids and loss weights, both [rows, tokens]; padding has weight 0."""
+
+
+def new_model(vocabulary: int, seed: int) -> LlamaForCausalLM:
+    """A Llama of about 3.7 million random weights; every width is a multiple of 256 or of a head."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=SPECIAL_TOKENS.index(TURN_END),
+        pad_token_id=0,
+    )
+    return LlamaForCausalLM(config)
+
+
+def encode(tokenizer: Tokenizer, messages: list[dict[str, str]]) -> Sample:
+    """A conversation in the chat template; the assistant's words count fully, the rest a little."""
+    ids: list[int] = []
+    weights: list[float] = []
+    for message in messages:
+        spoken = message["role"] == "assistant"
+        head = tokenizer.encode(f"<|im_start|>{message['role']}\n").ids
+        body = tokenizer.encode(f"{message['content']}{TURN_END}").ids
+        end = tokenizer.encode("\n").ids
+        ids += head + body + end
+        weights += [OTHER_WEIGHT] * len(head) + [1.0 if spoken else OTHER_WEIGHT] * len(body) + [OTHER_WEIGHT] * len(end)
+    return ids[:CONTEXT], weights[:CONTEXT]
+
+
+def batches(samples: list[Sample], seed: int) -> Iterator[Batch]:
+    """Every sample once, in random batches of about `BATCH_TOKENS` tokens of similar length."""
+    rng = random.Random(seed)
+    order = list(range(len(samples)))
+    rng.shuffle(order)
+    order.sort(key=lambda index: len(samples[index][0]))
+    groups: list[list[Sample]] = [[]]
+    for index in order:
+        if groups[-1] and len(samples[index][0]) * (len(groups[-1]) + 1) > BATCH_TOKENS:
+            groups.append([])
+        groups[-1].append(samples[index])
+    rng.shuffle(groups)
+    return map(_padded, groups)
+
+
+def _padded(group: list[Sample]) -> Batch:
+    longest = max(len(ids) for ids, _ in group)
+    ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in group])
+    weights = torch.tensor([weights + [0.0] * (longest - len(weights)) for _, weights in group])
+    return ids, weights
+
+
+def weighted_loss(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
+    """Mean loss a token under the weights. Padding is at the right, so causal attention never sees it."""
+    ids, weights = batch
+    logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    wanted = weights[:, 1:].flatten()
+    return (losses * wanted).sum() / wanted.sum()
+
+
+def learning_rate(step: int, steps: int) -> float:
+    """Linear warm-up, then a cosine down to a hundredth of the top."""
+    if step < WARMUP_STEPS:
+        return LEARNING_RATE * (step + 1) / WARMUP_STEPS
+    share = (step - WARMUP_STEPS) / max(1, steps - WARMUP_STEPS)
+    return LEARNING_RATE * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
+
+
+def train(model: LlamaForCausalLM, work: list[Batch]) -> Iterator[float]:
+    """One AdamW step a batch in float32; yields the loss of each step."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
+    model.train()
+    for step, batch in enumerate(work):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, len(work))
+        loss = weighted_loss(model, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        yield loss.item()
+
+
+def save_model(model: LlamaForCausalLM, folder: Path) -> None:
+    """Write the weights in bfloat16 with `config.json` and `generation_config.json`."""
+    model.generation_config = GenerationConfig(
+        eos_token_id=SPECIAL_TOKENS.index(TURN_END), pad_token_id=0, max_length=CONTEXT
+    )
+    model.to(torch.bfloat16).save_pretrained(folder)
+
+
+def build(folder: Path, conversations: int = CONVERSATIONS, seed: int = SEED) -> None:
+    """Corpus, tokenizer, training, files; prints the loss as it goes."""
+    start = time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    corpus = draw_corpus(conversations, seed)
+    tokenizer = train_tokenizer(corpus[:TOKENIZER_CONVERSATIONS])
+    work = list(batches([encode(tokenizer, messages) for messages in corpus], seed))
+    model = new_model(tokenizer.get_vocab_size(), seed)
+    print(f"{len(corpus)} conversations, {sum(i.numel() for i, _ in work)} tokens, {model.num_parameters()} weights")
+    for step, loss in enumerate(train(model, work), 1):
+        if step % 50 == 0 or step == len(work):
+            print(f"step {step}/{len(work)}  loss {loss:.4f}  {time.monotonic() - start:.0f} s", flush=True)
+    save_tokenizer(tokenizer, folder)
+    save_model(model, folder)
+
+
+def main() -> None:
+    """Command line: where to write, how much to train, the seed and the threads."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "model")
+    parser.add_argument("--conversations", type=int, default=CONVERSATIONS)
+    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--threads", type=int, default=2)
+    choice = parser.parse_args()
+    torch.set_num_threads(choice.threads)
+    build(choice.output, choice.conversations, choice.seed)
+
+
+if __name__ == "__main__":
+    main()

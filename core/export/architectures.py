@@ -1,0 +1,275 @@
+"""Which model families can become GGUF, and what each writes: one table row a Hugging Face class."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+
+from ollama_tune.core.errors import TuneError
+from ollama_tune.core.text import one_line
+
+EMBEDDING = "model.embed_tokens"
+HEAD = "lm_head"
+_SKIPPED = re.compile(r"\.rotary_emb\.inv_freq$")
+_OTHER_MODEL = "Choose another base model, or a newer ollama-tune that knows this one."
+_BROKEN = "Download the base model again or choose another."
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A family: its GGUF name, what llama.cpp takes for granted, and what differs between families.
+
+    `permuted` lists the projections whose rows go from transformers' rotary order (first half, second
+    half) to llama.cpp's (neighbouring pairs). `layer` lists the weights every layer must have.
+    """
+
+    gguf: str
+    tensors: gguf.MODEL_ARCH
+    permuted: tuple[str, ...]
+    activation: str
+    layer: tuple[str, ...]
+
+
+_LLAMA_LAYER = (
+    *("input_layernorm", "post_attention_layernorm"),
+    *(f"self_attn.{name}_proj" for name in "qkvo"),
+    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+)
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "LlamaForCausalLM": Architecture(
+        "llama", gguf.MODEL_ARCH.LLAMA, ("q_proj", "k_proj"), "silu", _LLAMA_LAYER
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """The numbers of a `config.json` that a GGUF needs; `rope` unites the formats of transformers 4 and 5."""
+
+    architecture: Architecture
+    layers: int
+    context: int
+    hidden: int
+    feed_forward: int
+    heads: int
+    key_value_heads: int
+    head_dim: int
+    epsilon: float
+    rope: Mapping[str, Any]
+    tied: bool
+
+    def fields(self, vocabulary: int) -> dict[str, Any]:
+        """Key-value pairs of the family; whole numbers are u32, the others f32."""
+        values = {
+            "block_count": self.layers,
+            "context_length": self.context,
+            "embedding_length": self.hidden,
+            "feed_forward_length": self.feed_forward,
+            "attention.head_count": self.heads,
+            "attention.head_count_kv": self.key_value_heads,
+            "attention.key_length": self.head_dim,
+            "attention.value_length": self.head_dim,
+            "attention.layer_norm_rms_epsilon": self.epsilon,
+            "rope.dimension_count": self.head_dim,
+            "rope.freq_base": float(self.rope["rope_theta"]),
+            "vocab_size": vocabulary,
+        }
+        if self.rope["rope_type"] == "linear":
+            values |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(self.rope["factor"])}
+        return {f"{self.architecture.gguf}.{name}": value for name, value in values.items()}
+
+    def rope_factors(self) -> list[float] | None:
+        """Values of `rope_freqs.weight` (head_dim / 2) for Llama 3 rope, else None.
+
+        The formula is transformers' `llama3` rope: long waves are divided by `factor`, short ones kept,
+        those between blended.
+        """
+        if self.rope["rope_type"] != "llama3":
+            return None
+        factor, low, high, original = (float(self.rope[name]) for name in _ROPE_NEEDS["llama3"])
+        factors = []
+        for i in range(0, self.head_dim, 2):
+            turns = original / (2 * math.pi * float(self.rope["rope_theta"]) ** (i / self.head_dim))
+            share = min(max((turns - low) / (high - low), 0.0), 1.0)
+            factors.append(1.0 / ((1.0 - share) / factor + share))
+        return factors
+
+
+_ROPE_NEEDS: Mapping[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+
+
+def read_config(folder: Path) -> Config:
+    """Read `config.json` of a base model; what cannot be exported raises `TuneError` by its name."""
+    data = read_json(folder / "config.json")
+    architecture = find_architecture(data)
+    try:
+        return _config(architecture, data)
+    except (KeyError, TypeError, ValueError) as error:
+        raise TuneError(
+            f"The base model's config.json lacks a usable value for the export ({error}).", _BROKEN
+        ) from error
+
+
+def find_architecture(data: Mapping[str, Any]) -> Architecture:
+    """The table row of a configuration, or a `TuneError` that names the class nobody wrote a row for."""
+    names = data.get("architectures")
+    name = str(names[0]) if isinstance(names, list) and names else "an unnamed architecture"
+    if data.get("auto_map"):
+        raise TuneError(
+            f"The base model brings its own code ({one_line(name, 60)}), which is never run.", _OTHER_MODEL
+        )
+    if name not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise TuneError(
+            f"The architecture {one_line(name, 60)} cannot be exported to GGUF; supported: {known}.",
+            _OTHER_MODEL,
+        )
+    return ARCHITECTURES[name]
+
+
+def _config(architecture: Architecture, data: Mapping[str, Any]) -> Config:
+    heads, hidden = int(data["num_attention_heads"]), int(data["hidden_size"])
+    activation = data.get("hidden_act", architecture.activation)
+    if activation != architecture.activation:
+        raise TuneError(
+            f"llama.cpp computes this architecture with {architecture.activation} only, "
+            f"and the base model uses {one_line(str(activation), 40)}.",
+            _OTHER_MODEL,
+        )
+    return Config(
+        architecture=architecture,
+        layers=int(data["num_hidden_layers"]),
+        context=int(data["max_position_embeddings"]),
+        hidden=hidden,
+        feed_forward=int(data["intermediate_size"]),
+        heads=heads,
+        key_value_heads=int(data.get("num_key_value_heads") or heads),
+        head_dim=int(data.get("head_dim") or hidden // heads),
+        epsilon=float(data.get("rms_norm_eps", 1e-6)),
+        rope=_rope(data),
+        tied=bool(data.get("tie_word_embeddings", False)),
+    )
+
+
+def _rope(data: Mapping[str, Any]) -> dict[str, Any]:
+    """One dictionary with `rope_type`, `rope_theta` and the numbers of that type."""
+    rope = {"rope_theta": data.get("rope_theta", 10000.0)}
+    rope |= (data.get("rope_scaling") or {}) | (data.get("rope_parameters") or {})
+    kind = rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
+    if kind not in _ROPE_NEEDS or rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise TuneError(
+            f"The position encoding (rope type {one_line(str(kind), 40)}) of the base model cannot be "
+            f"exported; supported: {', '.join(_ROPE_NEEDS)}.",
+            _OTHER_MODEL,
+        )
+    for name in ("rope_theta", *_ROPE_NEEDS[kind]):
+        float(rope[name])
+    return rope
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """One tensor of the GGUF: its name there, its name in the base, and the module an adapter calls it by.
+
+    `shape` is as in safetensors (rows, columns) or (rows,). `heads` > 0 means that the rows are
+    permuted within that many heads. `values` holds a computed tensor that is in no file.
+    """
+
+    name: str
+    key: str
+    module: str
+    shape: tuple[int, ...]
+    heads: int = 0
+    values: tuple[float, ...] | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many rows: the first dimension."""
+        return self.shape[0]
+
+    @property
+    def columns(self) -> int:
+        """Numbers a row; 1 for vectors."""
+        return math.prod(self.shape[1:])
+
+
+def plan_tensors(
+    config: Config, shapes: Mapping[str, tuple[int, ...]], adapted: Iterable[str]
+) -> list[TensorPlan]:
+    """Every tensor of the GGUF in the order of the base's files (`shapes`: name -> shape there).
+
+    A tied head is left out, unless the adapter targets it (`adapted`: module names): then it gets
+    rows of its own, made from the embedding.
+    """
+    names = gguf.get_tensor_name_map(config.architecture.tensors, config.layers)
+    _require_all(config, shapes)
+    plans = [
+        _plan(config, names, key, shape)
+        for key, shape in shapes.items()
+        if not _SKIPPED.search(key) and not (config.tied and key == f"{HEAD}.weight")
+    ]
+    if config.tied and HEAD in adapted:
+        plans.append(TensorPlan("output.weight", f"{EMBEDDING}.weight", HEAD, shapes[f"{EMBEDDING}.weight"]))
+    if factors := config.rope_factors():
+        plans.append(TensorPlan("rope_freqs.weight", "", "", (len(factors),), values=tuple(factors)))
+    return plans
+
+
+def _require_all(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    needed = [EMBEDDING, "model.norm"] + ([] if config.tied else [HEAD])
+    needed += [f"model.layers.{i}.{part}" for i in range(config.layers) for part in config.architecture.layer]
+    missing = [name for name in needed if f"{name}.weight" not in shapes]
+    if missing:
+        raise TuneError(
+            f"The base model lacks {len(missing)} of the weights its config.json asks for, "
+            f"such as {missing[0]}.weight.",
+            _BROKEN,
+        )
+
+
+def _plan(config: Config, names: gguf.TensorNameMap, key: str, shape: tuple[int, ...]) -> TensorPlan:
+    module, _, _ = key.rpartition(".")
+    name = names.get_name(key, try_suffixes=(".weight", ".bias"))
+    if name is None or len(shape) not in (1, 2):
+        raise TuneError(
+            f"The base model has a weight that has no place in the GGUF: {one_line(key, 100)}.", _OTHER_MODEL
+        )
+    heads = _heads(config, module)
+    if heads and shape[0] != heads * config.head_dim:
+        raise TuneError(
+            f"The weight {one_line(key, 100)} has {shape[0]} rows, but config.json says {heads} heads "
+            f"of {config.head_dim}.",
+            _BROKEN,
+        )
+    return TensorPlan(name, key, module, shape, heads)
+
+
+def _heads(config: Config, module: str) -> int:
+    projection = module.rpartition(".")[2]
+    if projection not in config.architecture.permuted:
+        return 0
+    return config.heads if projection == "q_proj" else config.key_value_heads
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a model's or adapter's folder; a missing or broken file is a `TuneError`."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TuneError(f"{path} cannot be read: {error.strerror}.", _BROKEN) from error
+    except ValueError as error:
+        raise TuneError(f"{path} is not valid JSON.", _BROKEN) from error
+    if not isinstance(data, dict):
+        raise TuneError(f"{path} does not hold a JSON object.", _BROKEN)
+    return data

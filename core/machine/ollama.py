@@ -1,0 +1,150 @@
+"""Whether an Ollama server answers, by the same rules for OLLAMA_HOST as Ollama's own client."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import socket
+import threading
+from typing import Any
+from urllib.parse import urlsplit
+
+from ollama_tune.core.machine.values import OllamaModel, OllamaStatus
+from ollama_tune.core.text import one_line, visible
+
+DEFAULT_PORT = "11434"
+LOCAL_PATIENCE, REMOTE_PATIENCE = 0.9, 1.9
+MAX_ANSWER = 1 << 20
+
+
+def ollama_url() -> str:
+    """The server's address from `OLLAMA_HOST`, as `scheme://host:port[/path]`.
+
+    Without a scheme the port is 11434, with one it is 80 or 443; a wrong port counts as none, and an
+    address that means "every interface" becomes loopback (rules of Ollama's envconfig).
+    """
+    text = os.environ.get("OLLAMA_HOST", "").strip().strip("\"'").strip()
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        scheme, rest = "http", text
+    default = {"http": "80", "https": "443"}.get(scheme, DEFAULT_PORT) if separator else DEFAULT_PORT
+    place, _, path = rest.partition("/")
+    host, port = _split_port(place, default)
+    host = _connectable(host)
+    shown = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{shown}:{port}" + (f"/{path}".rstrip("/") if path else "")
+
+
+def _split_port(place: str, default: str) -> tuple[str, str]:
+    """Host without brackets, and the port or the default where it is missing or wrong."""
+    inside, bracket, after = place.removeprefix("[").partition("]")
+    if place.startswith("[") and bracket:
+        host, port = inside, after.removeprefix(":")
+    elif place.count(":") == 1:
+        host, _, port = place.partition(":")
+    else:
+        host, port = place, ""
+    valid = port.isascii() and port.isdecimal() and int(port) <= 65535
+    return host, str(int(port)) if valid else default
+
+
+def _connectable(host: str) -> str:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host or "127.0.0.1"
+    if address.is_unspecified:
+        return "127.0.0.1" if address.version == 4 else "::1"
+    return str(address)
+
+
+def is_local(url: str) -> bool:
+    """Whether the address is this machine, so that the server's GPU memory is this machine's too."""
+    host = urlsplit(url).hostname or ""
+    if host in ("localhost", socket.gethostname().lower()):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def read_ollama() -> OllamaStatus:
+    """Ask the server for its version and loaded models; answers within 1 s (2 s for a remote one)."""
+    url = ollama_url()
+    local = is_local(url)
+    patience = LOCAL_PATIENCE if local else REMOTE_PATIENCE
+    answers: list[OllamaStatus] = []
+    thread = threading.Thread(target=lambda: answers.append(_ask(url, local, patience)), daemon=True)
+    thread.start()
+    thread.join(patience)
+    return answers[0] if answers else _silent(url, local)
+
+
+def _silent(url: str, local: bool) -> OllamaStatus:
+    return OllamaStatus(url, None, f"Nothing answers at {url} in time; {_advice(local)}.", local)
+
+
+def _advice(local: bool) -> str:
+    return "start it with `ollama serve`" if local else "check OLLAMA_HOST and that the server is on"
+
+
+def _ask(url: str, local: bool, patience: float) -> OllamaStatus:
+    import httpx
+
+    try:
+        with httpx.Client(base_url=url, timeout=patience, trust_env=not local) as client:
+            status, answer = _get(client, "/api/version")
+            if status != 200:
+                return OllamaStatus(url, None, _refused(url, status), local)
+            version = answer.get("version")
+            if not isinstance(version, str) or not version:
+                text = f"What answers at {url} is not Ollama; set OLLAMA_HOST to Ollama's address."
+                return OllamaStatus(url, None, text, local)
+            return OllamaStatus(url, one_line(version, 40), "", local, _loaded(client))
+    except httpx.ConnectError:
+        return OllamaStatus(url, None, f"No Ollama answers at {url}; {_advice(local)}.", local)
+    except httpx.TimeoutException:
+        return _silent(url, local)
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        text = f"{url} cannot be asked ({one_line(str(error), 80)}); check OLLAMA_HOST."
+        return OllamaStatus(url, None, text, local)
+
+
+def _refused(url: str, status: int) -> str:
+    if status == 403:
+        return (
+            f"Ollama at {url} refuses this address (403); "
+            "set OLLAMA_HOST to 127.0.0.1, or start the server with OLLAMA_HOST=0.0.0.0."
+        )
+    return f"{url} answered {status} instead of a version; restart Ollama or check OLLAMA_HOST."
+
+
+def _loaded(client: Any) -> tuple[OllamaModel, ...]:
+    status, answer = _get(client, "/api/ps")
+    models = answer.get("models") if status == 200 else None
+    found = [m for m in models if isinstance(m, dict)] if isinstance(models, list) else []
+    return tuple(
+        OllamaModel(visible(str(m.get("name", "")))[:200], _count(m.get("size")), _count(m.get("size_vram")))
+        for m in found
+    )
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and value >= 0 else 0
+
+
+def _get(client: Any, path: str) -> tuple[int, dict[str, Any]]:
+    """Status and JSON object; an endless answer is cut, and what is no object counts as an empty one."""
+    content = b""
+    with client.stream("GET", path) as answer:
+        for piece in answer.iter_bytes():
+            content += piece
+            if len(content) > MAX_ANSWER:
+                break
+    try:
+        tree = json.loads(content)
+    except ValueError:
+        tree = {}
+    return answer.status_code, tree if isinstance(tree, dict) else {}

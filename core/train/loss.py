@@ -1,0 +1,103 @@
+"""Cross entropy on the supervised tokens only, without a tokens x vocabulary tensor for the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from ollama_tune.core.train.batches import Batch
+
+CHUNK = 512
+
+Logits = Callable[[torch.Tensor], torch.Tensor]
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Sum of cross entropies; the gradient of the hidden states is built in the forward pass.
+
+    Each chunk's logits are freed before the next chunk, and backward only scales.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, logits: Logits) -> torch.Tensor:
+        gradient = torch.empty_like(hidden)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        for start in range(0, len(targets), CHUNK):
+            part = hidden[start : start + CHUNK].detach().requires_grad_()
+            with torch.enable_grad():
+                loss = _chunk_loss(part, targets[start : start + CHUNK], logits)
+            gradient[start : start + CHUNK] = torch.autograd.grad(loss, part)[0]
+            total += loss.detach()
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * outer[0]).to(gradient.dtype), None, None
+
+
+def _chunk_loss(hidden: torch.Tensor, targets: torch.Tensor, logits: Logits) -> torch.Tensor:
+    return functional.cross_entropy(logits(hidden).float(), targets, reduction="sum")
+
+
+def summed_loss(hidden: torch.Tensor, targets: torch.Tensor, logits: Logits, *, train_head: bool = False) -> Any:
+    """Sum of the cross entropies of `targets` (tokens) given `hidden` (tokens x width), in float32.
+
+    A head that is itself trained needs gradients of its own weights: then each chunk is recomputed.
+    """
+    if torch.is_grad_enabled() and not train_head:
+        return _ChunkedCrossEntropy.apply(hidden, targets, logits)  # type: ignore[no-untyped-call]
+    total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    for start in range(0, len(targets), CHUNK):
+        part = (hidden[start : start + CHUNK], targets[start : start + CHUNK], logits)
+        total = total + (checkpoint(_chunk_loss, *part, use_reentrant=False) if train_head else _chunk_loss(*part))
+    return total
+
+
+def supervised_positions(hidden: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The hidden states (tokens x width) whose next token is trained, and those next tokens.
+
+    `hidden` is rows x tokens x width. A row's last token predicts nothing, so rows never meet.
+    """
+    rows, columns = batch.trained[:, 1:].nonzero(as_tuple=True)
+    return hidden[rows, columns], batch.ids[rows, columns + 1]
+
+
+class Objective:
+    """The training loss of a causal language model: the sum over a batch's supervised tokens."""
+
+    def __init__(self, causal: Any) -> None:
+        self._causal = causal
+        self._decoder = causal.base_model
+        self._head = causal.get_output_embeddings()
+        self._train_head = any(weight.requires_grad for weight in self._head.parameters())
+        self._whole = False
+
+    def __call__(self, batch: Batch) -> Any:
+        """Sum of cross entropies, float32, on the batch's device."""
+        if self._whole:
+            return self.reference(batch)
+        hidden = self._decoder(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False)[0]
+        states, targets = supervised_positions(hidden, batch)
+        return summed_loss(states, targets, self._head, train_head=self._train_head)
+
+    def reference(self, batch: Batch) -> Any:
+        """The same by the model's own forward pass with all logits: slower, but knows every model's extras."""
+        output = self._causal(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False)
+        logits, targets = supervised_positions(output.logits, batch)
+        return functional.cross_entropy(logits.float(), targets, reduction="sum")
+
+    @torch.no_grad()
+    def check(self, batch: Batch) -> bool:
+        """Compare both ways on a batch; use the slow one from now on where they differ.
+
+        Some models scale or cap their logits after the head, which the fast way does not see.
+        """
+        fast, slow = float(self(batch)), float(self.reference(batch))
+        self._whole = abs(fast - slow) > 0.01 * max(abs(slow), 1.0)
+        return not self._whole

@@ -1,0 +1,146 @@
+"""What a worker has of its run: the settings, the event log, the wish to stop, and signs of life."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+
+from ollama_tune.core.plan.settings import Settings
+from ollama_tune.core.runs.events import Event, EventWriter
+from ollama_tune.core.runs.folder import RunFolder
+
+HEARTBEAT = 2.0
+PROGRESS_INTERVAL = 0.5
+
+Progress = Callable[[int, int], None]
+Gauge = Callable[[], dict[str, Any]]
+
+
+class Stopped(Exception):
+    """The run was asked to end; raised where nothing is half done."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class StopWish:
+    """SIGTERM, SIGINT or the `stop` file ask for the end; SIGHUP (a closed terminal) is ignored."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._path = str(folder.stop_path)
+        self._signal: str | None = None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def _note(self, number: int, _frame: Any) -> None:
+        self._signal = signal.Signals(number).name
+
+    @property
+    def reason(self) -> str | None:
+        """Who asked, in words, or None."""
+        if self._signal is not None:
+            return f"the signal {self._signal}"
+        return "the request to stop" if os.path.exists(self._path) else None  # noqa: PTH110
+
+
+def host_memory() -> dict[str, Any]:
+    """Memory of this process and of the box, in bytes (`getrusage` counts in KiB, on macOS in bytes)."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    box = psutil.virtual_memory()
+    return {
+        "device": "cpu",
+        "used": psutil.Process().memory_info().rss,
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "free": box.available,
+        "total": box.total,
+    }
+
+
+class Session:
+    """One worker's work on one run.
+
+    `history` is the log as it was before this worker; `gauge` gives the figures of the `memory` event
+    that a thread writes every two seconds, so that loading shows life too.
+    """
+
+    def __init__(self, folder: RunFolder, stop: StopWish) -> None:
+        self.folder = folder
+        self.writer = EventWriter(folder.events_path)
+        self.history: list[Event] = folder.events()
+        self.gauge: Gauge = host_memory
+        self.stage = "train"
+        self.step = 0
+        self._stop = stop
+        self._over = threading.Event()
+        self._heart = threading.Thread(target=self._beat, daemon=True)
+
+    @property
+    def settings(self) -> Settings:
+        """The run's settings as written before its start."""
+        return self.folder.settings()
+
+    def live(self) -> None:
+        """Begin with the signs of life."""
+        self._heart.start()
+
+    def emit(self, kind: str, **data: Any) -> Event:
+        """Append an event to the run's log."""
+        return self.writer.write(kind, **data)
+
+    def phase(self, name: str, text: str) -> None:
+        """Say what is being done now; ends the run first if that was asked for."""
+        self.check_stop()
+        self.emit("phase", name=name, text=text)
+
+    def warn(self, what: str, fix: str) -> None:
+        """Tell a problem that does not end the run."""
+        self.emit("warning", what=what, fix=fix)
+
+    def progress(self, name: str, unit: str) -> Progress:
+        """A callback that writes at most two `progress` events a second, and the last one always."""
+        last = 0.0
+
+        def report(done: int, total: int) -> None:
+            nonlocal last
+            self.check_stop()
+            now = time.monotonic()
+            if done >= total or now - last >= PROGRESS_INTERVAL:
+                last = now
+                self.emit("progress", name=name, done=done, total=total, unit=unit)
+
+        return report
+
+    def stopped(self) -> bool:
+        """True when the run was asked to end."""
+        return self._stop.reason is not None
+
+    def check_stop(self) -> None:
+        """Raise `Stopped` when the run was asked to end."""
+        reason = self._stop.reason
+        if reason is not None:
+            raise Stopped(reason)
+
+    def finish(self, kind: str, **data: Any) -> None:
+        """Write the last event of this worker: nothing may follow it, for it decides the run's state."""
+        self._over.set()
+        if self._heart.is_alive():
+            self._heart.join()
+        self.emit(kind, **data)
+        self.writer.close()
+
+    def _beat(self) -> None:
+        while not self._over.wait(HEARTBEAT):
+            try:
+                self.emit("memory", **self.gauge())
+            except OSError:
+                continue

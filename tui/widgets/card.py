@@ -1,0 +1,68 @@
+"""The verification card: what was compared after an export, with figures and a verdict in words."""
+
+from __future__ import annotations
+
+from textual.app import RenderResult
+from textual.content import Content
+from textual.widget import Widget
+
+from ollama_tune.core.export.values import Check, Verification
+from ollama_tune.core.text import human_bytes, one_line
+
+SIGNS = {"pass": "✓", "warn": "!", "fail": "✗", "skipped": "–"}
+STYLES = {"pass": "$text-success", "warn": "$text-warning", "fail": "$text-error", "skipped": "$text-muted"}
+VERDICTS = {
+    "pass": "Proved: the file answers as the tuned model does.",
+    "warn": "Proved with remarks: the file works, but see the lines marked with !.",
+    "fail": "Not proved: do not rely on this file; see the lines marked with ✗.",
+    "skipped": "Not checked: nothing could be compared on this machine.",
+}
+
+
+def card_content(verification: Verification, width: int) -> Content:
+    """The card as text for a width in cells: the verdict, the checks, the file."""
+    verdict = verification.verdict
+    lines = [_signed(verdict, VERDICTS[verdict], "bold"), Content("")]
+    names = max((len(check.name) for check in verification.checks), default=0)
+    for check in verification.checks:
+        lines.append(_check(check, min(names, 26), width))
+    file = f"{one_line(verification.file, 60)}, {human_bytes(verification.bytes)}, {verification.type}"
+    lines += [Content(""), Content.styled(one_line(file, width), "$text-muted")]
+    lines.append(Content.styled(f"sha256 {verification.sha256[:32]}…", "$text-muted"))
+    return Content("\n").join(lines)
+
+
+def _signed(verdict: str, text: str, style: str) -> Content:
+    return Content.assemble((f"{SIGNS[verdict]} ", f"bold {STYLES[verdict]}"), (text, style))
+
+
+def _check(check: Check, names: int, width: int) -> Content:
+    name, text = one_line(check.name, names), one_line(check.text, 300)
+    figure = one_line(check.figure, max(width - names - 4, 10))
+    head = Content.assemble(_signed(check.verdict, f"{name:<{names}}", ""), "  ", (figure, "bold"))
+    room = width - len(head.plain) - 3
+    if len(text) <= room:
+        return Content.assemble(head, "   ", (text, "$text-muted"))
+    return Content.assemble(head, "\n    ", (one_line(text, max(width - 4, 10)), "$text-muted"))
+
+
+class VerificationCard(Widget):
+    """Shows a `Verification`; empty before there is one."""
+
+    DEFAULT_CSS = """
+    VerificationCard { height: auto; text-wrap: nowrap; text-overflow: ellipsis; }
+    """
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._verification: Verification | None = None
+
+    def show(self, verification: Verification | None) -> None:
+        """Replace what is shown."""
+        if verification != self._verification:
+            self._verification = verification
+            self.refresh(layout=True)
+
+    def render(self) -> RenderResult:
+        """The card for the present width."""
+        return card_content(self._verification, max(self.size.width, 20)) if self._verification else ""

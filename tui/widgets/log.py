@@ -1,0 +1,76 @@
+"""The log of a run: its events as sentences, and what libraries printed in the worker."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+from rich.text import Text
+from textual.widgets import RichLog
+
+from ollama_tune.core.text import one_line
+from ollama_tune.tui.run_view import RunView
+
+FIRST_READ = 16_384
+MOST = 65_536
+WIDEST = 400
+
+
+class LogTail:
+    """Follows `stdout.log` by a byte offset; the first call gives the last lines only."""
+
+    def __init__(self, path: Path, lines: int = 20) -> None:
+        self._path = path
+        self._lines = lines
+        self._offset = -1
+
+    def poll(self) -> list[str]:
+        """The whole lines written since the last call; of a line drawn over itself, the last state."""
+        try:
+            size = self._path.stat().st_size
+        except OSError:
+            return []
+        first = self._offset < 0
+        start = max(size - FIRST_READ, 0) if first else max(self._offset, size - MOST)
+        if size <= start:
+            self._offset = min(max(self._offset, 0), size)
+            return []
+        with self._path.open("rb") as file:
+            file.seek(start)
+            block = file.read(size - start)
+        end = block.rfind(b"\n") + 1
+        self._offset = start + end
+        lines = [_last_state(line) for line in block[:end].split(b"\n")[:-1]]
+        return lines[-self._lines :] if first else lines
+
+
+def _last_state(line: bytes) -> str:
+    return line.decode("utf-8", "replace").rstrip("\r").rpartition("\r")[2]
+
+
+class RunLog(RichLog):
+    """Takes over new log lines of a view; text from outside is shown harmless and never as markup."""
+
+    DEFAULT_CSS = """
+    RunLog { height: 1fr; scrollbar-size-vertical: 1; background: transparent; }
+    RunLog:focus { background: transparent; }
+    """
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(max_lines=500, wrap=True, min_width=20, markup=False, highlight=False, id=id)
+        self._seen = 0
+
+    def show_events(self, view: RunView) -> None:
+        """Add the sentences that the view gained since the last call."""
+        fresh = view.logged - self._seen
+        self._seen = view.logged
+        for line in list(view.log)[-fresh:] if fresh else []:
+            when = datetime.datetime.fromtimestamp(line.t).strftime("%H:%M:%S")
+            sign = f"{line.sign} " if line.sign else ""
+            self.write(Text.assemble((f"{when} ", "dim"), f"{sign}{line.text}"))
+
+    def show_output(self, lines: list[str]) -> None:
+        """Add what libraries printed."""
+        for line in lines:
+            if line.strip():
+                self.write(Text(f"· {one_line(line, WIDEST)}", style="dim"))
