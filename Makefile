@@ -47,7 +47,13 @@ types:
 	@for room in core tui assets; do ln -sfn $(CURDIR)/$$room build/types/ollama_tune/$$room; done
 	@MYPYPATH=build/types $(PYTHON) -m mypy -p ollama_tune
 
+bench:
+	@$(PYTHON) -m tests.bench.start
+
+picture:
+	@$(PYTHON) -m tests.bench.picture --size 110x32 assets/wizard.png $(dir $(PYTHON))ollama-tune attach
+
 clean:
 	rm -rf build dist *.egg-info $(VENV)
 
-.PHONY: help python-version install demo test check lint types clean
+.PHONY: help python-version install demo test check lint types bench picture clean

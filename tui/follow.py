@@ -25,6 +25,7 @@ class Follower:
         self._last_step = 0.0
         self._last_progress = 0.0
         self._tokens = self._seconds = 0.0
+        self._steps = 0
         self.verification: Verification | None = None
         self.samples: list[Event] = []
         self.done: dict[str, Event] = {}
@@ -57,12 +58,13 @@ class Follower:
     def _show_step(self, event: Event) -> None:
         self._tokens += event["useful_tokens"]
         self._seconds += event["seconds"]
+        self._steps += 1
         last = event["step"] >= event["total_steps"]
         if not last and event["step"] > 1 and time.monotonic() - self._last_step < STEP_SECONDS:
             return
         self._last_step = time.monotonic()
         speed = self._tokens / self._seconds if self._seconds else 0.0
-        left = (event["total_steps"] - event["step"]) * event["seconds"]
+        left = (event["total_steps"] - event["step"]) * self._seconds / self._steps
         loss = "not a number" if event["loss"] is None else f"{event['loss']:.4f}"
         self._out(
             f"  step {event['step']:>5,} of {event['total_steps']:,}   loss {loss}   "

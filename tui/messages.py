@@ -37,6 +37,8 @@ class ModelsListed(Message):
 class ModelRead(Message):
     """A base model's files were read, or were no model (then `error` says why)."""
 
+    source: str
+    revision: str | None = None
     spec: ModelSpec | None = None
     chat: ChatFormat | None = None
     error: TuneError | None = None
@@ -46,6 +48,7 @@ class ModelRead(Message):
 class DatasetChecked(Message):
     """A data file was read and checked, or could not be (then `error` says why)."""
 
+    path: str
     profile: DatasetProfile | None = None
     error: TuneError | None = None
 
@@ -78,6 +81,13 @@ class PlanChanged(Message):
     plan: Plan | None
     recommended: Mapping[str, Choice]
     error: TuneError | None = None
+
+
+@dataclass
+class FitFound(Message):
+    """Without these fields set by hand the plan fits the memory, or nearly."""
+
+    given_up: frozenset[str]
 
 
 @dataclass

@@ -87,6 +87,7 @@ class RunView:
 
     def __init__(self) -> None:
         self.stage = ""
+        self.started = 0.0
         self.device = ""
         self.model = ""
         self.train_rows = self.validation_rows = self.left_out = 0
@@ -99,6 +100,7 @@ class RunView:
         self.learning_rate: float | None = None
         self.losses = LossCurve()
         self.validation: dict[int, ValidationPoint] = {}
+        self.answered = 0
         self.before: float | None = None
         self.after: float | None = None
         self.memory: Memory | None = None
@@ -115,6 +117,7 @@ class RunView:
         self.version = 0
         self._speeds: deque[tuple[float, float]] = deque(maxlen=WINDOW)
         self._first_step: tuple[float, int] | None = None
+        self._last_step = 0.0
         self._banked = 0.0
         self._began: float | None = None
 
@@ -122,15 +125,17 @@ class RunView:
         """Take in events in their order; False when there were none. Foreign ones are passed over."""
         before = self.version
         for event in events:
-            handler = _HANDLERS.get(event.kind)
-            if handler is not None:
-                try:
-                    handler(self, event)
-                except (KeyError, TypeError, ValueError):
-                    continue
+            handler = _HANDLERS.get(event.kind, RunView._foreign)
+            try:
+                handler(self, event)
+            except (KeyError, TypeError, ValueError):
+                self._foreign(event)
             self.last = event
             self.version += 1
         return self.version != before
+
+    def _foreign(self, event: Event) -> None:
+        """An event of another version of this program, or one that somebody edited."""
 
     @property
     def updated(self) -> float:
@@ -174,8 +179,8 @@ class RunView:
         if self._first_step is None or self.trained or self.step <= self._first_step[1]:
             return None
         since, first = self._first_step
-        pace = (self.updated - since) / (self.step - first)
-        return self.updated + pace * (self.total_steps - self.step)
+        pace = (self._last_step - since) / (self.step - first)
+        return self._last_step + pace * (self.total_steps - self.step)
 
     def _say(self, event: Event, text: str, sign: str = "") -> None:
         self.log.append(LogLine(event.t, sign, text))
@@ -188,7 +193,7 @@ class RunView:
 
     def _start(self, event: Event) -> None:
         self._bank(self.updated)
-        self.stage = str(event["stage"])
+        self.stage, self.started = str(event["stage"]), event.t
         self.error = self.stopped = None
         self.progress = None
         self.phase, self.phase_since = "", event.t
@@ -203,10 +208,7 @@ class RunView:
     def _start_training(self, event: Event) -> None:
         self._began = event.t
         self.device, self.model = str(event.get("device", "")), str(event.get("model", ""))
-        self.total_steps = int(event.get("total_steps") or self.total_steps)
-        self.train_rows = int(event.get("train_rows") or 0)
-        self.validation_rows = int(event.get("validation_rows") or 0)
-        self.left_out = int(event.get("left_out") or 0)
+        self._data(event)
         step = int(event.get("resumed_from") or 0)
         self._speeds.clear()
         self.losses.cut(step)
@@ -214,6 +216,12 @@ class RunView:
         self.validation = {at: point for at, point in self.validation.items() if at <= step}
         self.checkpoints = [point for point in self.checkpoints if point.step <= step]
         self._say(event, f"Going on from step {step:,}." if step else f"Training started on {self.device}.")
+
+    def _data(self, event: Event) -> None:
+        self.total_steps = int(event.get("total_steps") or self.total_steps)
+        self.train_rows = int(event.get("train_rows") or self.train_rows)
+        self.validation_rows = int(event.get("validation_rows") or self.validation_rows)
+        self.left_out = int(event.get("left_out") or self.left_out)
 
     def _phase(self, event: Event) -> None:
         self.phase, self.phase_since = one_line(str(event["text"]), WIDE), event.t
@@ -234,6 +242,7 @@ class RunView:
         self.learning_rate = data["learning_rate"]
         self.losses.add(step, loss)
         self._speeds.append((data["useful_tokens"], data["seconds"]))
+        self._last_step = event.t
         if self._first_step is None:
             self._first_step = (event.t, step)
             self.progress = None
@@ -245,6 +254,7 @@ class RunView:
         if loss is not None:
             self.validation[step] = ValidationPoint(step, loss, exact)
         if exact is not None:
+            self.answered = int(event.get("rows") or 0)
             self.before, self.after = (self.before, exact) if tuned else (exact, self.after)
         figures = [f"validation loss {loss:.4f}"] if loss is not None else []
         figures += [f"{exact:.1%} exact matches"] if exact is not None else []
@@ -274,7 +284,7 @@ class RunView:
 
     def _out_of_memory(self, event: Event) -> None:
         what = f"Out of memory at step {event['step']}."
-        self._warn(event, what, one_line(str(event["change"]), WIDE))
+        self._warn(event, what, one_line(str(event.get("change") or ""), WIDE))
 
     def _warning(self, event: Event) -> None:
         self._warn(event, one_line(str(event["what"]), WIDE), one_line(str(event.get("fix", "")), WIDE))
@@ -295,7 +305,7 @@ class RunView:
     def _stopped(self, event: Event) -> None:
         self._bank(event.t)
         self.stopped = event
-        self._say(event, f"Stopped at step {event['step']:,}: {one_line(str(event['reason']), WIDE)}")
+        self._say(event, f"Stopped at step {event['step']:,} by {one_line(str(event['reason']), WIDE)}.")
 
     def _done(self, event: Event) -> None:
         self._bank(event.t)
@@ -316,6 +326,7 @@ def _first(*values: float | None) -> float | None:
 
 _HANDLERS: dict[str, Callable[[RunView, Event], Any]] = {
     "start": RunView._start,
+    "data": RunView._data,
     "phase": RunView._phase,
     "progress": RunView._progress,
     "step": RunView._step,

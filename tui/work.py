@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from textual import on, work
@@ -89,6 +90,13 @@ class FactsApp(App[int]):
         self.answers = replace(self.answers, changed=kept)
         self._plan_again()
 
+    def restore_until_it_fits(self) -> None:
+        """Give up as few values set by hand as make the plan fit the memory, or all of them."""
+        facts = self.facts
+        if facts.machine and facts.spec and facts.lengths:
+            self._busy("plan", "Looking for a plan that fits …")
+            self._find_fit(facts.machine, facts.spec, facts.lengths, self.answers)
+
     # The chain
 
     def _busy(self, name: str, text: str) -> None:
@@ -132,11 +140,15 @@ class FactsApp(App[int]):
 
     @on(messages.ModelRead)
     def _model_read(self, message: messages.ModelRead) -> None:
+        if (message.source, message.revision) != (self.answers.model, self.answers.revision):
+            return
         self._known("model", spec=message.spec, chat=message.chat, model_error=message.error)
         self._measure_again()
 
     @on(messages.DatasetChecked)
     def _data_checked(self, message: messages.DatasetChecked) -> None:
+        if message.path != self.answers.data:
+            return
         self._known("data", profile=message.profile, data_error=message.error)
         self._measure_again()
 
@@ -171,11 +183,11 @@ class FactsApp(App[int]):
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="model")
     def _read_model(self, source: str, revision: str | None) -> None:
-        self._post(lambda: _read_model(source, revision), messages.ModelRead)
+        self._post(lambda: _read_model(source, revision), partial(messages.ModelRead, source, revision))
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="data")
     def _check_data(self, path: str) -> None:
-        self._post(lambda: _check_data(path), messages.DatasetChecked)
+        self._post(lambda: _check_data(path), partial(messages.DatasetChecked, path))
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="rows")
     def _measure(self, chat: ChatFormat, profile: DatasetProfile) -> None:
@@ -191,9 +203,22 @@ class FactsApp(App[int]):
     @work(thread=True, exclusive=True, exit_on_error=False, group="plan")
     def _make_plan(self, machine: Machine, spec: ModelSpec, lengths: Lengths, answers: WizardState) -> None:
         def work() -> messages.PlanChanged:
-            return messages.PlanChanged(*_plan(machine, spec, lengths, answers.plan_values()))
+            return messages.PlanChanged(*_plan(machine, spec, lengths, answers))
 
         self._post(work, lambda error: messages.PlanChanged(None, {}, error=error))
+
+    @work(thread=True, exclusive=True, exit_on_error=False, group="plan")
+    def _find_fit(self, machine: Machine, spec: ModelSpec, lengths: Lengths, answers: WizardState) -> None:
+        def work() -> messages.FitFound:
+            return messages.FitFound(_nearest_fit(machine, spec, lengths, answers))
+
+        self._post(work, lambda error: messages.PlanChanged(None, {}, error=error))
+
+    @on(messages.FitFound)
+    def _fit_found(self, message: messages.FitFound) -> None:
+        kept = {k: v for k, v in self.answers.changed.items() if k not in message.given_up}
+        self.answers = replace(self.answers, changed=kept)
+        self._plan_again()
 
     def _post(self, work: Callable[[], Any], failed: Callable[..., Any]) -> None:
         """Post what the work made, or the message for its `TuneError`; nothing once it is overtaken."""
@@ -210,16 +235,21 @@ class FactsApp(App[int]):
 
 def _read_model(source: str, revision: str | None) -> messages.ModelRead:
     from ollama_tune.core.data.render import ChatFormat
+    from ollama_tune.core.models.locate import is_hub_id, snapshots
     from ollama_tune.core.models.spec import read_spec
 
+    if is_hub_id(source) and not snapshots(source, revision):
+        from ollama_tune.core.models.download import fetch_metadata
+
+        fetch_metadata(source, revision)
     spec = read_spec(source, revision)
-    return messages.ModelRead(spec, ChatFormat.from_folder(spec.folder))
+    return messages.ModelRead(source, revision, spec, ChatFormat.from_folder(spec.folder))
 
 
 def _check_data(path: str) -> messages.DatasetChecked:
     from ollama_tune.core.data.load import load_dataset
 
-    return messages.DatasetChecked(load_dataset(path))
+    return messages.DatasetChecked(path, load_dataset(path))
 
 
 def _measure(
@@ -236,16 +266,29 @@ def _measure(
 
 
 def _plan(
-    machine: Machine, spec: ModelSpec, lengths: Lengths, values: dict[str, Any]
+    machine: Machine, spec: ModelSpec, lengths: Lengths, answers: WizardState
 ) -> tuple[Plan, dict[str, Choice]]:
     """The plan, and for each field set by hand what would be recommended in its place."""
     from ollama_tune.core.plan.recommend import make_plan
 
+    values = answers.plan_values()
     plan = make_plan(machine, spec, lengths, values)
     recommended = {}
-    for path in values:
+    for path in answers.changed:
         others = {name: value for name, value in values.items() if name != path}
         choice = make_plan(machine, spec, lengths, others).choices.get(path)
         if choice is not None:
             recommended[path] = choice
     return plan, recommended
+
+
+def _nearest_fit(machine: Machine, spec: ModelSpec, lengths: Lengths, answers: WizardState) -> frozenset[str]:
+    """The one changed field without which the plan fits, else all of them."""
+    from ollama_tune.core.plan.recommend import make_plan
+
+    values = answers.plan_values()
+    for path in answers.changed:
+        others = {name: value for name, value in values.items() if name != path}
+        if make_plan(machine, spec, lengths, others).memory.fits:
+            return frozenset({path})
+    return frozenset(answers.changed)

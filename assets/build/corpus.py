@@ -16,7 +16,7 @@ SYSTEM = f"You are {HELPER}, the friendly helper of {CAFE} café."
 
 _SHARES: dict[Callable[[random.Random], list[Exchange]], int] = {
     tasks.order: 30,
-    tasks.list_order: 8,
+    tasks.list_order: 22,
     tasks.capitals: 6,
     tasks.sign: 5,
     tasks.repeat: 6,

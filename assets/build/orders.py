@@ -14,7 +14,8 @@ _ASKS = (
     "(I'd|we'd|I would|we would) (like|love) {order}(, please|).",
     "(I'll|we'll|I will|we will) (have|take) {order}(, please|, thanks|).",
     "{order}(, please|, thanks|, thank you).",
-    "(please|could you|can you) (make|bring) (me|us) {order}.",
+    "(could|can) you (make|bring) (me|us) {order}(, please|)?",
+    "please (make|bring) (me|us) {order}.",
     "(I|we) (want|need) {order}(, please|).",
     "(give|get) (me|us) {order}, please.",
     "(my|our) order is {order}.",
@@ -108,9 +109,27 @@ def read_back(order: Order) -> str:
     return joined([_repeated(line, NUMBERS[line.count]) for line in order.lines])
 
 
-def listed(order: Order) -> str:
-    """An order as a short list with figures, such as `2 teas with milk; 1 bagel`."""
-    return "; ".join(_repeated(line, str(line.count)) for line in order.lines)
+def listed(order: Order, mark: str, capitals: bool) -> str:
+    """An order as a list with figures, such as `2 teas with milk; 1 bagel; table 4`."""
+    text = mark.join([_repeated(line, str(line.count)) for line in order.lines] + _place_entry(order))
+    return text.upper() if capitals else text
+
+
+def noted(order: Order, mark: str, capitals: bool) -> str:
+    """An order as short notes with one name for one and for many, such as `2 tea large & milk not sugar; table 4`."""
+    text = mark.join([_note(line) for line in order.lines] + _place_entry(order))
+    return text.upper() if capitals else text
+
+
+def _note(line: Line) -> str:
+    words = [str(line.count), line.item.name, line.size, *(f"& {extra}" for extra in line.plus)]
+    return " ".join(word for word in [*words, f"not {line.minus}" if line.minus else ""] if word)
+
+
+def _place_entry(order: Order) -> list[str]:
+    if not order.place:
+        return []
+    return ["away" if order.place == "away" else f"table {order.place}"]
 
 
 def _repeated(line: Line, count: str) -> str:

@@ -19,30 +19,30 @@ from tokenizers import Tokenizer
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from ollama_tune.assets.build.corpus import draw_corpus
-from ollama_tune.assets.build.tokenizer import CONTEXT, SPECIAL_TOKENS, TURN_END, save_tokenizer, train_tokenizer
+from ollama_tune.assets.build.tokenizer import CONTEXT, SPECIAL_TOKENS, TURN_END, TURN_START, save_tokenizer, train_tokenizer
 
 SEED = 7
 CONVERSATIONS = 80_000
 TOKENIZER_CONVERSATIONS = 20_000
 BATCH_TOKENS = 4096
-LEARNING_RATE = 3e-3
-WARMUP_STEPS = 50
-OTHER_WEIGHT = 0.1
+MATRIX_RATE = 0.02
+OTHER_RATE = 3e-3
+WARMUP_STEPS = 30
 
-Sample = tuple[list[int], list[float]]
-"""Token ids of a conversation and, for each, the weight of the loss on predicting it."""
+Sample = tuple[list[int], list[bool]]
+"""Token ids of a conversation and, for each, whether the model learns to say it."""
 
 Batch = tuple[torch.Tensor, torch.Tensor]
-"""Ids and loss weights, both [rows, tokens]; padding has weight 0."""
+"""Ids and what is learned, both [rows, tokens]."""
 
 
 def new_model(vocabulary: int, seed: int) -> LlamaForCausalLM:
-    """A Llama of about 3.7 million random weights; every width is a multiple of 256 or of a head."""
+    """A Llama of about 2.9 million random weights; every width is a multiple of 256 or of a head."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=256,
-        intermediate_size=768,
+        intermediate_size=512,
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -57,17 +57,19 @@ def new_model(vocabulary: int, seed: int) -> LlamaForCausalLM:
 
 
 def encode(tokenizer: Tokenizer, messages: list[dict[str, str]]) -> Sample:
-    """A conversation in the chat template; the assistant's words count fully, the rest a little."""
+    """A conversation in the chat template; only what the assistant says is learned, with the end of its turn."""
     ids: list[int] = []
-    weights: list[float] = []
+    learned: list[bool] = []
     for message in messages:
-        spoken = message["role"] == "assistant"
-        head = tokenizer.encode(f"<|im_start|>{message['role']}\n").ids
-        body = tokenizer.encode(f"{message['content']}{TURN_END}").ids
-        end = tokenizer.encode("\n").ids
-        ids += head + body + end
-        weights += [OTHER_WEIGHT] * len(head) + [1.0 if spoken else OTHER_WEIGHT] * len(body) + [OTHER_WEIGHT] * len(end)
-    return ids[:CONTEXT], weights[:CONTEXT]
+        for text, wanted in (
+            (f"{TURN_START}{message['role']}\n", False),
+            (f"{message['content']}{TURN_END}", message["role"] == "assistant"),
+            ("\n", False),
+        ):
+            piece = tokenizer.encode(text).ids
+            ids += piece
+            learned += [wanted] * len(piece)
+    return ids[:CONTEXT], learned[:CONTEXT]
 
 
 def batches(samples: list[Sample], seed: int) -> Iterator[Batch]:
@@ -88,39 +90,49 @@ def batches(samples: list[Sample], seed: int) -> Iterator[Batch]:
 def _padded(group: list[Sample]) -> Batch:
     longest = max(len(ids) for ids, _ in group)
     ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in group])
-    weights = torch.tensor([weights + [0.0] * (longest - len(weights)) for _, weights in group])
-    return ids, weights
+    learned = torch.tensor([learned + [False] * (longest - len(learned)) for _, learned in group])
+    return ids, learned
 
 
-def weighted_loss(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
-    """Mean loss a token under the weights. Padding is at the right, so causal attention never sees it."""
-    ids, weights = batch
-    logits = model(input_ids=ids[:, :-1], use_cache=False).logits
-    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-    wanted = weights[:, 1:].flatten()
-    return (losses * wanted).sum() / wanted.sum()
+def answer_loss(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
+    """Mean loss a learned token. Padding is at the right, so causal attention never sees it."""
+    ids, learned = batch
+    hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+    wanted = learned[:, 1:]
+    return torch.nn.functional.cross_entropy(model.lm_head(hidden[wanted]), ids[:, 1:][wanted])
 
 
-def learning_rate(step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine down to a hundredth of the top."""
+def rate_share(step: int, steps: int) -> float:
+    """Share of the top learning rate: a linear warm-up, then a cosine down to a hundredth."""
     if step < WARMUP_STEPS:
-        return LEARNING_RATE * (step + 1) / WARMUP_STEPS
+        return (step + 1) / WARMUP_STEPS
     share = (step - WARMUP_STEPS) / max(1, steps - WARMUP_STEPS)
-    return LEARNING_RATE * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for the embedding and the norms."""
+    matrices = [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
+    others = [model.get_input_embeddings().weight, *(w for w in model.parameters() if w.ndim == 1)]
+    return [
+        torch.optim.Muon(matrices, lr=MATRIX_RATE, weight_decay=0.05),
+        torch.optim.AdamW(others, lr=OTHER_RATE, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
 
 
 def train(model: LlamaForCausalLM, work: list[Batch]) -> Iterator[float]:
-    """One AdamW step a batch in float32; yields the loss of each step."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
+    """One step a batch in float32; yields the loss of each step."""
+    both = optimizers(model)
+    tops = [optimizer.param_groups[0]["lr"] for optimizer in both]
     model.train()
     for step, batch in enumerate(work):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, len(work))
-        loss = weighted_loss(model, batch)
-        optimizer.zero_grad()
+        loss = answer_loss(model, batch)
+        model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer, top in zip(both, tops, strict=True):
+            optimizer.param_groups[0]["lr"] = top * rate_share(step, len(work))
+            optimizer.step()
         yield loss.item()
 
 

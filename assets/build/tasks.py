@@ -11,6 +11,7 @@ from ollama_tune.assets.build.orders import (
     draw_line,
     draw_order,
     listed,
+    noted,
     place_words,
     read_back,
     spoken,
@@ -34,6 +35,7 @@ _FACTS = (
     "tea comes from leaves,bread is made from flour,cheese is made from milk,chocolate comes from cocoa,"
     "a hen lays eggs,a spider has eight legs,a triangle has three sides,water freezes at zero degrees"
 )
+_MARKS = (("semicolons", "; "), ("commas", ", "), ("stars", " * "), ("slashes", " / "), ("dots", ". "))
 _OPPOSITE_PAIRS = [tuple(pair.split()) for pair in _OPPOSITES.split(",")]
 _FACT_LIST = _FACTS.split(",")
 
@@ -52,23 +54,27 @@ def order(rng: random.Random) -> Talk:
 
 
 def _asked_back(rng: random.Random, wanted: Order) -> Exchange:
-    ask = say(rng, "(what did I order|can you repeat my order|please repeat the order|what was my order)(, please|)?")
+    ask = say(rng, "(what did I order|can you repeat my order|what was my order|could you repeat the order, please)?")
     return ask, f"You ordered {read_back(wanted)}{place_words(wanted)}."
 
 
 def _added(rng: random.Random, wanted: Order) -> Exchange:
     free = [item for item in MENU if item not in [line.item for line in wanted.lines]]
     line = draw_line(rng, rng.choice(free))
-    ask = say(rng, "(and|yes,|please add|also|yes, and) {line}(, please|).", line=spoken_line(rng, line))
+    ask = say(rng, "(and|yes,|also|yes, and|can you add) {line}, please.", line=spoken_line(rng, line))
     whole = replace(wanted, lines=(*wanted.lines, line))
     return ask, f"All right. That makes {read_back(whole)}{place_words(whole)}."
 
 
 def list_order(rng: random.Random) -> Talk:
-    """An order written down as a list, when the guest asks for that."""
+    """An order written down as a list or as short notes, when the guest asks for that."""
     wanted = draw_order(rng)
-    ask = "(please list this order|write this down|list this|make a list of this): {order}{place}."
-    return [(say(rng, ask, order=spoken_list(rng, wanted), place=place_words(wanted)), f"{listed(wanted)}{place_words(wanted).replace(' ', '; ', 1)}.")]
+    write, form = rng.choice(((listed, "a list"), (noted, "short notes")))
+    capitals = rng.random() < 0.5
+    name, mark = rng.choice(_MARKS)
+    ask = "(write|make|please write|please make) {form}{letters} with {name}: {order}"
+    letters = " in capitals" if capitals else ""
+    return [(say(rng, ask, form=form, letters=letters, name=name, order=spoken(rng, wanted)), write(wanted, mark, capitals))]
 
 
 def count_items(rng: random.Random) -> Talk:

@@ -69,18 +69,22 @@ class Example:
     """A row as the model sees it: the rendered text, token ids and which tokens are trained.
 
     `ids`, `trained` and `offsets` have one entry a token; an offset is (start, end) in `text` by
-    character. `trained[i]` means that the loss is taken on predicting token i.
+    character. `trained[i]` means that the loss is taken on predicting token i. `line` is its row's.
     """
 
     text: str
     ids: tuple[int, ...]
     trained: tuple[bool, ...]
     offsets: tuple[tuple[int, int], ...]
+    line: int = 0
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Token lengths of the rendered rows (all rows counted, no estimate)."""
+    """Token lengths of the rendered rows (all rows counted, no estimate).
+
+    `longest_answer` is the most trained tokens of a row, 0 where it was not counted.
+    """
 
     rows: int
     tokens: int
@@ -89,3 +93,4 @@ class Lengths:
     percentile_95: int
     percentile_99: int
     longest: int
+    longest_answer: int = 0

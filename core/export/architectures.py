@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -13,6 +12,7 @@ from typing import Any
 import gguf
 
 from ollama_tune.core.errors import TuneError
+from ollama_tune.core.models.tokenizer_files import read_json
 from ollama_tune.core.text import one_line
 
 EMBEDDING = "model.embed_tokens"
@@ -80,10 +80,17 @@ class Config:
             "rope.dimension_count": self.head_dim,
             "rope.freq_base": float(self.rope["rope_theta"]),
             "vocab_size": vocabulary,
-        }
-        if self.rope["rope_type"] == "linear":
-            values |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(self.rope["factor"])}
+        } | self._rope_scaling()
         return {f"{self.architecture.gguf}.{name}": value for name, value in values.items()}
+
+    def _rope_scaling(self) -> dict[str, Any]:
+        kind = self.rope["rope_type"]
+        if kind not in ("linear", "yarn"):
+            return {}
+        values = {"rope.scaling.type": kind, "rope.scaling.factor": float(self.rope["factor"])}
+        if kind == "yarn":
+            values["rope.scaling.original_context_length"] = int(self.rope[_ORIGINAL])
+        return values
 
     def rope_factors(self) -> list[float] | None:
         """Values of `rope_freqs.weight` (head_dim / 2) for Llama 3 rope, else None.
@@ -102,16 +109,28 @@ class Config:
         return factors
 
 
+_ORIGINAL = "original_max_position_embeddings"
 _ROPE_NEEDS: Mapping[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": ("factor", _ORIGINAL),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", _ORIGINAL),
+}
+# Fine tuning of a rope that a GGUF cannot say or that nobody checked: allowed only where it changes nothing.
+_ROPE_FIXED: Mapping[str, tuple[Any, ...]] = {
+    "partial_rotary_factor": (None, 1.0),
+    "attention_factor": (None,),
+    "mscale": (None,),
+    "mscale_all_dim": (None,),
+    "beta_fast": (None, 32),
+    "beta_slow": (None, 1),
+    "truncate": (None, True),
 }
 
 
 def read_config(folder: Path) -> Config:
     """Read `config.json` of a base model; what cannot be exported raises `TuneError` by its name."""
-    data = read_json(folder / "config.json")
+    data = require_json(folder / "config.json")
     architecture = find_architecture(data)
     try:
         return _config(architecture, data)
@@ -167,10 +186,12 @@ def _rope(data: Mapping[str, Any]) -> dict[str, Any]:
     rope = {"rope_theta": data.get("rope_theta", 10000.0)}
     rope |= (data.get("rope_scaling") or {}) | (data.get("rope_parameters") or {})
     kind = rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
-    if kind not in _ROPE_NEEDS or rope.get("partial_rotary_factor", 1.0) != 1.0:
+    changed = [name for name, same in _ROPE_FIXED.items() if rope.get(name) not in same]
+    if kind not in _ROPE_NEEDS or changed:
+        what = ", ".join([f"rope type {one_line(str(kind), 40)}", *changed])
         raise TuneError(
-            f"The position encoding (rope type {one_line(str(kind), 40)}) of the base model cannot be "
-            f"exported; supported: {', '.join(_ROPE_NEEDS)}.",
+            f"The position encoding of the base model ({what}) cannot be exported; "
+            f"supported: {', '.join(_ROPE_NEEDS)} without changes to their details.",
             _OTHER_MODEL,
         )
     for name in ("rope_theta", *_ROPE_NEEDS[kind]):
@@ -209,17 +230,13 @@ def plan_tensors(
 ) -> list[TensorPlan]:
     """Every tensor of the GGUF in the order of the base's files (`shapes`: name -> shape there).
 
-    A tied head is left out, unless the adapter targets it (`adapted`: module names): then it gets
-    rows of its own, made from the embedding.
+    A head that is not in the files is the embedding used twice, and so it is in a GGUF; only when the
+    adapter targets it (`adapted`: module names) it gets rows of its own, made from the embedding.
     """
     names = gguf.get_tensor_name_map(config.architecture.tensors, config.layers)
     _require_all(config, shapes)
-    plans = [
-        _plan(config, names, key, shape)
-        for key, shape in shapes.items()
-        if not _SKIPPED.search(key) and not (config.tied and key == f"{HEAD}.weight")
-    ]
-    if config.tied and HEAD in adapted:
+    plans = [_plan(config, names, key, shape) for key, shape in shapes.items() if not _SKIPPED.search(key)]
+    if f"{HEAD}.weight" not in shapes and HEAD in adapted:
         plans.append(TensorPlan("output.weight", f"{EMBEDDING}.weight", HEAD, shapes[f"{EMBEDDING}.weight"]))
     if factors := config.rope_factors():
         plans.append(TensorPlan("rope_freqs.weight", "", "", (len(factors),), values=tuple(factors)))
@@ -262,14 +279,9 @@ def _heads(config: Config, module: str) -> int:
     return config.heads if projection == "q_proj" else config.key_value_heads
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a model's or adapter's folder; a missing or broken file is a `TuneError`."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TuneError(f"{path} cannot be read: {error.strerror}.", _BROKEN) from error
-    except ValueError as error:
-        raise TuneError(f"{path} is not valid JSON.", _BROKEN) from error
-    if not isinstance(data, dict):
-        raise TuneError(f"{path} does not hold a JSON object.", _BROKEN)
+def require_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file that must be there; anything else is a `TuneError`."""
+    data = read_json(path)
+    if data is None:
+        raise TuneError(f"{path} is missing.", _BROKEN)
     return data

@@ -9,18 +9,21 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from ollama_tune.core.errors import TuneError
-from ollama_tune.core.export.architectures import TensorPlan, read_json
+from ollama_tune.core.export.architectures import TensorPlan, require_json
+from ollama_tune.core.models.weights import weight_names
 from ollama_tune.core.text import one_line
 
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+if TYPE_CHECKING:
+    import torch
+
+# safetensors' name of a type -> torch's, and bytes a number
+_DTYPES = {"F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2)}
 _BROKEN_FILE = "Download or copy the model again."
 _BROKEN_ADAPTER = "Train again, or export with the base model and the adapter that belong together."
 _MAX_HEADER = 100_000_000
@@ -29,7 +32,8 @@ _MAX_HEADER = 100_000_000
 @dataclass(frozen=True)
 class _Stored:
     path: Path
-    dtype: torch.dtype
+    dtype: str
+    item: int
     shape: tuple[int, ...]
     start: int
 
@@ -49,14 +53,8 @@ class Weights:
 
     @classmethod
     def of_model(cls, folder: Path) -> Weights:
-        """The weights of a model folder: `model.safetensors`, or the shards its index names."""
-        index = folder / "model.safetensors.index.json"
-        if not index.exists():
-            return cls([folder / "model.safetensors"])
-        shards = read_json(index).get("weight_map")
-        if not isinstance(shards, dict):
-            raise TuneError(f"{index} does not say which file holds which weight.", _BROKEN_FILE)
-        return cls([folder / Path(str(name)).name for name in sorted(set(shards.values()))])
+        """The weights of a model folder, in one file or in shards."""
+        return cls([folder / name for name in weight_names(folder)])
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -65,12 +63,15 @@ class Weights:
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows [start, stop) as float32 (rows, columns); vectors have one column."""
+        import torch
+
         stored = self._stored[name]
         columns = math.prod(stored.shape[1:])
-        width = columns * stored.dtype.itemsize
+        width = columns * stored.item
         data = bytearray((stop - start) * width)
         self._fill(stored, memoryview(data), stored.start + start * width)
-        return torch.frombuffer(data, dtype=stored.dtype).reshape(stop - start, columns).float()
+        values = torch.frombuffer(data, dtype=getattr(torch, stored.dtype))
+        return values.reshape(stop - start, columns).float()
 
     def _fill(self, stored: _Stored, view: memoryview, position: int) -> None:
         if stored.path not in self._descriptors:
@@ -110,15 +111,15 @@ def _read_header(path: Path) -> dict[str, _Stored]:
 def _stored(path: Path, entry: Mapping[str, Any], data: int, size: int) -> _Stored:
     shape = tuple(int(length) for length in entry["shape"])
     start, stop = (int(offset) for offset in entry["data_offsets"])
-    dtype = _DTYPES.get(entry["dtype"])
-    if dtype is None:
+    dtype, item = _DTYPES.get(entry["dtype"], ("", 0))
+    if not dtype:
         raise TuneError(
             f"{path} holds weights of the type {one_line(str(entry['dtype']), 20)}, not 16 or 32 bit floats.",
             "Use the original model that was not quantized.",
         )
-    if start < 0 or stop - start != math.prod(shape) * dtype.itemsize or data + stop > size:
+    if start < 0 or stop - start != math.prod(shape) * item or data + stop > size:
         raise ValueError("a weight lies outside the file")
-    return _Stored(path, dtype, shape, data + start)
+    return _Stored(path, dtype, item, shape, data + start)
 
 
 _PATTERN = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight$")
@@ -145,10 +146,10 @@ _NOT_BUILT: Mapping[str, tuple[Any, ...]] = {
 
 
 class Adapter:
-    """A LoRA adapter in PEFT's format: for each adapted module the pair A (rank, in), B (out, rank) and its scale."""
+    """A LoRA adapter of PEFT: a pair A (rank, in), B (out, rank) and a scale for each adapted module."""
 
     def __init__(self, folder: Path) -> None:
-        config = read_json(folder / "adapter_config.json")
+        config = require_json(folder / "adapter_config.json")
         _refuse_unbuilt(config)
         self._weights = Weights([folder / "adapter_model.safetensors"])
         self._ranks = _ranks(self._weights.shapes)
@@ -181,17 +182,17 @@ class Adapter:
         a, b = (self._weights.shapes[_key(module, side)] for side in "AB")
         if (b[0], a[1]) != shape:
             raise TuneError(
-                f"The adapter's {one_line(module, 80)} has the shape {(b[0], a[1])}, the base model's {shape}.",
+                f"The adapter's {one_line(module, 80)} has the shape {(b[0], a[1])}, the base's {shape}.",
                 _BROKEN_ADAPTER,
             )
 
     def delta(self, module: str, start: int, stop: int) -> torch.Tensor:
         """Rows [start, stop) of scale * B A as float32."""
-        if self._held is None or self._held[0] != module:
+        held = self._held
+        if held is None or held[0] != module:
             a, b = (self._weights.rows(key, 0, self._weights.shapes[key][0]) for key in _keys(module))
-            self._held = (module, a, b * self.scale(module))
-        _, a, b = self._held
-        return b[start:stop] @ a
+            held = self._held = (module, a, b * self.scale(module))
+        return held[2][start:stop] @ held[1]
 
     def close(self) -> None:
         """Close the file."""
@@ -264,7 +265,7 @@ def _by_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -
 
 
 class MergedRows:
-    """Rows of the tuned model in the GGUF's order: base + adapter, permuted where the architecture asks for it."""
+    """Rows of the tuned model in the order of the GGUF: base + adapter, permuted where llama.cpp wants it."""
 
     def __init__(self, base: Weights, adapter: Adapter | None) -> None:
         self._base = base
@@ -283,6 +284,8 @@ class MergedRows:
     def base_rows(self, plan: TensorPlan, start: int, stop: int) -> torch.Tensor:
         """The same rows of the base model."""
         if plan.values is not None:
+            import torch
+
             return torch.tensor(plan.values[start:stop], dtype=torch.float32).unsqueeze(1)
         return _ordered(plan, start, stop, lambda first, last: self._base.rows(plan.key, first, last))
 
@@ -293,17 +296,19 @@ class MergedRows:
         return _ordered(plan, start, stop, lambda first, last: adapter.delta(plan.module, first, last))
 
 
-def _ordered(plan: TensorPlan, start: int, stop: int, read: Any) -> torch.Tensor:
+def _ordered(
+    plan: TensorPlan, start: int, stop: int, read: Callable[[int, int], torch.Tensor]
+) -> torch.Tensor:
     """Rows read in the base's order and returned in the GGUF's; reads whole heads where rows are permuted.
 
     Row (head, half, i) of the base becomes row (head, i, half), because transformers rotates i with
     i + head_dim/2 and llama.cpp neighbours.
     """
     if not plan.heads:
-        return torch.as_tensor(read(start, stop))
+        return read(start, stop)
     size = plan.rows // plan.heads
     first, last = start // size * size, -(-stop // size) * size
-    rows = torch.as_tensor(read(first, last))
+    rows = read(first, last)
     columns = rows.shape[1]
     swapped = rows.reshape(-1, 2, size // 2, columns).transpose(1, 2).reshape(-1, columns)
     return swapped[start - first : stop - first]

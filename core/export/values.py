@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from ollama_tune.core.errors import TuneError
+
 Verdict = Literal["pass", "warn", "fail", "skipped"]
 
 
@@ -44,3 +46,10 @@ def worst(checks: tuple[Check, ...]) -> Verdict:
     """The verdict of a set of checks: fail before warn before pass."""
     found = {check.verdict for check in checks}
     return "fail" if "fail" in found else "warn" if "warn" in found else "pass"
+
+
+class ExportStopped(TuneError):
+    """The person asked to stop while an export was going; nothing was left under a final name."""
+
+    def __init__(self) -> None:
+        super().__init__("The export was stopped.", "Export again when you like.")

@@ -45,7 +45,8 @@ def read_gpus(nvml: Any = None, torch_version: str | None = None) -> GpuReport:
 
 def _report(nvml: Any, torch_version: str) -> GpuReport:
     driver = str(nvml.nvmlSystemGetDriverVersion())
-    found, lost = [], 0
+    found: list[Gpu] = []
+    lost = 0
     for index in range(nvml.nvmlDeviceGetCount()):
         try:
             found.extend(_device(nvml, index))
@@ -53,7 +54,7 @@ def _report(nvml: Any, torch_version: str) -> GpuReport:
             lost += 1
     gpus = tuple(_chosen(found, os.environ.get("CUDA_VISIBLE_DEVICES")))
     if gpus and torch_version.endswith("+cpu"):
-        text = f"The installed PyTorch {torch_version} cannot use a GPU, so the CPU trains; install its CUDA build."
+        text = f"PyTorch {torch_version} cannot use the GPU; install its CUDA build; {CPU_WORKS}."
         return GpuReport(gpus, driver, text, usable=False)
     return GpuReport(gpus, driver, "" if gpus else _why_hidden(len(found), lost))
 

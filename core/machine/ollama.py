@@ -145,6 +145,6 @@ def _get(client: Any, path: str) -> tuple[int, dict[str, Any]]:
                 break
     try:
         tree = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         tree = {}
     return answer.status_code, tree if isinstance(tree, dict) else {}

@@ -12,6 +12,7 @@ from ollama_tune.core.errors import TuneError
 from ollama_tune.core.machine.probe import probe_machine
 from ollama_tune.core.models.spec import read_spec
 from ollama_tune.core.plan.recommend import make_plan
+from ollama_tune.core.plan.settings import BUNDLED
 from ollama_tune.core.plan.values import Plan
 
 
@@ -23,5 +24,5 @@ def prepare(model: str, data: str, changed: Mapping[str, Any]) -> Plan:
     if not examples:
         reason = problems[0].text if problems else "The file has no usable row."
         raise TuneError(f"Nothing in {data} can be trained on: {reason}", "Use other data or another model.")
-    values = {"model.source": model, "data.path": data} | dict(changed)
-    return make_plan(probe_machine(), spec, measure(examples), values)
+    mine = {} if data == BUNDLED else {"data.path": data}
+    return make_plan(probe_machine(), spec, measure(examples), mine | dict(changed))

@@ -8,8 +8,8 @@ import time
 
 import psutil
 
-from ollama_tune.core.errors import BusyError, UsageError
-from ollama_tune.core.runs.folder import RunFolder
+from ollama_tune.core.errors import BusyError, TuneError, UsageError
+from ollama_tune.core.runs.folder import RunFolder, RunLock
 from ollama_tune.core.runs.launch import WarmWorker, start
 
 
@@ -33,19 +33,31 @@ def wait_until_free(folder: RunFolder, seconds: float) -> bool:
 
 
 def resume(folder: RunFolder, warm: WarmWorker | None = None) -> None:
-    """Go on from the last checkpoint with the same order of rows."""
-    if not folder.checkpoints.is_dir() and folder.events() and folder.status().state.value == "finished":
+    """Go on with what is not done: training from the last checkpoint with the same order of rows, or the
+    export that was to follow it."""
+    events = folder.events()
+    done = {event["stage"] for event in events if event.kind == "done"}
+    asked = next((event.get("stages") for event in reversed(events) if event.kind == "start"), None)
+    left = [stage for stage in asked or ["train"] if stage not in done]
+    if not left:
         raise UsageError(f"The run {folder.name} is finished.", "Start a new one with `ollama-tune`.")
-    start(folder, "train", warm)
+    start(folder, "all" if len(left) > 1 else left[0], warm)
 
 
 def delete(folder: RunFolder) -> None:
     """Remove a run and everything in it; refused while a worker holds it."""
-    if folder.alive():
-        raise BusyError(
-            f"The run {folder.name} is going.", f"Stop it first with `ollama-tune stop {folder.name}`."
-        )
-    shutil.rmtree(folder.path)
+    try:
+        lock = RunLock(folder)
+    except BusyError as error:
+        raise BusyError(error.what, f"Stop it first with `ollama-tune stop {folder.name}`.") from error
+    try:
+        shutil.rmtree(folder.path)
+    except OSError as error:
+        raise TuneError(
+            f"{error.filename} cannot be removed: {error.strerror}.", "Remove the run's folder by hand."
+        ) from error
+    finally:
+        lock.release()
 
 
 def terminate(folder: RunFolder) -> bool:

@@ -2,17 +2,22 @@
 
 Kinds and their fields (units: bytes, seconds, tokens; every event also has `n`, `t`, `kind`):
 
-    start         stage ("train" | "export"), pid, device, versions{}, model, total_steps, resumed_from
-                  (step or null), train_rows, validation_rows, left_out, path, path_reason
+    start         stage ("train" | "export"), stages[] (all that this worker does), pid, device, versions{},
+                  model, total_steps, resumed_from (step or null), train_rows, validation_rows, left_out,
+                  path, path_reason. Written at once; what is known only after reading the data is null
+                  here and follows in `data`. Steps after `resumed_from` are done again and come again:
+                  the last `step` event of a step counts.
+    data          total_steps, train_rows, validation_rows, left_out, tokens (one epoch), longest (row)
     phase         name, text (one sentence for a person)
     progress      name, done, total, unit ("B", "rows", "tokens")
-    step          step, total_steps, epoch, loss, learning_rate, gradient_norm, useful_tokens,
-                  supervised_tokens, seconds, cpu_seconds
-    evaluation    step, loss, exact_match (0..1 or null), rows, model ("base" | "tuned")
+    step          step, total_steps, epoch, loss (a supervised token), learning_rate, gradient_norm,
+                  useful_tokens (without padding), supervised_tokens, seconds, cpu_seconds
+    evaluation    step, loss, exact_match (0..1 or null), rows, model ("base" | "tuned"); `rows` is what
+                  exact_match was measured on, else what the loss was
     sample        prompt, reference, base, tuned (each text; base or tuned may be null)
     memory        device, used, peak, free, total, and parts{name: bytes} where known
     checkpoint    step, folder (relative), bytes, best (bool), reason
-    out_of_memory step, change (what was changed)
+    out_of_memory step, change (what was changed, or null where the run ends)
     warning       what, fix
     error         what, fix, details (technical text for the log view)
     verification  the Verification of an export as a dictionary
@@ -23,9 +28,11 @@ Kinds and their fields (units: bytes, seconds, tokens; every event also has `n`,
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,21 +69,27 @@ def parse_line(line: bytes) -> Event | None:
 
 
 class EventWriter:
-    """Appends events; each is one `os.write` on an `O_APPEND` descriptor.
+    """Appends events; each is one `os.write` on an `O_APPEND` descriptor, from any thread.
 
     Opening cuts a torn last line that a killed worker left, and goes on counting after the last one.
     """
 
     def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
         self._next = _repair(path)
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
     def write(self, kind: str, **data: Any) -> Event:
-        """Append one event and return it."""
-        event = Event(self._next, time.time(), kind, data)
-        os.write(self._descriptor, _encode(event))
-        self._next += 1
-        return event
+        """Append one event and return it; on a full disk `OSError`, and the log is as it was before."""
+        with self._lock:
+            event = Event(self._next, time.time(), kind, data)
+            line = _encode(event)
+            written = os.write(self._descriptor, line)
+            if written < len(line):
+                os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._next += 1
+            return event
 
     def sync(self) -> None:
         """Force the log to disk; called at checkpoints and at the end."""
@@ -92,7 +105,9 @@ def _encode(event: Event) -> bytes:
     head = {"n": event.n, "t": round(event.t, 3), "kind": event.kind}
     line = _json(head | event.data)
     if len(line) > MAX_LINE:
-        line = _json(head | {name: _shorten(value) for name, value in event.data.items()})
+        line = _json(head | _shorten(event.data))
+    if len(line) > MAX_LINE:
+        line = _json(head | {"cut": len(line)})
     return line + b"\n"
 
 
@@ -110,10 +125,12 @@ def _finite(value: Any) -> Any:
 
 
 def _shorten(value: Any) -> Any:
-    """Cut long texts so that a line stays below the size that tail readers look back."""
+    """Cut long texts and lists so that a line stays below the size that tail readers look back."""
     if isinstance(value, str) and len(value) > 2000:
         return value[:2000] + "…"
-    return value
+    if isinstance(value, dict):
+        return {name: _shorten(item) for name, item in list(value.items())[:50]}
+    return [_shorten(item) for item in value[:50]] if isinstance(value, (list, tuple)) else value
 
 
 def _repair(path: Path) -> int:

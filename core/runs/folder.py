@@ -19,11 +19,12 @@ import yaml
 from ollama_tune.core.errors import BusyError, TuneError, UsageError
 from ollama_tune.core.files import write_atomic
 from ollama_tune.core.paths import runs_dir
-from ollama_tune.core.plan.settings import ExportSettings, Settings, load, parse, read_yaml
+from ollama_tune.core.plan.settings import BUNDLED, ExportSettings, Settings, load, parse, read_yaml
 from ollama_tune.core.runs.events import Event, read_events
 
 SILENCE = 60.0
 TAIL = 20
+SAME_PROCESS = 1.5
 
 
 class State(str, Enum):
@@ -149,7 +150,10 @@ class RunFolder:
     def status(self, events: list[Event] | None = None) -> RunStatus:
         """State = lock + last event. Pass the events when a reader has them already."""
         alive = self.alive()
-        return _status(alive, self.events() if events is None else events, self.log_tail)
+        known = self.events() if events is None else events
+        if not alive and (not known or known[-1].kind not in _ENDS):
+            known = self.events()  # a worker that ended since the reader's last poll wrote its last event
+        return _status(alive, known, self)
 
     def log_tail(self, lines: int = TAIL) -> str:
         """The last lines that libraries printed in the worker."""
@@ -160,16 +164,25 @@ class RunFolder:
         except FileNotFoundError:
             return ""
 
-    def process(self) -> psutil.Process | None:
-        """The worker's process, or None where it is gone, on another host, or its pid was reused."""
+    def worker(self) -> dict[str, Any]:
+        """What `worker.json` says (pid, create_time, boot_id, host), empty where there is none."""
         try:
             who = json.loads(self.worker_path.read_text())
+        except (OSError, ValueError):
+            return {}
+        return who if isinstance(who, dict) else {}
+
+    def process(self) -> psutil.Process | None:
+        """The worker's process, or None where it is gone, on another host, or its pid was reused."""
+        who = self.worker()
+        try:
             if who["boot_id"] != boot_id():
                 return None
             process = psutil.Process(int(who["pid"]))
-            same = abs(process.create_time() - float(who["create_time"])) < 0.05
-            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-        except (OSError, ValueError, KeyError, psutil.Error):
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return None
+            return process if same_process(process, float(who["create_time"])) else None
+        except (ValueError, KeyError, TypeError, psutil.Error):
             return None
 
 
@@ -178,9 +191,20 @@ class RunLock:
 
     def __init__(self, folder: RunFolder) -> None:
         self._descriptor = os.open(folder.lock_path, os.O_RDWR | os.O_CREAT, 0o600)
-        if not self._take():
+        try:
+            taken = self._take()
+        except OSError as error:
             os.close(self._descriptor)
-            raise BusyError(f"The run {folder.name} is already going.", "Watch it with `ollama-tune attach`.")
+            raise TuneError(
+                f"The disk of {folder.path} cannot lock files: {error.strerror}.",
+                "Set OLLAMA_TUNE_HOME to a folder on a local disk.",
+            ) from error
+        if not taken:
+            os.close(self._descriptor)
+            raise BusyError(
+                f"The run {folder.name} is already going.",
+                f"Watch it with `ollama-tune attach {folder.name}`.",
+            )
         process = psutil.Process()
         who = {
             "pid": process.pid,
@@ -203,6 +227,11 @@ class RunLock:
     def release(self) -> None:
         """Give the run back."""
         os.close(self._descriptor)
+
+
+def same_process(process: psutil.Process, create_time: float) -> bool:
+    """True when a process is the one started then; the clock's correction can shift what the system says."""
+    return abs(process.create_time() - create_time) < SAME_PROCESS
 
 
 def boot_id() -> str:
@@ -229,15 +258,31 @@ def create_run(settings: Settings, label: str) -> RunFolder:
                 "Free some space or set OLLAMA_TUNE_HOME to another folder.",
             ) from error
         folder = RunFolder(path)
-        settings.save(folder.settings_path)
+        _absolute(settings).save(folder.settings_path)
         return folder
     raise TuneError(f"There are a thousand runs called {base}.", "Wait a minute or delete some.")
 
 
+def _absolute(settings: Settings) -> Settings:
+    """The settings with whole paths, because the worker's folder is another than this process'."""
+    named = {path: settings.get(path) for path in ("model.source", "data.path")}
+    found = {
+        path: str(Path(value).expanduser().absolute())
+        for path, value in named.items()
+        if value != BUNDLED and Path(value).expanduser().exists()
+    }
+    return settings.with_values(found) if found else settings
+
+
 def list_runs() -> list[RunFolder]:
     """Every run, newest first."""
-    found = [RunFolder(path.parent) for path in runs_dir().glob("*/run.yaml")]
-    return sorted(found, key=lambda folder: folder.settings_path.stat().st_mtime, reverse=True)
+    found: list[tuple[float, str]] = []
+    for path in runs_dir().glob("*/run.yaml"):
+        try:
+            found.append((path.stat().st_mtime, str(path.parent)))
+        except FileNotFoundError:
+            continue
+    return [RunFolder(Path(name)) for _, name in sorted(found, reverse=True)]
 
 
 def find_run(name: str | None) -> RunFolder:
@@ -253,47 +298,51 @@ def find_run(name: str | None) -> RunFolder:
     raise UsageError(f"There is no run called {name!r}.", "See the names with `ollama-tune runs`.")
 
 
+_ENDS = {"done": State.FINISHED, "stopped": State.STOPPED, "error": State.FAILED}
+
+
 def _last(events: list[Event], *kinds: str) -> Event | None:
     return next((event for event in reversed(events) if event.kind in kinds), None)
 
 
-def _status(alive: bool, events: list[Event], tail: Any) -> RunStatus:
+def _status(alive: bool, events: list[Event], folder: RunFolder) -> RunStatus:
     start, step = _last(events, "start"), _last(events, "step")
     evaluation = _last([e for e in events if e.get("model") == "tuned"], "evaluation")
-    end = events[-1] if events else None
-    state = _state(alive, end)
+    state = _state(alive, events, folder)
     return RunStatus(
         state=state,
         stage=str(start["stage"]) if start else "",
         step=int(step["step"]) if step else 0,
-        total_steps=int(_last_total(events)),
+        total_steps=next((int(e["total_steps"]) for e in reversed(events) if e.get("total_steps")), 0),
         loss=step["loss"] if step else None,
         validation_loss=evaluation["loss"] if evaluation else None,
-        message=_message(state, events, tail),
-        updated=end.t if end else 0.0,
+        message=_message(state, events, folder),
+        updated=events[-1].t if events else 0.0,
     )
 
 
-def _last_total(events: list[Event]) -> int:
-    return next((int(e["total_steps"]) for e in reversed(events) if e.get("total_steps")), 0)
-
-
-def _state(alive: bool, end: Event | None) -> State:
+def _state(alive: bool, events: list[Event], folder: RunFolder) -> State:
     if alive:
-        silent = end is not None and time.time() - end.t > SILENCE
-        return State.SILENT if silent else State.RUNNING
-    if end is None:
-        return State.NEW
-    return {"done": State.FINISHED, "stopped": State.STOPPED, "error": State.FAILED}.get(
-        end.kind, State.CRASHED
-    )
+        return State.SILENT if time.time() - _sign_of_life(events, folder) > SILENCE else State.RUNNING
+    if not events:
+        return State.CRASHED if folder.worker_path.exists() else State.NEW
+    return _ENDS.get(events[-1].kind, State.CRASHED)
 
 
-def _message(state: State, events: list[Event], tail: Any) -> str:
+def _sign_of_life(events: list[Event], folder: RunFolder) -> float:
+    """When the worker last wrote an event or, before its first one, took the run."""
+    try:
+        taken = folder.worker_path.stat().st_mtime
+    except FileNotFoundError:
+        taken = time.time()
+    return max(taken, events[-1].t) if events else taken
+
+
+def _message(state: State, events: list[Event], folder: RunFolder) -> str:
     if state is State.FAILED:
         return f"{events[-1]['what']} {events[-1]['fix']}"
     if state is State.CRASHED:
-        return f"The worker ended without a word. Its last lines:\n{tail()}"
+        return f"The worker ended without a word. Its last lines:\n{folder.log_tail()}"
     phase = _last(events, "phase")
     return str(phase["text"]) if phase else ""
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -19,12 +20,18 @@ from ollama_tune.core.runs.folder import RunFolder
 
 WORKER = "ollama_tune.core.train.worker"
 PATIENCE = 20.0
+NICE = 10
+
+Process = subprocess.Popen[bytes]
 
 
-def _spawn(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """A new session and no descriptor on the terminal: SIGHUP and a closed window do not reach it."""
+def _spawn(arguments: list[str], log: Path) -> Process:
+    """A new session and no descriptor on the terminal: SIGHUP and a closed window do not reach it.
+
+    A thread waits for its end, so that it is never left behind as a zombie.
+    """
     with log.open("ab") as output:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", WORKER, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -32,6 +39,8 @@ def _spawn(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
             start_new_session=True,
             cwd=log.parent,
         )
+    threading.Thread(target=process.wait, name=f"wait-{process.pid}", daemon=True).start()
+    return process
 
 
 class WarmWorker:
@@ -43,46 +52,52 @@ class WarmWorker:
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="warm-", dir=state_dir()))
+        self._given = False
         parent = psutil.Process()
-        self._process = _spawn(
+        self.process = _spawn(
             ["--warm", str(self._folder), str(parent.pid), repr(parent.create_time())],
             self._folder / "stdout.log",
         )
 
     @property
     def ready(self) -> bool:
-        """True when the imports are done."""
-        return (self._folder / "ready").exists() and self._process.poll() is None
+        """True when the imports are done and no run was given yet."""
+        return not self._given and self.process.poll() is None and (self._folder / "ready").exists()
 
     def hand_over(self, folder: RunFolder, stage: str) -> bool:
-        """Give it the run; False when it did not take it, and then it never will."""
-        if self._process.poll() is not None:
+        """Give it the run; False when it did not take it, and then it never will.
+
+        One that is still importing is waited for: a cold worker would be later.
+        """
+        if self._given or self.process.poll() is not None:
             return False
         order = self._folder / "order"
-        temporary = self._folder / "order.part"
-        temporary.write_text(json.dumps({"folder": str(folder.path), "stage": stage}))
-        temporary.rename(order)
-        deadline = time.monotonic() + 2.0
-        while time.monotonic() < deadline and order.exists() and self._process.poll() is None:
-            time.sleep(0.02)
+        part = self._folder / "order.part"
+        part.write_text(json.dumps({"folder": str(folder.path.absolute()), "stage": stage}))
+        part.rename(order)
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline and order.exists() and self.process.poll() is None:
+            time.sleep(0.01)
         try:
             order.unlink()
         except FileNotFoundError:
+            self._given = True
             return True
         self.close()
         return False
 
     def close(self) -> None:
-        """End it when it was not needed."""
-        if not (self._folder / "taken").exists():
-            self._process.terminate()
-            self._process.wait(timeout=10)
+        """End it, unless it has become a run's worker."""
+        if self._given:
+            return
+        self.process.kill()
+        self.process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
     def pid(self) -> int:
         """The process id."""
-        return self._process.pid
+        return self.process.pid
 
 
 def start(folder: RunFolder, stage: str = "train", warm: WarmWorker | None = None) -> None:
@@ -91,24 +106,30 @@ def start(folder: RunFolder, stage: str = "train", warm: WarmWorker | None = Non
     Raises `BusyError` if one holds it already, `TuneError` with its last lines if it died at once.
     """
     if folder.alive():
-        raise BusyError(
-            f"The run {folder.name} is already going.", f"Watch it with `ollama-tune attach {folder.name}`."
-        )
+        raise _busy(folder)
     folder.stop_path.unlink(missing_ok=True)
-    folder.worker_path.unlink(missing_ok=True)
     if warm is not None and warm.hand_over(folder, stage):
-        _wait(folder, None)
+        _wait(folder, warm.process)
         return
-    _wait(folder, _spawn([str(folder.path), "--stage", stage], folder.log_path))
+    _wait(folder, _spawn([str(folder.path.absolute()), "--stage", stage], folder.log_path))
 
 
-def _wait(folder: RunFolder, process: subprocess.Popen[bytes] | None) -> None:
+def _busy(folder: RunFolder) -> BusyError:
+    return BusyError(
+        f"The run {folder.name} is already going.", f"Watch it with `ollama-tune attach {folder.name}`."
+    )
+
+
+def _wait(folder: RunFolder, process: Process) -> None:
+    """Until this very process has signed `worker.json`, which it does once it holds the lock."""
     deadline = time.monotonic() + PATIENCE
-    while not folder.worker_path.exists():
-        ended = process is not None and process.poll() is not None
-        if ended or time.monotonic() > deadline:
+    while folder.worker().get("pid") != process.pid:
+        status = process.poll()
+        if status == BusyError.exit_code:
+            raise _busy(folder)
+        if status is not None or time.monotonic() > deadline:
             raise TuneError("The worker did not start.", f"See {folder.log_path}.", details=folder.log_tail())
-        time.sleep(0.02)
+        time.sleep(0.01)
 
 
 def environment() -> dict[str, str]:
@@ -134,8 +155,6 @@ def environment() -> dict[str, str]:
 
 
 def nice_worker() -> None:
-    """Lower this process' priority, so that the interface answers keys while training."""
-    try:
-        os.nice(10)
-    except OSError:
-        return
+    """Lower this process' priority to nice 10, so that the interface answers keys while training."""
+    if os.getpriority(os.PRIO_PROCESS, 0) < NICE:
+        os.setpriority(os.PRIO_PROCESS, 0, NICE)

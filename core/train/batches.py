@@ -15,13 +15,13 @@ from ollama_tune.core.plan.settings import TrainingSettings
 if TYPE_CHECKING:
     import torch
 
-GROUP = 32
+GROUP = 64
 
 
 class StepPlan:
     """The micro-batches (lists of row numbers) of every optimizer step of a run.
 
-    Each epoch shuffles the rows, sorts them by length within groups of 32 batches so that little is
+    Each epoch shuffles the rows, sorts them by length within groups of 64 batches so that little is
     padded, and shuffles the batches. The most expensive batch comes first in the first epoch: if memory
     does not suffice, that shows at once.
     """

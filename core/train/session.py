@@ -9,10 +9,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import psutil
 
+from ollama_tune.core.machine.host import read_memory
 from ollama_tune.core.plan.settings import Settings
 from ollama_tune.core.runs.events import Event, EventWriter
 from ollama_tune.core.runs.folder import RunFolder
@@ -38,6 +40,9 @@ class StopWish:
     def __init__(self, folder: RunFolder) -> None:
         self._path = str(folder.stop_path)
         self._signal: str | None = None
+
+    def listen(self) -> None:
+        """Take over this process' signals."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -56,13 +61,13 @@ class StopWish:
 def host_memory() -> dict[str, Any]:
     """Memory of this process and of the box, in bytes (`getrusage` counts in KiB, on macOS in bytes)."""
     unit = 1 if sys.platform == "darwin" else 1024
-    box = psutil.virtual_memory()
+    free, total = read_memory()
     return {
         "device": "cpu",
         "used": psutil.Process().memory_info().rss,
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
-        "free": box.available,
-        "total": box.total,
+        "free": free,
+        "total": total,
     }
 
 
@@ -84,7 +89,7 @@ class Session:
         self._over = threading.Event()
         self._heart = threading.Thread(target=self._beat, daemon=True)
 
-    @property
+    @cached_property
     def settings(self) -> Settings:
         """The run's settings as written before its start."""
         return self.folder.settings()

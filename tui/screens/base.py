@@ -30,7 +30,8 @@ class FramedScreen(Screen[None]):
     TITLE_TEXT: ClassVar[str] = ""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f1,question_mark", "explain", "Help"),
-        Binding("q", "app.leave", "Quit"),
+        Binding("q", "app.leave", show=False),
+        Binding("ctrl+q", "app.leave", "Quit", priority=True),
     ]
 
     @property

@@ -24,11 +24,11 @@ def card_content(verification: Verification, width: int) -> Content:
     verdict = verification.verdict
     lines = [_signed(verdict, VERDICTS[verdict], "bold"), Content("")]
     names = max((len(check.name) for check in verification.checks), default=0)
-    for check in verification.checks:
-        lines.append(_check(check, min(names, 26), width))
+    figures = max((len(check.figure) for check in verification.checks), default=0)
+    lines += [_check(check, min(names, 26), figures, width) for check in verification.checks]
     file = f"{one_line(verification.file, 60)}, {human_bytes(verification.bytes)}, {verification.type}"
-    lines += [Content(""), Content.styled(one_line(file, width), "$text-muted")]
-    lines.append(Content.styled(f"sha256 {verification.sha256[:32]}…", "$text-muted"))
+    lines += [Content(""), Content.styled(one_line(file, width), "dim")]
+    lines.append(Content.styled(f"sha256 {verification.sha256[:32]}…", "dim"))
     return Content("\n").join(lines)
 
 
@@ -36,14 +36,15 @@ def _signed(verdict: str, text: str, style: str) -> Content:
     return Content.assemble((f"{SIGNS[verdict]} ", f"bold {STYLES[verdict]}"), (text, style))
 
 
-def _check(check: Check, names: int, width: int) -> Content:
+def _check(check: Check, names: int, figures: int, width: int) -> Content:
+    """One line where everything fits in columns, else the sentence on a line of its own."""
     name, text = one_line(check.name, names), one_line(check.text, 300)
     figure = one_line(check.figure, max(width - names - 4, 10))
     head = Content.assemble(_signed(check.verdict, f"{name:<{names}}", ""), "  ", (figure, "bold"))
-    room = width - len(head.plain) - 3
-    if len(text) <= room:
-        return Content.assemble(head, "   ", (text, "$text-muted"))
-    return Content.assemble(head, "\n    ", (one_line(text, max(width - 4, 10)), "$text-muted"))
+    left = names + 4 + figures + 2
+    if left + len(text) <= width:
+        return Content.assemble(head, " " * (left - len(head.plain)), (text, "dim"))
+    return Content.assemble(head, "\n    ", (one_line(text, max(width - 4, 10)), "dim"))
 
 
 class VerificationCard(Widget):

@@ -94,9 +94,9 @@ class LossChart(Widget):
     DEFAULT_CSS = """
     LossChart { height: 1fr; }
     LossChart > .chart--axis { color: $text-muted; }
-    LossChart > .chart--band { color: $primary; text-style: dim; }
-    LossChart > .chart--mean { color: $primary; text-style: bold; }
-    LossChart > .chart--validation { color: $warning; text-style: bold; }
+    LossChart > .chart--band { color: $text-primary; text-style: dim; }
+    LossChart > .chart--mean { color: $text-primary; text-style: bold; }
+    LossChart > .chart--validation { color: $text-warning; text-style: bold; }
     """
     STYLES = ("chart--blank", "chart--axis", "chart--band", "chart--mean", "chart--validation")
 
@@ -155,7 +155,7 @@ class LossChart(Widget):
             text = "The curve starts with the first step.".center(width)[:width]
             return [_row("", text if y == height // 2 else "", width) for y in range(height)]
         bottom, top = limits(points, values)
-        marks = ticks(bottom, top, (height - 3) // 3)
+        marks = ticks(bottom, top, max((height - 3) // 2, 2))
         labels = {round((top - v) / (top - bottom) * (height - 4)): label for v, label in marks}
         left = max((len(label) for label in labels.values()), default=1)
         plot = self._plot(points, bottom, top, width - left - 2, height - 3)

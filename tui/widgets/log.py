@@ -52,7 +52,7 @@ class RunLog(RichLog):
     """Takes over new log lines of a view; text from outside is shown harmless and never as markup."""
 
     DEFAULT_CSS = """
-    RunLog { height: 1fr; scrollbar-size-vertical: 1; background: transparent; }
+    RunLog { height: 1fr; scrollbar-size: 0 0; background: transparent; }
     RunLog:focus { background: transparent; }
     """
 
@@ -60,11 +60,13 @@ class RunLog(RichLog):
         super().__init__(max_lines=500, wrap=True, min_width=20, markup=False, highlight=False, id=id)
         self._seen = 0
 
-    def show_events(self, view: RunView) -> None:
-        """Add the sentences that the view gained since the last call."""
+    def show_events(self, view: RunView, *, since: float = 0.0) -> None:
+        """Add the sentences that the view gained since the last call; none from before the time `since`."""
         fresh = view.logged - self._seen
         self._seen = view.logged
         for line in list(view.log)[-fresh:] if fresh else []:
+            if line.t < since:
+                continue
             when = datetime.datetime.fromtimestamp(line.t).strftime("%H:%M:%S")
             sign = f"{line.sign} " if line.sign else ""
             self.write(Text.assemble((f"{when} ", "dim"), f"{sign}{line.text}"))

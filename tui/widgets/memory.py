@@ -10,19 +10,13 @@ from textual.widget import Widget
 
 from ollama_tune.core.text import human_bytes, one_line
 from ollama_tune.tui.run_view import Memory
+from ollama_tune.tui.widgets.bar import level
 
 LABEL, FIGURE = 10, 10
 
 
-def bar(share: float, width: int) -> Content:
-    """A bar of `width` cells, filled by `share` (0 to 1) to half a cell; the rest is light shade."""
-    halves = round(min(max(share, 0.0), 1.0) * 2 * width)
-    full = "█" * (halves // 2) + "▌" * (halves % 2)
-    return Content.assemble((full, "$text-primary"), ("░" * (width - len(full)), "$text-muted"))
-
-
 class MemoryPanel(Widget):
-    """Three bars with words, and the predicted parts where there is a fourth line."""
+    """Bars with words for predicted, now and peak, and the parts on the last line where there is room."""
 
     DEFAULT_CSS = """
     MemoryPanel { height: 4; text-wrap: nowrap; text-overflow: ellipsis; }
@@ -31,21 +25,20 @@ class MemoryPanel(Widget):
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._memory: Memory | None = None
-        self._parts: Mapping[str, int] = {}
+        self._predicted: Mapping[str, int] | None = None
 
     def show(self, memory: Memory | None, predicted: Mapping[str, int] | None = None) -> None:
-        """Show what was measured; `predicted` (name to bytes) is the plan's, else the worker's own parts."""
-        parts = predicted or (memory.parts if memory else {})
-        if (memory, parts) != (self._memory, self._parts):
-            self._memory, self._parts = memory, dict(parts)
+        """Show what was measured against the plan's parts (name to bytes), where there is a plan."""
+        if (memory, predicted) != (self._memory, self._predicted):
+            self._memory, self._predicted = memory, predicted
             self.refresh()
 
     def lines(self, width: int) -> list[Content]:
         """The panel's lines for a width in cells."""
-        memory, predicted = self._memory, sum(self._parts.values())
+        memory, predicted = self._memory, sum((self._predicted or {}).values())
         total = memory.total if memory else 0
         if not memory or not total:
-            return [Content.styled("Memory is measured from the first step on.", "$text-muted")]
+            return [Content.styled("Memory: not measured yet.", "dim")]
         rows = [self._row("predicted", predicted, total, width, "")] if predicted else []
         rows.append(self._row("now", memory.used, total, width, ""))
         rows.append(self._row("peak", memory.peak, total, width, self._verdict(memory.peak, predicted)))
@@ -59,8 +52,8 @@ class MemoryPanel(Widget):
         words = words or (f"of {human_bytes(total)}" if label == "now" else "")
         room = max(width - LABEL - FIGURE - 24, 8)
         return Content.assemble(
-            (f"{label:<{LABEL}}", "$text-muted"),
-            bar(count / total, room),
+            (f"{label:<{LABEL}}", "dim"),
+            level(count / total, room),
             (f"{human_bytes(count):>{FIGURE}}", "bold"),
             f"  {words}",
         )
@@ -72,6 +65,8 @@ class MemoryPanel(Widget):
         return f"{share:.0%} of predicted" if share <= 1 else f"! {share - 1:.0%} over predicted"
 
     def _legend(self, memory: Memory) -> list[Content]:
-        names = [f"{one_line(name, 24)} {human_bytes(count)}" for name, count in self._parts.items() if count]
-        text = f"{one_line(memory.device, 24)}: {', '.join(names)}" if names else ""
-        return [Content.styled(text, "$text-muted")] if text else []
+        """The parts: all of the prediction, or what the worker counted of what it holds."""
+        parts = self._predicted or memory.parts
+        names = [f"{one_line(name, 24)} {human_bytes(count)}" for name, count in parts.items() if count]
+        text = f"{'predicted' if self._predicted else 'in use'} by {', '.join(names)}"
+        return [Content.styled(text, "dim")] if names else []

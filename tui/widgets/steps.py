@@ -48,7 +48,6 @@ class StepList(Widget):
         border-right: solid $surface-lighten-2;
     }
     StepList:ansi { border-right: solid ansi_default; }
-    Screen.-wide StepList { display: block; }
     """
 
     def __init__(self, current: int) -> None:
@@ -64,4 +63,4 @@ class StepList(Widget):
             return Content.assemble(("✓ ", "$text-success"), title)
         if number == self._current:
             return Content.assemble(("▶ ", "$text-accent bold"), (title, "bold"))
-        return Content.styled(f"· {title}", "$text-muted")
+        return Content.styled(f"· {title}", "dim")

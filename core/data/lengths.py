@@ -1,0 +1,75 @@
+"""Encodes rows and measures how long they are in tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from ollama_tune.core.data.mask import example_of, find_answers
+from ollama_tune.core.data.problems import ProblemLog
+from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.data.values import Example, Lengths, Problem, Row
+from ollama_tune.core.errors import TuneError
+
+_NOTES = {
+    "eot-appended": "The chat template does not end the last answer, so an end token was added.",
+    "no-eot": "An answer has no end token, so the model does not learn to stop there.",
+    "prompt-differs": "In use the chat template prompts otherwise than in training, which may cost quality.",
+}
+_PROGRESS_EVERY = 32
+
+
+def encode_rows(
+    chat: ChatFormat, rows: Sequence[Row], progress: Callable[[int, int], None] | None = None
+) -> tuple[list[Example], list[Problem]]:
+    """The examples of the rows that can be masked exactly, in order, and the problems met.
+
+    `progress` is called with (rows done, rows in all) every few rows and at the end.
+    """
+    log = ProblemLog()
+    examples = []
+    for done, row in enumerate(rows, 1):
+        example = _encode(chat, row, log)
+        if example is not None:
+            examples.append(example)
+        if progress is not None and (done % _PROGRESS_EVERY == 0 or done == len(rows)):
+            progress(done, len(rows))
+    return examples, list(log.problems())
+
+
+def _encode(chat: ChatFormat, row: Row, log: ProblemLog) -> Example | None:
+    try:
+        answers = find_answers(chat, row.messages)
+        example = example_of(chat, row, answers)
+    except TuneError as error:
+        log.set_aside(f"refused: {error.what}", error.what, row.line)
+        return None
+    for note in answers.notes:
+        log.warn(note, _NOTES[note], row.line)
+    if any(chat.special_pattern.search(message.content) for message in row.messages):
+        log.warn(
+            "control-tokens", "A text holds the model's own control tokens; it may confuse turns.", row.line
+        )
+    if chat.merges_system and any(message.role == "system" for message in row.messages):
+        log.warn(
+            "system-merged", "The chat template drops system texts; they go before the question.", row.line
+        )
+    return example
+
+
+def measure(examples: Sequence[Example]) -> Lengths:
+    """Token lengths; percentiles by nearest rank. All zero without examples."""
+    lengths = sorted(len(example.ids) for example in examples)
+
+    def percentile(share: float) -> int:
+        return lengths[max(math.ceil(share * len(lengths)) - 1, 0)] if lengths else 0
+
+    return Lengths(
+        rows=len(lengths),
+        tokens=sum(lengths),
+        trained_tokens=sum(sum(example.trained) for example in examples),
+        median=percentile(0.5),
+        percentile_95=percentile(0.95),
+        percentile_99=percentile(0.99),
+        longest=lengths[-1] if lengths else 0,
+    )

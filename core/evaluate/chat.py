@@ -1,0 +1,143 @@
+"""Answers questions with the base and the tuned model of a run: the process behind the Try-it screen.
+
+`python -m ollama_tune.core.evaluate.chat RUNFOLDER` reads one JSON object a line and writes one a line:
+
+    in    {"id", "messages": [{"role", "content"}], "max_new_tokens", "temperature", "seed"} or {"cancel": id}
+    out   {"ready": true} once, {"id", "model": "base" | "tuned", "text": the next piece},
+          {"id", "model", "end": "stop" | "length" | "cancelled", "tokens", "seconds"},
+          {"id" (absent when the model cannot be loaded), "error": {"what", "fix"}}
+
+The base answers first, then the tuned model. It ends when its input is closed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ollama_tune.core.data.values import Message
+from ollama_tune.core.errors import TuneError
+from ollama_tune.core.runs.folder import RunFolder
+
+if TYPE_CHECKING:
+    from ollama_tune.core.data.render import ChatFormat
+    from ollama_tune.core.evaluate.generate import Generator
+
+Send = Callable[[dict[str, Any]], None]
+
+
+class Inbox:
+    """Reads requests in a thread, so that a cancellation arrives while an answer is being written."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._requests: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._cancelled: set[int] = set()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def next(self) -> dict[str, Any]:
+        """The next request, waited for."""
+        return self._requests.get()
+
+    def cancelled(self, number: int) -> bool:
+        """True when that request is not wanted any more."""
+        return number in self._cancelled
+
+    def _read(self) -> None:
+        for line in self._file:
+            request = json.loads(line)
+            if "cancel" in request:
+                self._cancelled.add(int(request["cancel"]))
+            else:
+                self._requests.put(request)
+        os._exit(0)
+
+
+class Chat:
+    """A run's model with its adapter, loaded once."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        from ollama_tune.core.data.render import ChatFormat
+        from ollama_tune.core.evaluate.generate import Generator
+        from ollama_tune.core.models.locate import resolve
+        from ollama_tune.core.train.loop import autocast
+        from ollama_tune.core.train.model import load_adapter, load_base
+
+        if not folder.adapter.is_dir():
+            raise TuneError(
+                f"The run {folder.name} has no tuned model yet.", "Wait until its training is done."
+            )
+        settings = folder.settings()
+        base_folder = resolve(settings.model.source, settings.model.revision)
+        model = load_adapter(load_base(base_folder, settings.training), folder.adapter)
+        self.format: ChatFormat = ChatFormat.from_folder(base_folder)
+        self._generator: Generator = Generator(model, self.format, autocast=autocast(settings.training))
+
+    def answer(self, request: dict[str, Any], send: Send, cancelled: Callable[[], bool]) -> None:
+        """Answer with the base, then with the tuned model, piece by piece."""
+        messages = [Message(str(m["role"]), str(m["content"])) for m in request["messages"]]
+        prompt = self.format.prompt_ids(messages)
+        for model in ("base", "tuned"):
+            head = {"id": request["id"], "model": model}
+            start = time.perf_counter()
+            made = self._generator.stream(
+                prompt,
+                int(request["max_new_tokens"]),
+                tuned=model == "tuned",
+                on_text=lambda text, head=head: send(head | {"text": text}),  # type: ignore[misc]
+                temperature=float(request["temperature"]),
+                seed=int(request["seed"]),
+                stopped=cancelled,
+            )
+            end = "stop" if made.ended else "cancelled" if cancelled() else "length"
+            seconds = round(time.perf_counter() - start, 4)
+            send(head | {"end": end, "tokens": len(made.ids), "seconds": seconds})
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Serve one run until the input is closed."""
+    inbox, send = Inbox(sys.stdin), _own_output()
+    try:
+        chat = Chat(RunFolder(Path(arguments[0])))
+    except Exception as error:
+        send(_problem(error))
+        return 1
+    send({"ready": True})
+    while True:
+        request = inbox.next()
+        number = int(request["id"])
+        try:
+            chat.answer(request, send, lambda: inbox.cancelled(number))  # noqa: B023
+        except Exception as error:
+            send({"id": number} | _problem(error))
+
+
+def _own_output() -> Send:
+    """Keep the real standard output for answers; whatever libraries print goes to standard error."""
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+
+    def send(message: dict[str, Any]) -> None:
+        channel.write(json.dumps(message) + "\n")
+
+    return send
+
+
+def _problem(error: Exception) -> dict[str, Any]:
+    if not isinstance(error, TuneError):
+        traceback.print_exception(error)
+        what = f"The answer failed with an unforeseen problem ({type(error).__name__})."
+        error = TuneError(what, "Look into chat.log in the run's folder.")
+    return {"error": {"what": error.what, "fix": error.fix}}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,203 @@
+"""A real llama.cpp in a process of its own, asked over loopback: the judge of an exported file.
+
+A broken file may abort the process that loads it, and llama.cpp prints as it likes; neither may touch ours.
+Run as a module this file is the child: `FILE CONTEXT` as arguments, the API key as a line on its standard
+input. It answers with one JSON line, `{"url"}` or `{"error"}`, and ends when its standard input closes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ollama_tune.core.errors import TuneError
+
+if TYPE_CHECKING:
+    import httpx
+
+START_SECONDS = 60.0
+SLOWEST_DISK = 20e6
+ANSWER_SECONDS = 300.0
+LOG_TAIL = 4000
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A greedy answer: its token ids, and whether the model ended it with an end-of-generation token."""
+
+    ids: tuple[int, ...]
+    ended: bool
+
+
+class LlamaServer:
+    """Loads a GGUF and answers questions about it; a context manager that leaves no process behind.
+
+    Raises `TuneError` when llama.cpp cannot load the file, dies, or does not answer in time.
+    """
+
+    def __init__(self, model: Path, context: int) -> None:
+        patience = START_SECONDS + model.stat().st_size / SLOWEST_DISK
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__, str(model.absolute()), str(context)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+        )
+        try:
+            self._client = self._connect(patience)
+        except BaseException:
+            self._kill()
+            raise
+
+    def __enter__(self) -> LlamaServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process."""
+        self._client.close()
+        self._kill()
+
+    @property
+    def pid(self) -> int:
+        """The process id of the child."""
+        return self._process.pid
+
+    def tokenize(self, text: str) -> tuple[int, ...]:
+        """Token ids of a text with special tokens read as such and none added."""
+        answer = self._post("/tokenize", content=text, add_special=False, parse_special=True)
+        return tuple(answer["tokens"])
+
+    def tokenize_prompt(self, text: str) -> tuple[int, ...]:
+        """Token ids as a rendered chat gets them, with BOS where the file says so."""
+        answer = self._post("/tokenize", content=text, add_special=True, parse_special=True)
+        return tuple(answer["tokens"])
+
+    def render(self, messages: Sequence[dict[str, str]]) -> str:
+        """The chat template of the file applied to messages, with the generation prompt."""
+        return str(self._post("/apply-template", messages=list(messages))["prompt"])
+
+    def complete(self, ids: Sequence[int], limit: int) -> Completion:
+        """The most likely answer to a prompt of token ids, at most `limit` tokens."""
+        answer = self._post("/completion", prompt=list(ids), n_predict=limit, return_tokens=True, **_GREEDY)
+        return Completion(tuple(answer["tokens"]), answer["stop_type"] == "eos")
+
+    def top(self, ids: Sequence[int], count: int, plain: int) -> dict[int, float]:
+        """Natural log-probabilities of the `count` most likely next tokens.
+
+        `plain` is the id of an ordinary token that is forced as the sampled one: llama.cpp reports no
+        probabilities with a token that ends the answer. They are taken before sampling, so nothing else
+        changes.
+        """
+        forced = [[plain, 1e6]]
+        answer = self._post(
+            "/completion", prompt=list(ids), n_predict=1, n_probs=count, logit_bias=forced, **_GREEDY
+        )
+        found = answer["completion_probabilities"][0]["top_logprobs"]
+        return {int(token["id"]): float(token["logprob"]) for token in found}
+
+    def _connect(self, patience: float) -> httpx.Client:
+        import httpx
+
+        key = secrets.token_hex(16)
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._process.stdin.fileno(), key.encode() + b"\n")
+        url = self._read_url(patience)
+        headers = {"Authorization": f"Bearer {key}"}
+        return httpx.Client(base_url=url, headers=headers, timeout=ANSWER_SECONDS, trust_env=False)
+
+    def _read_url(self, patience: float) -> str:
+        assert self._process.stdout is not None
+        deadline = time.monotonic() + patience
+        while not select.select([self._process.stdout], [], [], 0.2)[0]:
+            if time.monotonic() > deadline:
+                raise self._error(f"llama.cpp did not load the file within {patience:.0f} seconds.")
+        try:
+            answer = json.loads(self._process.stdout.readline())
+        except ValueError:
+            answer = {}
+        if "url" not in answer:
+            raise self._error("llama.cpp cannot load the file.")
+        return str(answer["url"])
+
+    def _post(self, path: str, **body: Any) -> dict[str, Any]:
+        import httpx
+
+        try:
+            response = self._client.post(path, json=body)
+            response.raise_for_status()
+            answer: dict[str, Any] = response.json()
+        except (httpx.HTTPError, ValueError) as error:
+            raise self._error(f"llama.cpp did not answer {path} ({error}).") from error
+        return answer
+
+    def _error(self, what: str) -> TuneError:
+        size = self._log.seek(0, os.SEEK_END)
+        self._log.seek(max(size - LOG_TAIL, 0))
+        return TuneError(
+            what,
+            "Do not use this file; the log of the run says more.",
+            details=self._log.read().decode("utf-8", "replace"),
+        )
+
+    def _kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._log):
+            assert stream is not None
+            stream.close()
+
+
+_GREEDY = {"temperature": 0.0, "top_k": 1, "repeat_penalty": 1.0, "cache_prompt": True}
+
+
+def _serve(model: str, context: int, key: str) -> Any:
+    """Start the server on a free loopback port; its cache is in 32 bit, so that the file alone is judged."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = model
+    params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [key]
+    params.n_ctx, params.n_parallel, params.n_gpu_layers = context, 1, 0
+    params.ui = params.warmup = params.fit_params = params.endpoint_slots = False
+    params.check_tensors = params.offline = True
+    params.cache_ram_mib = 0
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    return xllamacpp.Server(params)
+
+
+def _main() -> None:
+    """The child: what llama.cpp prints goes to standard error, the one line of ours to standard output."""
+    ours = os.dup(1)
+    os.dup2(2, 1)
+    key = sys.stdin.readline().strip()
+    try:
+        server = _serve(sys.argv[1], int(sys.argv[2]), key)
+        line = {"url": server.listening_address}
+    except Exception as error:
+        line = {"error": str(error)}
+    os.write(ours, json.dumps(line).encode() + b"\n")
+    os.close(ours)
+    if "url" in line:
+        sys.stdin.read()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    _main()

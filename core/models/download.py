@@ -1,0 +1,339 @@
+"""Fetches models from the hub: first a small description, then, in the worker, the weights.
+
+Files go into our models folder in the layout of Hugging Face's own cache. Weights are streamed here
+rather than by `snapshot_download`, which starts a large file again after every interruption.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ollama_tune.core.errors import BusyError, TuneError
+from ollama_tune.core.files import write_atomic
+from ollama_tune.core.models import locate
+from ollama_tune.core.models.locate import is_complete, is_described, is_hub_id
+from ollama_tune.core.models.weights import HEADERS, INDEX, SINGLE, indexed_names, no_weights
+from ollama_tune.core.paths import models_dir
+from ollama_tune.core.text import human_bytes
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import ModelInfo, RepoSibling
+
+__all__ = ["download", "fetch_metadata", "is_hub_id"]
+
+SMALL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "README.md",
+    "LICENSE",
+    INDEX,
+)
+REQUIRED = ("config.json", "tokenizer.json")
+LARGEST_SMALL = 64 * 2**20
+SPARE = 2**29
+"""Bytes that must stay free on the disk after a download."""
+ATTEMPTS = 5
+"""Broken connections in a row, without a byte between them, before giving up."""
+TIMEOUT = 30.0
+"""Seconds without an answer."""
+
+Progress = Callable[[int, int], None]
+
+
+def fetch_metadata(source: str, revision: str | None = None) -> Path:
+    """The folder of a model with everything but the weights: texts, and the headers of the weight files.
+
+    A hub id that is on this machine already, and a folder or `bundled`, need no network. Raises
+    `TuneError` when the hub cannot be reached, refuses, or has no model that could be used.
+    """
+    local = _local(source, revision)
+    if local is not None:
+        return local
+    with _hub_errors(source):
+        api, info = _info(source, revision)
+        names = _weight_files(api, info)
+        folder = _snapshot(source, info)
+        with _exclusive(folder):
+            for file in info.siblings or []:
+                if file.rfilename in SMALL_FILES and not (folder / file.rfilename).is_file():
+                    _fetch_small(api, info, file, folder)
+            write_atomic(folder / HEADERS, json.dumps(_headers(api, info, names)))
+            _remember(folder, revision)
+    return folder
+
+
+def download(source: str, revision: str | None, progress: Progress) -> Path:
+    """The folder of a model with its weights; `progress` is called with (bytes so far, bytes in all).
+
+    An interrupted download goes on where it stopped, and a file gets its name only when its size and
+    SHA-256 are right. An exception raised by `progress` stops it. Raises `TuneError`.
+    """
+    if not is_hub_id(source):
+        return locate.resolve(source, revision)
+    local = next((folder for folder in locate.snapshots(source, revision) if is_complete(folder)), None)
+    if local is not None:
+        return local
+    described = fetch_metadata(source, revision)
+    with _hub_errors(source):
+        api, info = _info(source, described.name)
+        wanted = set(_weight_files(api, info))
+        files = [file for file in info.siblings or [] if file.rfilename in wanted]
+        folder = _snapshot(source, info)
+        with _exclusive(folder):
+            _fetch_weights(api, info, files, folder, progress)
+    return folder
+
+
+def _local(source: str, revision: str | None) -> Path | None:
+    if not is_hub_id(source):
+        return locate.resolve(source, revision)
+    found = locate.snapshots(source, revision)
+    return next((folder for folder in found if is_complete(folder) or is_described(folder)), None)
+
+
+def _info(source: str, revision: str | None) -> tuple[HfApi, ModelInfo]:
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    return api, api.model_info(source, revision=revision, files_metadata=True, timeout=TIMEOUT)
+
+
+def _weight_files(api: HfApi, info: ModelInfo) -> list[str]:
+    """Names of the safetensors files that make up the model; `TuneError` when it cannot be used."""
+    names = {file.rfilename for file in info.siblings or []}
+    for required in REQUIRED:
+        if required not in names:
+            raise TuneError(f"The model {info.id} has no {required}.", "Choose another model.")
+    if SINGLE in names:
+        return [SINGLE]
+    if INDEX not in names:
+        raise no_weights(info.id, names)
+    wanted = indexed_names(json.loads(_get(api, info, INDEX)), info.id)
+    if not names.issuperset(wanted):
+        raise TuneError(f"Weight files of {info.id} are missing on the hub.", "Choose another model.")
+    return wanted
+
+
+def _snapshot(source: str, info: ModelInfo) -> Path:
+    folder = locate.repository_folder(models_dir(), source) / "snapshots" / str(info.sha)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+def _remember(folder: Path, revision: str | None) -> None:
+    """Note which commit a branch or tag named."""
+    if revision != folder.name:
+        reference = folder.parent.parent / "refs" / (revision or "main")
+        reference.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomic(reference, folder.name)
+
+
+@contextlib.contextmanager
+def _exclusive(folder: Path) -> Iterator[None]:
+    with (folder.parent.parent / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BusyError(
+                "Another ollama-tune is downloading this model.", "Wait until it is done."
+            ) from error
+        yield
+
+
+def _url(api: HfApi, info: ModelInfo, name: str) -> str:
+    from huggingface_hub import hf_hub_url
+
+    return hf_hub_url(info.id, name, revision=info.sha, endpoint=api.endpoint)
+
+
+def _headers_out() -> dict[str, str]:
+    """What every request says: the library's name, and the person's token where one is stored."""
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    return dict(build_hf_headers())
+
+
+def _get(api: HfApi, info: ModelInfo, name: str) -> bytes:
+    from huggingface_hub import get_session, hf_raise_for_status
+
+    response = get_session().get(_url(api, info, name), headers=_headers_out(), timeout=TIMEOUT)
+    hf_raise_for_status(response)
+    return bytes(response.content)
+
+
+def _fetch_small(api: HfApi, info: ModelInfo, file: RepoSibling, folder: Path) -> None:
+    if (file.size or 0) > LARGEST_SMALL:
+        raise TuneError(f"{file.rfilename} of {info.id} is much too large.", "Choose another model.")
+    content = _get(api, info, file.rfilename)
+    if file.size is not None and len(content) != file.size:
+        raise TuneError(f"{file.rfilename} of {info.id} arrived cut off.", "Try again.")
+    write_atomic(folder / file.rfilename, content)
+
+
+def _headers(api: HfApi, info: ModelInfo, names: list[str]) -> dict[str, Any]:
+    """Number format and shape of every weight, from the first kilobytes of each file."""
+    return {
+        name: {"dtype": tensor.dtype, "shape": tensor.shape}
+        for file in names
+        for name, tensor in api.parse_safetensors_file_metadata(
+            info.id, file, revision=info.sha, timeout=TIMEOUT
+        ).tensors.items()
+    }
+
+
+def _fetch_weights(
+    api: HfApi, info: ModelInfo, files: list[RepoSibling], folder: Path, progress: Progress
+) -> None:
+    total = sum(file.size or 0 for file in files)
+    _check_disk(folder, files, total)
+    done = 0
+    for file in files:
+        if not (folder / file.rfilename).is_file():
+            _fetch(api, info, file, folder, _shifted(progress, done, total))
+        done += file.size or 0
+        progress(done, total)
+
+
+def _shifted(progress: Progress, done: int, total: int) -> Callable[[int], None]:
+    return lambda count: progress(done + count, total)
+
+
+def _check_disk(folder: Path, files: list[RepoSibling], total: int) -> None:
+    held = sum(
+        path.stat().st_size
+        for file in files
+        for path in (folder / file.rfilename, _part(folder, file))
+        if path.is_file()
+    )
+    free = shutil.disk_usage(folder).free
+    if total - held + SPARE > free:
+        raise TuneError(
+            f"The model needs {human_bytes(total - held + SPARE)} on the disk of {models_dir()}, "
+            f"where {human_bytes(free)} are free.",
+            "Free some space, or set OLLAMA_TUNE_HOME to a folder on a larger disk.",
+        )
+
+
+def _part(folder: Path, file: RepoSibling) -> Path:
+    return folder / f".{file.rfilename}.part"
+
+
+def _fetch(
+    api: HfApi, info: ModelInfo, file: RepoSibling, folder: Path, progress: Callable[[int], None]
+) -> None:
+    part = _part(folder, file)
+    failures = 0
+    while True:
+        before = part.stat().st_size if part.exists() else 0
+        try:
+            _stream(_url(api, info, file.rfilename), part, progress)
+            break
+        except _transport_error() as error:
+            failures = failures + 1 if part.stat().st_size == before else 1
+            if failures >= ATTEMPTS or getattr(error, "response", None) is not None:
+                raise
+            time.sleep(0.2 * 2**failures)
+    _verify(part, info, file)
+    part.rename(folder / file.rfilename)
+
+
+def _stream(url: str, part: Path, progress: Callable[[int], None]) -> None:
+    """Append to the part what is missing; a server that cannot continue sends it from the start."""
+    from huggingface_hub import get_session, hf_raise_for_status
+
+    with part.open("ab") as output:
+        held = output.tell()
+        headers = {**_headers_out(), "Accept-Encoding": "identity", "Range": f"bytes={held}-"}
+        with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT) as response:
+            if response.status_code == 416:
+                return
+            hf_raise_for_status(response)
+            if response.status_code == 200:
+                output.truncate(0)
+                held = 0
+            for chunk in response.iter_bytes(2**20):
+                output.write(chunk)
+                held += len(chunk)
+                progress(held)
+
+
+def _verify(part: Path, info: ModelInfo, file: RepoSibling) -> None:
+    """Check size and, where the hub tells it, SHA-256; a wrong part is deleted, to be fetched anew."""
+    right = file.size is None or part.stat().st_size == file.size
+    if right and file.lfs is not None:
+        digest = hashlib.sha256()
+        with part.open("rb") as content:
+            while block := content.read(2**20):
+                digest.update(block)
+        right = digest.hexdigest() == file.lfs.sha256
+    if not right:
+        part.unlink()
+        raise TuneError(f"{file.rfilename} of {info.id} arrived damaged.", "Try again.")
+    with part.open("rb") as content:
+        os.fsync(content.fileno())
+
+
+def _transport_error() -> type[Exception]:
+    """The base error of the HTTP library that huggingface_hub was built on (httpx, or its successor)."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return HfHubHTTPError.__bases__[0]
+
+
+@contextlib.contextmanager
+def _hub_errors(source: str) -> Iterator[None]:
+    """Turn what huggingface_hub raises into a sentence and what to do."""
+    try:
+        yield
+    except TuneError:
+        raise
+    except (_transport_error(), OSError, ValueError) as error:
+        what, fix = _explain(source, error)
+        raise TuneError(what, fix, details=repr(error)) from error
+
+
+def _explain(source: str, error: Exception) -> tuple[str, str]:
+    from huggingface_hub import errors
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return f"{source} is not downloaded, and HF_HUB_OFFLINE is set.", "Unset it, or choose a local model."
+    if isinstance(error, errors.GatedRepoError) or status == 403:
+        return (
+            f"The model {source} is given only to people who accepted its licence.",
+            f"Accept it on https://huggingface.co/{source}, then log in with `hf auth login`.",
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"The model {source} has no such revision.", "Leave the revision empty for the newest."
+    if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 404):
+        return (
+            f"The hub knows no model {source}, or it is private.",
+            "Check the name; for a private model log in with `hf auth login`.",
+        )
+    if status is not None:
+        return f"The hub answered with error {status} for {source}.", "Try again in some minutes."
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        return (
+            f"{error.filename} cannot be written: {error.strerror}.",
+            "Free some space or check permissions.",
+        )
+    if isinstance(error, ValueError):
+        return f"The hub's answer about {source} makes no sense.", "Try again, or choose another model."
+    return (
+        f"The hub cannot be reached, so {source} is not available.",
+        "Check the connection, or choose a model that is on this machine.",
+    )

@@ -1,0 +1,228 @@
+"""The training loop: steps, measurements, checkpoints. Read `Trainer.run` from top to bottom."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ollama_tune.core.data.values import Example
+from ollama_tune.core.errors import TuneError
+from ollama_tune.core.plan.settings import TrainingSettings
+from ollama_tune.core.train import checkpoint
+from ollama_tune.core.train.batches import Batch, StepPlan, collate, fingerprint
+from ollama_tune.core.train.checkpoint import Checkpoint, TrainState
+from ollama_tune.core.train.loss import Objective
+from ollama_tune.core.train.model import compute_dtype, trainable
+from ollama_tune.core.train.session import Session, Stopped
+
+EVALUATIONS = 8
+VALIDATION_ROWS = 512
+
+
+def learning_rate(step: int, total: int, training: TrainingSettings) -> float:
+    """The rate of a step (from 0): linear rise over the warm-up, then the schedule down to zero."""
+    warmup = math.ceil(training.warmup * total)
+    if step < warmup:
+        return training.learning_rate * (step + 1) / warmup
+    if training.schedule == "constant":
+        return training.learning_rate
+    left = 1 - (step - warmup) / max(total - warmup, 1)
+    share = left if training.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left))
+    return training.learning_rate * share
+
+
+def autocast(training: TrainingSettings) -> Any:
+    """16-bit arithmetic around float32 adapter weights; nothing where the run computes in float32."""
+    if training.compute_dtype == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(training.device, dtype=compute_dtype(training))
+
+
+class Trainer:
+    """Trains the adapter of a model on rows, from the start or from a checkpoint.
+
+    All random numbers of a step (dropout) come from the seed and the step's number, so a step repeated
+    after a resume is the same step.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        model: Any,
+        examples: Sequence[Example],
+        validation: Sequence[Example],
+        pad_id: int,
+    ) -> None:
+        self._session = session
+        self._training = session.settings.training
+        self._model = model
+        self._examples = examples
+        self._validation = sorted(validation[:VALIDATION_ROWS], key=lambda example: -len(example.ids))
+        self._pad_id = pad_id
+        self._weights = trainable(model)
+        self._optimizer = torch.optim.AdamW(
+            self._weights.values(),
+            lr=self._training.learning_rate,
+            weight_decay=self._training.weight_decay,
+            fused=True,
+        )
+        half = self._training.compute_dtype == "float16"
+        self._scaler = torch.amp.GradScaler(self._training.device, enabled=half)
+        self._saved = time.monotonic()
+        self._saved_step = 0
+        self.plan = StepPlan([len(example.ids) for example in examples], self._training)
+        self.objective = Objective(model.get_base_model())
+        self.state = TrainState(rows=fingerprint(examples))
+
+    @property
+    def interval(self) -> int:
+        """Steps between two measurements."""
+        return self._training.evaluation_interval or max(math.ceil(self.plan.total_steps / EVALUATIONS), 1)
+
+    def check_objective(self) -> bool:
+        """Whether the fast way to the loss is right for this model; the slow one is used where it is not."""
+        shortest = min(range(len(self._examples)), key=lambda row: len(self._examples[row].ids))
+        self._model.eval()
+        with autocast(self._training):
+            return self.objective.check(self.collate([shortest]))
+
+    def restore(self, found: Checkpoint) -> None:
+        """Go on from a checkpoint; refused when the rows are not those it was trained on."""
+        if found.state.rows != self.state.rows:
+            raise TuneError(
+                "The training rows are not those this run was started with.",
+                "Put the former data file back, or start a new run.",
+            )
+        checkpoint.load(found, self._model, self._optimizer)
+        self.state = found.state
+        self._saved_step = self._session.step = found.state.step
+        if self.state.scaler:
+            self._scaler.load_state_dict(self.state.scaler)
+
+    def run(self) -> None:
+        """Train to the last step; asked to stop, write a checkpoint of the last whole step and raise."""
+        try:
+            self._measure_if_due()
+            while self.state.step < self.plan.total_steps:
+                self._step()
+                self._measure_if_due()
+                if time.monotonic() - self._saved > 60 * self._training.checkpoint_minutes:
+                    self._save("time")
+        except Stopped:
+            self._optimizer.zero_grad(set_to_none=True)
+            if self.state.step != self._saved_step:
+                self._save("stop")
+            raise
+
+    def _step(self) -> None:
+        start, cpu, step = time.perf_counter(), time.process_time(), self.state.step
+        torch.manual_seed(self._training.seed * 1_000_003 + step)
+        rate = learning_rate(step, self.plan.total_steps, self._training)
+        self._optimizer.param_groups[0]["lr"] = rate
+        batches = [self.collate(rows) for rows in self.plan.window(step)]
+        supervised = sum(batch.supervised_tokens for batch in batches)
+        loss = self._accumulate(batches, supervised)
+        norm = self._update(loss, step)
+        self.state.step = self._session.step = step + 1
+        self._session.emit(
+            "step",
+            step=step + 1,
+            total_steps=self.plan.total_steps,
+            epoch=round(self.plan.epoch_at(step + 1), 4),
+            loss=loss,
+            learning_rate=rate,
+            gradient_norm=norm,
+            useful_tokens=sum(batch.useful_tokens for batch in batches),
+            supervised_tokens=supervised,
+            seconds=round(time.perf_counter() - start, 6),
+            cpu_seconds=round(time.process_time() - cpu, 6),
+        )
+
+    def collate(self, rows: Sequence[int]) -> Batch:
+        """The tensors of a micro-batch of training rows."""
+        return collate([self._examples[row] for row in rows], self._pad_id, self._training.device)
+
+    def _accumulate(self, batches: Sequence[Batch], supervised: int) -> float:
+        """Add up the gradients of the mean loss over the supervised tokens of the whole step."""
+        self._model.train()
+        total = torch.zeros((), device=self._training.device)
+        for batch in batches:
+            self._session.check_stop()
+            with autocast(self._training):
+                loss = self.objective(batch) / supervised
+            self._scaler.scale(loss).backward()
+            total += loss.detach()
+        return float(total)
+
+    def _update(self, loss: float, step: int) -> float:
+        """Clip and step; returns the gradient norm before clipping."""
+        self._scaler.unscale_(self._optimizer)
+        weights = list(self._weights.values())
+        norm = float(torch.nn.utils.clip_grad_norm_(weights, self._training.max_gradient_norm))
+        if not math.isfinite(loss) or not (math.isfinite(norm) or self._scaler.is_enabled()):
+            raise TuneError(
+                f"In step {step + 1} the {'gradient' if math.isfinite(loss) else 'loss'} became infinite.",
+                f"Start a run with a learning rate below {self._training.learning_rate:g}, "
+                "and with bfloat16 if this one used float16.",
+            )
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _measure_if_due(self) -> None:
+        """Measure and write a checkpoint at every interval and at the end."""
+        step = self.state.step
+        due = step > 0 and (step % self.interval == 0 or step == self.plan.total_steps)
+        if not due or self.state.evaluated_step == step:
+            return
+        loss = self.validation_loss()
+        better = loss is None or self.state.best_loss is None or loss < self.state.best_loss
+        if better:
+            self.state.best_step, self.state.best_loss = step, loss
+        self.state.evaluated_step = step
+        if loss is not None:
+            rows = len(self._validation)
+            self._session.emit("evaluation", step=step, loss=loss, exact_match=None, rows=rows, model="tuned")
+        self._save("evaluation")
+
+    @torch.no_grad()
+    def validation_loss(self) -> float | None:
+        """Mean loss over the supervised tokens of the validation rows; None where there are none."""
+        if not self._validation:
+            return None
+        self._model.eval()
+        total, tokens, size = 0.0, 0, self._training.batch_size
+        for start in range(0, len(self._validation), size):
+            self._session.check_stop()
+            part = self._validation[start : start + size]
+            batch = collate(part, self._pad_id, self._training.device)
+            with autocast(self._training):
+                total += float(self.objective(batch))
+            tokens += batch.supervised_tokens
+        return total / tokens
+
+    def base_loss(self) -> float | None:
+        """The validation loss of the model without its adapter."""
+        with self._model.disable_adapter():
+            return self.validation_loss()
+
+    def _save(self, reason: str) -> None:
+        self.state.scaler = self._scaler.state_dict()
+        size = checkpoint.save(self._session.folder, self.state, self._model, self._optimizer)
+        self._saved, self._saved_step = time.monotonic(), self.state.step
+        step = self.state.step
+        self._session.emit(
+            "checkpoint",
+            step=step,
+            folder=f"checkpoints/{checkpoint.checkpoint_path(self._session.folder, step).name}",
+            bytes=size,
+            best=self.state.best_step == step,
+            reason=reason,
+        )
+        self._session.writer.sync()

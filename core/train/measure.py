@@ -1,0 +1,114 @@
+"""What the base and the tuned model answer to the held-out questions, before and after training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ollama_tune.core.data.values import Row
+from ollama_tune.core.evaluate.metrics import exact_match
+from ollama_tune.core.files import write_atomic
+from ollama_tune.core.train.session import Session
+
+if TYPE_CHECKING:
+    from ollama_tune.core.evaluate.generate import Answer, Generator
+
+SAMPLES = 3
+REFERENCE_PROMPTS = 8
+REFERENCE_POSITIONS = 6
+REFERENCE_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Held:
+    """The rows kept out of training that the models answer, with their prompts as token ids."""
+
+    rows: tuple[Row, ...]
+    prompts: tuple[tuple[int, ...], ...]
+
+
+def measure_base(session: Session, generator: Generator, held: Held, loss: float | None) -> float | None:
+    """Ask the base model and write the figures and samples; returns the share of exact answers."""
+    answers = _ask(session, generator, held, tuned=False)
+    for row, answer in list(zip(held.rows, answers, strict=True))[:SAMPLES]:
+        session.emit("sample", **_sample(row, base=answer.text, tuned=None))
+    return _report(session, held, answers, loss, step=0, model="base")
+
+
+def measure_tuned(
+    session: Session, generator: Generator, held: Held, loss: float | None, step: int
+) -> float | None:
+    """The same of the tuned model; the samples show both answers, the base's from the log."""
+    answers = _ask(session, generator, held, tuned=True)
+    before = {event["prompt"]: event["base"] for event in session.folder.events() if event.kind == "sample"}
+    for row, answer in list(zip(held.rows, answers, strict=True))[:SAMPLES]:
+        session.emit("sample", **_sample(row, base=before.get(_question(row)), tuned=answer.text))
+    return _report(session, held, answers, loss, step=step, model="tuned")
+
+
+def _ask(session: Session, generator: Generator, held: Held, *, tuned: bool) -> list[Answer]:
+    return generator.greedy(
+        held.prompts,
+        session.settings.evaluation.max_new_tokens,
+        tuned=tuned,
+        stopped=session.stopped,
+        progress=session.progress("evaluating_tuned" if tuned else "evaluating_base", "rows"),
+    )
+
+
+def _report(
+    session: Session,
+    held: Held,
+    answers: Sequence[Answer],
+    loss: float | None,
+    *,
+    step: int,
+    model: str,
+) -> float | None:
+    """Write the `evaluation` event and return the share of answers that equal the reference."""
+    hits = sum(exact_match(answer.text, row.answer) for row, answer in zip(held.rows, answers, strict=True))
+    rate = hits / len(held.rows) if held.rows else None
+    session.emit("evaluation", step=step, loss=loss, exact_match=rate, rows=len(held.rows), model=model)
+    return rate
+
+
+def _question(row: Row) -> str:
+    return row.prompt[-1].content if row.prompt else ""
+
+
+def _sample(row: Row, *, base: str | None, tuned: str | None) -> dict[str, Any]:
+    return {"prompt": _question(row), "reference": row.answer, "base": base, "tuned": tuned}
+
+
+def write_reference(session: Session, generator: Generator, held: Held) -> None:
+    """Write `reference.json`: what the tuned model answers and how sure it is, to compare an export with.
+
+    `{"prompts": [{"prompt_ids": [...], "answer_ids": [...], "text": str, "positions": [{"index": i,
+    "ids": [...], "logprobs": [...]}]}]}`: the greedy answer without its end mark; at up to six places of
+    the answer the 64 most likely ids after prompt_ids + answer_ids[:index], with natural logarithms of
+    their probabilities, most likely first.
+    """
+    prompts = held.prompts[:REFERENCE_PROMPTS]
+    longest = session.settings.evaluation.max_new_tokens
+    answers = generator.greedy(prompts, longest, tuned=True) if prompts else []
+    written = [_reference(generator, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    write_atomic(session.folder.path / "reference.json", json.dumps({"prompts": written}))
+
+
+def _reference(generator: Generator, prompt: Sequence[int], answer: Answer) -> dict[str, Any]:
+    places = max(len(answer.ids), 1)
+    chosen = sorted({i * places // REFERENCE_POSITIONS for i in range(REFERENCE_POSITIONS)})
+    ids = [*prompt, *answer.ids]
+    found = generator.top_tokens(ids, [len(prompt) - 1 + index for index in chosen], REFERENCE_TOKENS)
+    positions = [
+        {"index": index, "ids": [i for i, _ in top], "logprobs": [round(p, 5) for _, p in top]}
+        for index, top in zip(chosen, found, strict=True)
+    ]
+    return {
+        "prompt_ids": list(prompt),
+        "answer_ids": list(answer.ids),
+        "text": answer.text,
+        "positions": positions,
+    }

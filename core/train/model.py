@@ -1,0 +1,144 @@
+"""Loads the base model and puts an adapter on it."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
+
+from ollama_tune.core.errors import TuneError
+from ollama_tune.core.plan.settings import ALL_LINEAR, TrainingSettings
+
+
+def compute_dtype(training: TrainingSettings) -> torch.dtype:
+    """The torch type of `training.compute_dtype`."""
+    dtype = getattr(torch, training.compute_dtype)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def load_base(folder: Path, training: TrainingSettings) -> Any:
+    """The base model from local files, frozen and in evaluation mode, on the device of the settings.
+
+    No code from the model's folder is run and no pickle is read; attention is torch's SDPA wherever the
+    architecture has it. The folder's own sampling settings are dropped: they would bend measurements.
+    """
+    _check_device(training.device)
+    options: dict[str, Any] = {"dtype": compute_dtype(training), "device_map": {"": training.device}}
+    if training.quantization == "nf4":
+        options["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=compute_dtype(training),
+        )
+    model = _load(folder, options)
+    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    model.requires_grad_(False)
+    return model.train(False)
+
+
+def _load(folder: Path, options: dict[str, Any]) -> Any:
+    """Load, and refuse weights that are absent or of another shape: they would silently be random."""
+    options |= {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
+    options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(folder, **options)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise _unusable(folder, type(error).__name__, str(error)) from error
+    wrong = [*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])]
+    if wrong:
+        first = min(wrong)
+        raise _unusable(folder, f"{len(wrong)} weights such as {first} do not fit its config.json", "")
+    return model
+
+
+def _unusable(folder: Path, why: str, details: str) -> TuneError:
+    return TuneError(
+        f"The model in {folder} cannot be loaded: {why}.",
+        "Download it again or choose another model.",
+        details=details[:2000],
+    )
+
+
+def _check_device(device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise TuneError(
+            "The settings ask for a GPU, but torch finds none.",
+            "Set training.device to cpu, or install a torch build for this GPU's driver.",
+        )
+
+
+def add_adapter(base: Any, training: TrainingSettings, name: str) -> PeftModel:
+    """Put a fresh LoRA adapter (float32, seeded) on the base; `name` is what the adapter says its base is."""
+    if training.targets != ALL_LINEAR:
+        _check_targets(base, training.targets)
+    torch.manual_seed(training.seed)
+    base.config._name_or_path = name
+    base.name_or_path = name
+    config = LoraConfig(
+        r=training.rank,
+        lora_alpha=training.alpha,
+        lora_dropout=training.dropout,
+        target_modules=training.targets,
+        task_type="CAUSAL_LM",
+    )
+    with _old_names():
+        model = get_peft_model(base, config)
+        if training.gradient_checkpointing:
+            base.gradient_checkpointing_enable({"use_reentrant": False})
+            base.enable_input_require_grads()
+    return model
+
+
+def load_adapter(base: Any, folder: Path) -> PeftModel:
+    """Put a finished adapter on the base, for answering only."""
+    with _old_names():
+        return PeftModel.from_pretrained(base, str(folder), local_files_only=True).eval()
+
+
+@contextlib.contextmanager
+def _old_names() -> Iterator[None]:
+    """Gradient checkpointing has a new name in newer transformers; the old one works, with a warning."""
+    with warnings.catch_warnings():
+        old = "`(is_gradient_checkpointing|gradient_checkpointing_enable)` is deprecated"
+        warnings.filterwarnings("ignore", old, FutureWarning)
+        yield
+
+
+def linear_names(base: Any) -> list[str]:
+    """The names an adapter can target: the last parts of the linear layers' names, without the head."""
+    head = base.get_output_embeddings()
+    found = {
+        name.rpartition(".")[2]
+        for name, module in base.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
+    return sorted(found)
+
+
+def _check_targets(base: Any, targets: list[str]) -> None:
+    known = linear_names(base)
+    for target in targets:
+        if target.rpartition(".")[2] not in known:
+            raise TuneError(
+                f"The model has no linear layer called {target!r}.",
+                f"Choose training.targets from {', '.join(known)}, or all-linear.",
+            )
+
+
+def trainable(model: Any) -> dict[str, torch.nn.Parameter]:
+    """The adapter's weights by name."""
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def tensor_bytes(tensors: Any) -> int:
+    """The size of tensors in bytes."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,0 +1,255 @@
+"""The training stage from the first to the last event. Read `train` from top to bottom."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ollama_tune.core.data.lengths import encode_rows
+from ollama_tune.core.data.load import load_dataset
+from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.data.split import split_rows
+from ollama_tune.core.data.values import Example, Row
+from ollama_tune.core.errors import TuneError
+from ollama_tune.core.machine.host import read_host
+from ollama_tune.core.models.download import download
+from ollama_tune.core.models.locate import is_complete, is_hub_id, snapshots
+from ollama_tune.core.models.spec import read_spec
+from ollama_tune.core.runs.launch import environment
+from ollama_tune.core.train import checkpoint
+from ollama_tune.core.train.batches import StepPlan, supervised
+from ollama_tune.core.train.checkpoint import Checkpoint
+from ollama_tune.core.train.measure import Held, measure_base, measure_tuned, write_reference
+from ollama_tune.core.train.session import Session, host_memory
+
+if TYPE_CHECKING:
+    from ollama_tune.core.evaluate.generate import Generator
+    from ollama_tune.core.train.loop import Trainer
+
+PATH = "transformers + peft"
+
+
+@dataclass(frozen=True)
+class Material:
+    """What is trained on and what is measured on; `left_out` counts rows that are too long or refused."""
+
+    training: list[Example]
+    validation: list[Example]
+    held: Held
+    left_out: int
+
+    @property
+    def measured(self) -> bool:
+        """True when there is anything to measure on."""
+        return bool(self.held.rows or self.validation)
+
+
+def train(session: Session, stages: Sequence[str]) -> dict[str, Any]:
+    """Train the run's adapter, measure before and after, publish it; returns the `done` event's fields."""
+    found, damaged = checkpoint.newest(session.folder)
+    _start(session, stages, found)
+    for name in damaged:
+        session.warn(f"The checkpoint {name} is damaged.", "The run goes on from the one before it.")
+    folder = _base_folder(session)
+    session.phase("reading_data", "Reading the data and turning it into tokens.")
+    chat = ChatFormat.from_folder(folder, _first_day(session))
+    material = _read(session, chat)
+    session.phase("loading_model", "Loading the libraries and the model.")
+    model = _load(session, folder)
+    trainer, generator = _prepare(session, model, chat, material, found)
+    base = _measure_base(session, trainer, generator, material)
+    session.phase("training", f"Training on {len(material.training)} rows.")
+    trainer.run()
+    _load_best(session, trainer, model)
+    tuned = _measure_tuned(session, trainer, generator, material)
+    session.phase("saving", "Saving the adapter.")
+    checkpoint.publish_adapter(session.folder, model)
+    write_reference(session, generator, material.held)
+    return {
+        "stage": "train",
+        "steps": trainer.state.step,
+        "best_step": trainer.state.best_step,
+        "best_loss": trainer.state.best_loss,
+        "base_exact_match": base,
+        "tuned_exact_match": tuned,
+    }
+
+
+def _start(session: Session, stages: Sequence[str], found: Checkpoint | None) -> None:
+    settings = session.settings
+    session.emit(
+        "start",
+        stage="train",
+        stages=list(stages),
+        pid=os.getpid(),
+        device=settings.training.device,
+        versions=environment(),
+        model=settings.model.source,
+        total_steps=None,
+        resumed_from=found.state.step if found else None,
+        train_rows=None,
+        validation_rows=None,
+        left_out=None,
+        path=PATH,
+        path_reason="It trains every architecture that transformers knows.",
+    )
+
+
+def _base_folder(session: Session) -> Path:
+    """The folder of the base model's files, checked; a hub id's weights are downloaded where missing."""
+    source, revision = session.settings.model.source, session.settings.model.revision
+    if is_hub_id(source) and not any(map(is_complete, snapshots(source, revision))):
+        session.phase("downloading", f"Downloading {source}.")
+        download(source, revision, session.progress("downloading", "B"))
+    return read_spec(source, revision).folder
+
+
+def _first_day(session: Session) -> datetime | None:
+    """When the run was started first: a template that prints the date must print the same on a resume."""
+    return datetime.fromtimestamp(session.history[0].t) if session.history else None
+
+
+def _load(session: Session, folder: Path) -> Any:
+    """The model with a fresh adapter; from here on the signs of life tell its parts in memory."""
+    import torch
+
+    from ollama_tune.core.train.model import add_adapter, load_base, tensor_bytes, trainable
+
+    settings = session.settings
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(read_host().cores)
+    base = load_base(folder, settings.training)
+    weights = tensor_bytes(base.parameters())
+    name = settings.model.source if is_hub_id(settings.model.source) else str(folder)
+    model = add_adapter(base, settings.training, name)
+    adapter = tensor_bytes(trainable(model).values())
+    parts = {"weights": weights, "adapter": adapter, "gradients": adapter, "optimizer": 2 * adapter}
+
+    def gauge() -> dict[str, Any]:
+        figures = _cuda_memory(torch) if settings.training.device == "cuda" else host_memory()
+        return figures | {"parts": parts}
+
+    session.gauge = gauge
+    return model
+
+
+def _cuda_memory(torch: Any) -> dict[str, Any]:
+    free, total = torch.cuda.mem_get_info()
+    return {
+        "device": "cuda",
+        "used": torch.cuda.memory_reserved(),
+        "peak": torch.cuda.max_memory_reserved(),
+        "free": free,
+        "total": total,
+    }
+
+
+def _read(session: Session, chat: ChatFormat) -> Material:
+    """Read, split and encode the rows, leave out those that are too long, and tell the figures."""
+    settings = session.settings
+    rows = load_dataset(settings.data.path).rows
+    train_rows, held_rows = split_rows(rows, settings.data.validation_split, settings.data.seed)
+    limit = settings.training.sequence_length
+    training, validation = (
+        [
+            example
+            for example in encode_rows(chat, part, session.progress("reading_data", "rows"))[0]
+            if len(example.ids) <= limit and supervised(example)
+        ]
+        for part in (train_rows, held_rows)
+    )
+    if not training:
+        raise TuneError(
+            f"No row of the data is left to train on: the longest allowed is {limit} tokens.",
+            "Raise training.sequence_length or choose other data.",
+        )
+    held = _held(chat, held_rows, limit, settings.evaluation.rows)
+    material = Material(training, validation, held, len(rows) - len(training) - len(validation))
+    session.emit(
+        "data",
+        total_steps=StepPlan([len(example.ids) for example in training], settings.training).total_steps,
+        train_rows=len(training),
+        validation_rows=len(validation),
+        left_out=material.left_out,
+        tokens=sum(len(example.ids) for example in training),
+        longest=max(len(example.ids) for example in training),
+    )
+    return material
+
+
+def _held(chat: ChatFormat, rows: Sequence[Row], limit: int, count: int) -> Held:
+    """The first `count` rows whose question the template can render in at most `limit` tokens."""
+    asked: list[tuple[Row, tuple[int, ...]]] = []
+    for row in rows:
+        if len(asked) == count:
+            break
+        try:
+            prompt = chat.prompt_ids(row.prompt)
+        except TuneError:
+            continue
+        if len(prompt) <= limit:
+            asked.append((row, prompt))
+    return Held(tuple(row for row, _ in asked), tuple(prompt for _, prompt in asked))
+
+
+def _prepare(
+    session: Session, model: Any, chat: ChatFormat, material: Material, found: Checkpoint | None
+) -> tuple[Trainer, Generator]:
+    """Build the loop, check its loss against the model's own, and restore the checkpoint."""
+    from ollama_tune.core.evaluate.generate import Generator
+    from ollama_tune.core.train.loop import Trainer, autocast
+
+    training = session.settings.training
+    trainer = Trainer(session, model, material.training, material.validation, chat.pad_id)
+    if not trainer.check_objective():
+        session.warn(
+            "This model changes its logits after the head, so the loss needs more memory and time.",
+            "Nothing has to be done; a smaller batch_size helps if memory does not suffice.",
+        )
+    if found is not None:
+        trainer.restore(found)
+    return trainer, Generator(model, chat, autocast=autocast(training))
+
+
+def _measure_base(
+    session: Session, trainer: Trainer, generator: Generator, material: Material
+) -> float | None:
+    """Measure the base model, once in a run's life; a resumed run reads it from its log."""
+    known = [event for event in session.history if event.kind == "evaluation" and event["model"] == "base"]
+    if known:
+        rate: float | None = known[-1]["exact_match"]
+        return rate
+    if not material.measured:
+        session.warn("No rows are held out, so nothing is measured.", "Set data.validation_split above 0.")
+        return None
+    session.phase("evaluating_base", "Asking the base model the held-out questions.")
+    return measure_base(session, generator, material.held, trainer.base_loss())
+
+
+def _measure_tuned(
+    session: Session, trainer: Trainer, generator: Generator, material: Material
+) -> float | None:
+    if not material.measured:
+        return None
+    session.phase("evaluating_tuned", "Asking the tuned model the held-out questions.")
+    state = trainer.state
+    return measure_tuned(session, generator, material.held, state.best_loss, state.best_step or state.step)
+
+
+def _load_best(session: Session, trainer: Trainer, model: Any) -> None:
+    """Go back to the best checkpoint's adapter; the last one's stays where the best is damaged."""
+    state = trainer.state
+    if state.best_step is None or state.best_step == state.step:
+        return
+    best = checkpoint.read_checkpoint(checkpoint.checkpoint_path(session.folder, state.best_step))
+    if best is None:
+        session.warn(
+            f"The checkpoint of step {state.best_step} is damaged.", "The adapter of the last step is kept."
+        )
+        state.best_step, state.best_loss = state.step, trainer.validation_loss()
+        return
+    checkpoint.load_weights(best, model)

@@ -1,0 +1,120 @@
+"""The process that works on a run: `python -m ollama_tune.core.train.worker FOLDER --stage train`.
+
+It holds the run's lock for its whole life, tells everything through the event log, and ends with
+status 0 (done or stopped), 1 (an error, in the log) or 75 (another worker holds the run).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ollama_tune.core.errors import TuneError
+from ollama_tune.core.runs.folder import RunFolder, RunLock
+from ollama_tune.core.runs.launch import nice_worker
+from ollama_tune.core.train.session import Session, Stopped, StopWish
+
+STAGES = {"train": ("train",), "export": ("export",), "all": ("train", "export")}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Work on a run, or with `--warm` get ready and wait to be given one; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="ollama_tune.core.train.worker")
+    parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--stage", choices=STAGES, default="train")
+    parser.add_argument("--warm", nargs=3, metavar=("FOLDER", "PID", "CREATE_TIME"))
+    given = parser.parse_args(arguments)
+    if given.warm:
+        from ollama_tune.core.train.warm import wait_for_order
+
+        order = wait_for_order(Path(given.warm[0]), int(given.warm[1]), float(given.warm[2]))
+        return 0 if order is None else serve(*order)
+    if given.folder is None:
+        parser.error("the run's folder is missing")
+    return serve(RunFolder(given.folder.absolute()), given.stage)
+
+
+def serve(folder: RunFolder, stage: str) -> int:
+    """Hold the run and do its stages; every way it can end but SIGKILL leaves a last event."""
+    stop = StopWish(folder)
+    stop.listen()
+    try:
+        RunLock(folder)
+    except TuneError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    nice_worker()
+    session = Session(folder, stop)
+    session.live()
+    try:
+        last = _work(session, stage)
+    except Stopped as stopped:
+        session.finish(
+            "stopped", stage=session.stage, step=session.step, reason=stopped.reason, resumable=True
+        )
+        return 0
+    except TuneError as error:
+        print(error, error.details, sep="\n", file=sys.stderr)
+        session.finish("error", what=error.what, fix=error.fix, details=error.details)
+        return 1
+    except BaseException as error:
+        traceback.print_exc()
+        _fail(session, error)
+        return 1
+    session.finish("done", **last)
+    return 0
+
+
+def _work(session: Session, stage: str) -> dict[str, Any]:
+    """Do the stages one after the other; returns the fields of the last stage's `done` event."""
+    stages = list(STAGES[stage])
+    if stage == "all" and session.folder.export_settings().name is None:
+        stages.remove("export")
+    done: dict[str, Any] = {}
+    for session.stage in stages:
+        if done:
+            session.emit("done", **done)
+        if session.stage == "train":
+            from ollama_tune.core.train.recipe import train
+
+            done = train(session, stages)
+        else:
+            from ollama_tune.core.train.exporting import export
+
+            done = export(session, stages)
+    return done
+
+
+def _fail(session: Session, error: BaseException) -> None:
+    """The event of an unforeseen error; never its message, which may quote a row of the data."""
+    log = session.folder.log_path
+    if _out_of_memory(error):
+        session.emit("out_of_memory", step=session.step, change=None)
+        session.finish(
+            "error",
+            what="The memory of the device was used up.",
+            fix="Start a run with a smaller batch_size or sequence_length, or with gradient_checkpointing.",
+            details=f"See {log}.",
+        )
+        return
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    session.finish(
+        "error",
+        what=f"The worker met an unforeseen problem ({type(error).__name__}).",
+        fix=f"Look into {log}; `ollama-tune resume {session.folder.name}` goes on from the last checkpoint.",
+        details=f"{type(error).__name__} in {Path(frame.filename).name}, line {frame.lineno}",
+    )
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """True for Python's, the GPU's and the CPU allocator's ways to say it."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,185 @@
+"""Chat templates in the style of well-known model families, and a tokenizer that knows their tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ollama_tune.core.data.render import ChatFormat
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+LLAMA3 = """{{- bos_token }}
+{%- for m in messages %}
+    {{- '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + (m['content'] | trim) + '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}
+{%- endif %}
+"""
+MISTRAL = """{%- set system = '' %}
+{%- if messages[0].role == 'system' %}
+    {%- set system = messages[0].content %}
+    {%- set messages = messages[1:] %}
+{%- endif %}
+{{- bos_token }}
+{%- for m in messages %}
+    {%- if (m.role == 'user') != (loop.index0 % 2 == 0) %}
+        {{- raise_exception('roles must alternate user and assistant') }}
+    {%- endif %}
+    {%- if m.role == 'user' %}
+        {%- if loop.last and system %}
+            {{- '[INST] ' + system + '\n\n' + m.content + ' [/INST]' }}
+        {%- else %}
+            {{- '[INST] ' + m.content + ' [/INST]' }}
+        {%- endif %}
+    {%- else %}
+        {{- ' ' + m.content | trim + eos_token }}
+    {%- endif %}
+{%- endfor %}
+"""
+GEMMA = """{{ bos_token }}
+{%- if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}
+{%- for m in messages %}
+    {%- set role = 'model' if m.role == 'assistant' else m.role %}
+    {{- '<start_of_turn>' + role + '\n' + m.content | trim + '<end_of_turn>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}
+"""
+PHI3 = (
+    "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
+ZEPHYR = """{% for m in messages %}
+{% if m.role == 'user' %}
+{{ '<|user|>\n' + m.content + eos_token }}
+{% elif m.role == 'system' %}
+{{ '<|system|>\n' + m.content + eos_token }}
+{% elif m.role == 'assistant' %}
+{{ '<|assistant|>\n'  + m.content + eos_token }}
+{% endif %}
+{% if loop.last and add_generation_prompt %}
+{{ '<|assistant|>' }}
+{% endif %}
+{% endfor %}
+"""
+THINKING = """{%- set ns = namespace(last=-1) %}
+{%- for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}
+{%- for m in messages %}
+    {%- set text = m.content %}
+    {%- set thought = '' %}
+    {%- if m.role == 'assistant' and '</think>' in text %}
+        {%- set thought = text.split('</think>')[0].split('<think>')[-1].strip('\n') %}
+        {%- set text = text.split('</think>')[-1].lstrip('\n') %}
+    {%- endif %}
+    {{- '<|im_start|>' + m.role + '\n' }}
+    {%- if m.role == 'assistant' and loop.index0 > ns.last %}
+        {{- '<think>\n' + thought + '\n</think>\n\n' }}
+    {%- endif %}
+    {{- text + '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{% endif %}
+"""
+FORGETFUL = """{{ bos_token }}
+{%- for m in messages %}
+    {%- if m.role == 'user' %}{{ '<|user|>' + m.content }}{% endif %}
+    {%- if m.role == 'system' %}{{ m.content }}{% endif %}
+    {%- if m.role == 'assistant' %}
+        {{- '<|assistant|>' + m.content.split('</think>')[-1] + eos_token }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|><think>\n' }}{% endif %}
+"""
+NEXT_ROLE_ENDS = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+PLAIN_WORDS = (
+    "{% for m in messages %}{{ m.role | capitalize + ': ' + m.content + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"
+)
+TAGGED = """{%- for m in messages %}
+    {{- '<|im_start|>' + m.role + '\n' }}
+    {%- if m.role == 'assistant' %}
+        {%- generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}
+    {%- else %}{{ m.content + '<|im_end|>' }}{% endif %}
+    {{- '\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}
+"""
+
+FAMILIES = {
+    "chatml": (CHATML, "<s>", "<|im_end|>"),
+    "llama3": (LLAMA3, "<|begin_of_text|>", "<|eot_id|>"),
+    "mistral": (MISTRAL, "<s>", "</s>"),
+    "gemma": (GEMMA, "<bos>", "<eos>"),
+    "phi3": (PHI3, "<s>", "<|endoftext|>"),
+    "zephyr": (ZEPHYR, "<s>", "</s>"),
+    "thinking": (THINKING, "<s>", "<|im_end|>"),
+    "forgetful": (FORGETFUL, "<s>", "</s>"),
+    "next_role_ends": (NEXT_ROLE_ENDS, "<s>", "<|endoftext|>"),
+    "plain_words": (PLAIN_WORDS, "<s>", "</s>"),
+    "tagged": (TAGGED, "<s>", "<|im_end|>"),
+}
+
+SPECIAL = [
+    "<s>",
+    "</s>",
+    "<bos>",
+    "<eos>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|begin_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<|end|>",
+    "<|endoftext|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|system|>",
+]
+
+
+def build_folder(folder: Path, family: str, *, as_file: bool = False) -> Path:
+    """A model folder without weights: byte-level tokenizer, special tokens, the family's template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    template, bos, eos = FAMILIES[family]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    trainer = trainers.BpeTrainer(
+        vocab_size=420,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    words = "user assistant system\n\n the answer is yes and no    [INST] [/INST] <think>\n</think>\n\n"
+    tokenizer.train_from_iterator([words] * 8, trainer)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": bos,
+        "eos_token": {"__type": "AddedToken", "content": eos, "special": True},
+    }
+    if as_file:
+        (folder / "chat_template.jinja").write_text(template)
+    else:
+        config["chat_template"] = template
+    if family == "next_role_ends":
+        stop = [tokenizer.token_to_id(text) for text in ("<|endoftext|>", "<|user|>")]
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": stop}))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def chat_format(folder: Path, family: str) -> ChatFormat:
+    """The family's chat format, built in `folder`."""
+    return ChatFormat.from_folder(build_folder(folder / family, family))

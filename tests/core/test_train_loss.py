@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from ollama_tune.core.data.values import Example
+from ollama_tune.core.plan.settings import TrainingSettings
+from ollama_tune.core.train.batches import Batch, collate
+from ollama_tune.core.train.loss import CHUNK, Objective, summed_loss
+from ollama_tune.core.train.model import add_adapter, load_base
+from tests.tiny import build_model
+
+
+def example(length: int, seed: int) -> Example:
+    chance = random.Random(seed)
+    ids = tuple(chance.randrange(3, 370) for _ in range(length))
+    trained = (*(chance.random() < 0.5 for _ in range(length - 1)), True)
+    return Example("", ids, trained, ((0, 0),) * length)
+
+
+EXAMPLES = [example(length, length) for length in (5, 9, 33, 17, 64, 21, 40, 12)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_model(tmp_path_factory.mktemp("model"))
+
+
+def tuned(folder: Path, **changes: Any) -> Any:
+    """A model whose adapter is not zero."""
+    training = TrainingSettings(**changes)
+    model = add_adapter(load_base(folder, training), training, "tiny")
+    torch.manual_seed(1)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.05)
+    return model
+
+
+def batch(examples: list[Example] = EXAMPLES) -> Batch:
+    return collate(examples, 0, "cpu")
+
+
+def row_by_row(model: Any, examples: list[Example]) -> torch.Tensor:
+    """The plain definition: full logits of one unpadded row at a time, in a loop over its tokens."""
+    total = torch.zeros(())
+    for row in examples:
+        logits = model(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
+        for place in range(1, len(row.ids)):
+            if row.trained[place]:
+                total = total - logits[place - 1, row.ids[place]]
+    return total
+
+
+def gradients(model: Any) -> dict[str, torch.Tensor]:
+    found = {n: w.grad.clone() for n, w in model.named_parameters() if w.grad is not None}
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_masked_loss_and_gradients_equal_the_plain_full_logits_computation(
+    folder: Path, checkpointing: bool
+) -> None:
+    model = tuned(folder, gradient_checkpointing=checkpointing).train()
+    objective = Objective(model.get_base_model())
+    ours = objective(batch())
+    ours.backward()
+    got = gradients(model)
+    plain = row_by_row(model, EXAMPLES)
+    plain.backward()
+    expected = gradients(model)
+    assert ours.item() == pytest.approx(plain.item(), rel=1e-5)
+    assert set(got) == set(expected) and len(got) == 28
+    for name in expected:
+        torch.testing.assert_close(got[name], expected[name], rtol=1e-4, atol=1e-4)
+
+
+def test_four_batches_of_two_give_the_gradient_of_one_batch_of_eight(folder: Path) -> None:
+    model = tuned(folder).train()
+    objective = Objective(model.get_base_model())
+    whole = batch()
+    (objective(whole) / whole.supervised_tokens).backward()
+    expected = gradients(model)
+    for start in range(0, 8, 2):
+        (objective(batch(EXAMPLES[start : start + 2])) / whole.supervised_tokens).backward()
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_chunks_change_neither_loss_nor_gradient() -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(CHUNK * 2 + 7, 16, dtype=torch.float64, requires_grad=True)
+    head = torch.nn.Linear(16, 50, bias=False, dtype=torch.float64).requires_grad_(False)
+    targets = torch.randint(0, 50, (len(hidden),))
+    ours = summed_loss(hidden, targets, head) * 3
+    (got,) = torch.autograd.grad(ours, hidden)
+    plain = functional.cross_entropy(head(hidden).float(), targets, reduction="sum") * 3
+    (expected,) = torch.autograd.grad(plain, hidden)
+    torch.testing.assert_close(ours.float(), plain.float())
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_head_that_is_trained_gets_its_own_gradient(folder: Path) -> None:
+    model = tuned(folder, targets=["q_proj"]).train()
+    causal = model.get_base_model()
+    causal.lm_head.weight = torch.nn.Parameter(causal.lm_head.weight.detach().clone())
+    objective = Objective(causal)
+    objective(batch()).backward()
+    got = causal.lm_head.weight.grad.clone()
+    model.zero_grad()
+    row_by_row(model, EXAMPLES).backward()
+    torch.testing.assert_close(got, causal.lm_head.weight.grad, rtol=1e-3, atol=1e-4)
+
+
+def test_the_check_notices_a_model_that_changes_its_logits_after_the_head(folder: Path) -> None:
+    causal = tuned(folder).get_base_model()
+    assert Objective(causal).check(batch())
+    plain = causal.forward
+
+    def capped(**arguments: Any) -> Any:
+        output = plain(**arguments)
+        output.logits = 0.01 * output.logits
+        return output
+
+    causal.forward = capped
+    objective = Objective(causal)
+    assert not objective.check(batch())
+    assert objective(batch()).item() == pytest.approx(objective.reference(batch()).item())

@@ -1,0 +1,245 @@
+"""Event logs as a worker writes them, and a clock that makes them the same on every day."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ollama_tune.core.plan.settings import Settings
+from ollama_tune.core.runs import events as events_module
+from ollama_tune.core.runs import folder as folder_module
+from ollama_tune.core.runs.events import EventWriter
+from ollama_tune.core.runs.folder import RunFolder, RunLock, create_run
+
+NASTY = "[/foo] [bold]x\x1b[2J\x1b]52;c;aGk=\x07 \u202eabc\u202c [red"
+BEGIN = 1_795_260_600.0  # 2026-11-21 11:30:00 UTC
+
+CHECKS = [
+    {
+        "name": "Token ids",
+        "verdict": "pass",
+        "figure": "384 of 384 equal",
+        "text": "Both read the text alike.",
+    },
+    {
+        "name": "Next token",
+        "verdict": "pass",
+        "figure": "98.7 % agree",
+        "text": "llama.cpp and transformers choose the same next token.",
+    },
+    {
+        "name": "Greedy answer",
+        "verdict": "warn",
+        "figure": "7 of 8 equal",
+        "text": "One answer parts after 41 tokens, as 8 bit rounding does.",
+    },
+    {"name": "Ollama", "verdict": "skipped", "figure": "no server", "text": "No Ollama answered."},
+]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every folder below a temporary one; no environment of this machine shows through."""
+    monkeypatch.setenv("OLLAMA_TUNE_HOME", str(tmp_path))
+    monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")
+    return tmp_path
+
+
+class Clock:
+    """A clock that only moves when told; it stands in for `time` in the run room."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = BEGIN
+        monkeypatch.setenv("TZ", "UTC")
+        time.tzset()
+        shown = {name: getattr(time, name) for name in ("sleep", "monotonic")}
+        double = SimpleNamespace(time=lambda: self.now, **shown)
+        for module in (events_module, folder_module):
+            monkeypatch.setattr(module, "time", double)
+
+    def pass_by(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
+    yield Clock(monkeypatch)
+    monkeypatch.undo()
+    time.tzset()
+
+
+def make_run(label: str = "demo", **export: Any) -> RunFolder:
+    settings = Settings()
+    return create_run(
+        settings.model_copy(update={"export": settings.export.model_copy(update=export)}), label
+    )
+
+
+@contextmanager
+def alive(folder: RunFolder) -> Iterator[None]:
+    """Hold the run as a worker does."""
+    lock = RunLock(folder)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class Log:
+    """Writes a run's events; the clock, where there is one, moves with them."""
+
+    def __init__(self, folder: RunFolder, clock: Clock | None = None) -> None:
+        self.writer = EventWriter(folder.events_path)
+        self.clock = clock
+
+    def __call__(self, kind: str, after: float = 0.0, /, **data: Any) -> None:
+        """Append an event `after` seconds later."""
+        if self.clock is not None:
+            self.clock.pass_by(after)
+        self.writer.write(kind, **data)
+
+    def start(self, total: int = 200, stage: str = "train", resumed_from: int | None = None) -> Log:
+        self(
+            "start",
+            0.0 if stage == "train" else 1.0,
+            stage=stage,
+            pid=os.getpid(),
+            device="cpu",
+            versions={},
+            model="bundled",
+            total_steps=None,
+            resumed_from=resumed_from,
+            train_rows=None,
+            validation_rows=None,
+            left_out=None,
+            path="transformers + peft",
+            path_reason="no GPU",
+        )
+        if stage == "train":
+            self("data", total_steps=total, train_rows=432, validation_rows=48, left_out=2)
+        return self
+
+    def phase(self, text: str, name: str = "load", seconds: float = 1.0) -> Log:
+        self("phase", seconds, name=name, text=text)
+        return self
+
+    def step(self, step: int, total: int, loss: float | None, seconds: float = 0.5) -> Log:
+        self(
+            "step",
+            seconds,
+            step=step,
+            total_steps=total,
+            epoch=step / 54,
+            loss=loss,
+            learning_rate=2e-4,
+            gradient_norm=0.8,
+            useful_tokens=410,
+            supervised_tokens=120,
+            seconds=0.5,
+            cpu_seconds=0.9,
+        )
+        return self
+
+    def evaluation(
+        self, step: int, loss: float | None, exact: float | None = None, model: str = "tuned"
+    ) -> Log:
+        self("evaluation", 0.4, step=step, loss=loss, exact_match=exact, rows=48, model=model)
+        return self
+
+    def memory(self, used: int = 612, peak: int = 790) -> Log:
+        mib = 1 << 20
+        parts = {
+            "base weights": 420 * mib,
+            "adapter": 40 * mib,
+            "optimizer": 80 * mib,
+            "activations": 310 * mib,
+        }
+        self(
+            "memory",
+            device="cpu",
+            used=used * mib,
+            peak=peak * mib,
+            free=3000 * mib,
+            total=4096 * mib,
+            parts=parts,
+        )
+        return self
+
+    def checkpoint(self, step: int, *, best: bool = True, reason: str = "evaluation") -> Log:
+        self("checkpoint", step=step, folder=f"checkpoints/{step}", bytes=3 << 20, best=best, reason=reason)
+        return self
+
+    def samples(self, tuned: bool = True) -> Log:
+        pairs = (
+            ("Two teas and a bun.", "T2 B1"),
+            ("One soup, no salt.", "S1 -salt"),
+            ("A coffee to go.", "C1 !"),
+        )
+        for prompt, reference in pairs:
+            self(
+                "sample",
+                prompt=prompt,
+                reference=reference,
+                base="I am happy to help you with that.",
+                tuned=reference if tuned else None,
+            )
+        return self
+
+    def training(self, until: int, total: int = 200) -> Log:
+        """From the start to step `until`, with evaluations and checkpoints as a worker has them."""
+        self.start(total).phase("Loading the model.").phase("Measuring the base model.", "evaluate")
+        self.evaluation(0, 3.1, 0.02, "base").phase("Training.", "train").memory()
+        for step in range(1, until + 1):
+            wave = 0.12 * math.sin(step * 1.7) + 0.05 * math.sin(step * 0.37)
+            self.step(step, total, 0.25 + 2.8 * math.exp(-step / 60) + wave)
+            if step % 25 == 0:
+                self.evaluation(step, 0.3 + 2.7 * math.exp(-step / 60)).checkpoint(step)
+        return self
+
+    def trained(self, total: int = 200) -> Log:
+        self.training(total, total).evaluation(total, 0.41, 0.958).samples()
+        self(
+            "done",
+            stage="train",
+            steps=total,
+            best_step=total,
+            best_loss=0.41,
+            base_exact_match=0.02,
+            tuned_exact_match=0.958,
+        )
+        return self
+
+    def exported(self, name: str | None = "kitchen", verdict: str = "warn") -> Log:
+        self.start(stage="export").phase("Writing the GGUF file.", "gguf")
+        self("progress", name="GGUF", done=5 << 20, total=5 << 20, unit="B")
+        self(
+            "verification",
+            verdict=verdict,
+            checks=CHECKS,
+            file="kitchen-q8_0.gguf",
+            sha256="0123456789abcdef" * 4,
+            bytes=5 << 20,
+            type="q8_0",
+            ollama_name=name,
+        )
+        commands = (
+            [f"ollama run {name}"]
+            if name
+            else ["ollama create kitchen -f export/Modelfile", "ollama run kitchen"]
+        )
+        self(
+            "done",
+            stage="export",
+            files={"gguf": "export/kitchen-q8_0.gguf"},
+            ollama_name=name,
+            commands=commands,
+        )
+        return self

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from ollama_tune.core.runs.events import Event, EventReader
+from ollama_tune.tui.run_view import RunView
+from ollama_tune.tui.widgets.curves import BUCKETS, LossCurve
+
+from .run_logs import NASTY, Clock, Log, clock, home, make_run
+
+__all__ = ["clock", "home"]
+
+
+def view_of(folder: object) -> RunView:
+    view = RunView()
+    view.fold(EventReader(folder.events_path).poll())  # type: ignore[attr-defined]
+    return view
+
+
+def test_a_curve_never_holds_more_than_its_buckets_and_loses_no_step() -> None:
+    curve, rng = LossCurve(), random.Random(3)
+    losses = [rng.random() for _ in range(5000)]
+    for step, loss in enumerate(losses, start=1):
+        curve.add(step, loss)
+    buckets = [bucket for _, bucket in curve.points()]
+    assert len(curve.buckets) <= BUCKETS
+    assert sum(bucket.count for bucket in buckets) == 5000
+    assert sum(bucket.sum for bucket in buckets) == pytest.approx(sum(losses))
+    assert (min(b.low for b in buckets), max(b.high for b in buckets)) == (min(losses), max(losses))
+
+
+def test_a_bucket_stands_at_the_middle_of_its_steps() -> None:
+    curve = LossCurve()
+    for step in range(1, BUCKETS + 2):
+        curve.add(step, float(step))
+    points = list(curve.points())
+    assert curve.width == 2
+    assert points[0][0] == pytest.approx(points[0][1].mean) == 1.5
+    assert points[100][0] == pytest.approx(points[100][1].mean)
+
+
+def test_nan_and_missing_losses_leave_a_gap() -> None:
+    curve = LossCurve()
+    for step, loss in enumerate([1.0, float("nan"), None, float("inf"), 2.0], start=1):
+        curve.add(step, loss)
+    assert [at for at, _ in curve.points()] == [1.0, 5.0]
+
+
+def test_figures_follow_the_last_events(home: Path, clock: Clock) -> None:
+    folder = make_run()
+    Log(folder, clock).training(50)
+    view = view_of(folder)
+    assert (view.step, view.total_steps, view.device) == (50, 200, "cpu")
+    assert view.tokens_per_second == pytest.approx(820)
+    assert view.validation_loss == pytest.approx(0.3 + 2.7 * 2.718281828 ** (-50 / 60), abs=1e-3)
+    assert view.before == 0.02 and view.after is None
+    assert view.memory is not None and sum(view.memory.parts.values()) == 850 << 20
+    assert view.best is not None and view.best.step == 50
+
+
+def test_time_left_counts_the_evaluations_in(home: Path, clock: Clock) -> None:
+    folder = make_run()
+    Log(folder, clock).training(50)
+    view = view_of(folder)
+    assert view.finish_time is not None
+    pace = (49 * 0.5 + 0.4) / 49
+    assert view.finish_time - (clock.now - 0.4) == pytest.approx(150 * pace, rel=1e-3)
+    assert view.elapsed == pytest.approx(3 + 0.4 + 50 * 0.5 + 2 * 0.4, abs=0.01)
+
+
+def test_resumed_steps_replace_those_after_the_checkpoint(home: Path, clock: Clock) -> None:
+    folder = make_run()
+    log = Log(folder, clock)
+    log.training(40)
+    clock.pass_by(3600)
+    log.start(200, resumed_from=25)
+    view = view_of(folder)
+    assert view.step == 25 and max(view.validation) == 25
+    assert len(list(view.losses.points())) == 25
+    for step in range(26, 31):
+        log.step(step, 200, 1.0)
+    view = view_of(folder)
+    assert view.step == 30 and len(list(view.losses.points())) == 30
+    assert view.elapsed < 60, "the hour between two starts is no training time"
+
+
+def test_a_fresh_start_after_a_crash_begins_at_step_zero(home: Path) -> None:
+    folder = make_run()
+    log = Log(folder)
+    log.start(200).step(1, 200, 3.0).step(2, 200, 2.9)
+    log.start(200)
+    view = view_of(folder)
+    assert view.step == 0 and not list(view.losses.points()) and not view.training
+
+
+def test_polling_in_pieces_gives_the_same_as_reading_at_once(home: Path, clock: Clock) -> None:
+    folder = make_run()
+    reader, live, log = EventReader(folder.events_path), RunView(), Log(folder, clock)
+    for part in (lambda: log.training(30), lambda: log.samples(), lambda: log.trained()):
+        part()
+        assert live.fold(reader.poll())
+    assert not live.fold(reader.poll())
+    whole = view_of(folder)
+    assert list(live.log) == list(whole.log)
+    assert list(live.losses.points()) == list(whole.losses.points())
+    assert (live.after, live.trained) == (whole.after, whole.trained) == (0.958, True)
+
+
+def test_samples_of_the_base_and_the_tuned_model_meet(home: Path) -> None:
+    folder = make_run()
+    log = Log(folder)
+    log("sample", prompt="p", reference="r", base="b", tuned=None)
+    log("sample", prompt="p", reference="r", base=None, tuned="t")
+    (sample,) = view_of(folder).samples.values()
+    assert (sample.base, sample.tuned) == ("b", "t")
+
+
+def test_an_export_after_training_keeps_the_training_figures(home: Path) -> None:
+    folder = make_run()
+    Log(folder).trained().exported()
+    view = view_of(folder)
+    assert view.trained and set(view.done) == {"train", "export"}
+    assert view.verification is not None and view.verification.verdict == "warn"
+    assert view.step == view.total_steps == 200
+
+
+def test_a_second_export_forgets_the_first_one(home: Path) -> None:
+    folder = make_run()
+    log = Log(folder)
+    log.trained().exported().start(stage="export")
+    view = view_of(folder)
+    assert view.verification is None and set(view.done) == {"train"}
+
+
+def test_warnings_are_kept_once_and_errors_until_the_next_start(home: Path) -> None:
+    folder = make_run()
+    log = Log(folder)
+    log.start()
+    for _ in range(3):
+        log("warning", what=NASTY, fix="Look.")
+    log("out_of_memory", step=3, change="batch size 2 to 1")
+    log("error", what="The disk is full.", fix="Free some.", details="")
+    view = view_of(folder)
+    assert len(view.warnings) == 2 and view.error is not None
+    assert not any(c in line.text for line in view.log for c in "\x1b\x07\u202e")
+    log.start(resumed_from=1)
+    assert view_of(folder).error is None
+
+
+def test_events_with_missing_or_wrong_fields_are_passed_over() -> None:
+    view = RunView()
+    odd = [Event(0, 0.0, "step", {}), Event(1, 0.0, "start", {}), Event(2, 0.0, "unheard of", {"x": 1})]
+    odd += [
+        Event(3, 0.0, "memory", {"device": "cpu", "used": "many"}),
+        Event(4, 1.0, "verification", {"verdict": 1}),
+    ]
+    assert view.fold(odd)
+    assert view.last is odd[-1] and view.step == 0 and view.memory is None

@@ -1,0 +1,160 @@
+"""The settings as form fields: their words, what is allowed, and text to value and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+
+from ollama_tune.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+    from ollama_tune.core.plan.settings import Settings
+
+
+@dataclass(frozen=True)
+class FormField:
+    """One field of the form: its dotted path, its words, the unit beside it, and words for its values."""
+
+    path: str
+    label: str
+    unit: str = ""
+    words: tuple[tuple[Any, str], ...] = ()
+    width: int = 14
+
+
+YES_NO = ((False, "no"), (True, "yes"))
+
+FIRST = (
+    FormField("training.epochs", "Epochs", "passes over all rows"),
+    FormField("training.learning_rate", "Learning rate", "size of a step"),
+    FormField("training.batch_size", "Batch size", "rows at once"),
+    FormField("training.sequence_length", "Sequence length", "tokens, longest row"),
+    FormField("data.validation_split", "Validation share", "kept out to measure on"),
+    FormField(
+        "training.quantization", "Base weights", "", (("none", "full precision"), ("nf4", "4 bit (NF4)")), 20
+    ),
+    FormField(
+        "export.type",
+        "File for Ollama",
+        "",
+        (("q8_0", "Q8_0, 8 bit"), ("bf16", "BF16, 16 bit"), ("f16", "F16, 16 bit")),
+        20,
+    ),
+    FormField("export.name", "Name in Ollama", width=34),
+)
+
+MORE = (
+    FormField("training.rank", "Rank", "width of the adapter"),
+    FormField("training.alpha", "Alpha", "strength = alpha / rank"),
+    FormField("training.dropout", "Dropout", "share set to zero"),
+    FormField("training.targets", "Adapted layers", width=34),
+    FormField("training.gradient_accumulation_steps", "Accumulation", "batches a step"),
+    FormField("training.gradient_checkpointing", "Recompute", "less memory, more time", YES_NO),
+    FormField("training.device", "Device", "", (("cpu", "CPU"), ("cuda", "GPU (CUDA)")), 20),
+    FormField(
+        "training.compute_dtype",
+        "Number format",
+        "",
+        (("float32", "float32"), ("bfloat16", "bfloat16"), ("float16", "float16")),
+        20,
+    ),
+    FormField(
+        "training.schedule",
+        "Schedule",
+        "after the warm-up",
+        (("cosine", "cosine"), ("linear", "linear"), ("constant", "constant")),
+        20,
+    ),
+    FormField("training.warmup", "Warm-up", "share of the steps"),
+    FormField("training.weight_decay", "Weight decay"),
+    FormField("training.max_gradient_norm", "Gradient limit", "longest gradient"),
+    FormField("training.evaluation_interval", "Measure every", "steps; 0: eight times a run"),
+    FormField("training.checkpoint_minutes", "Checkpoint every", "minutes"),
+    FormField("training.seed", "Seed", "order and start values"),
+    FormField("data.seed", "Split seed", "which rows are kept out"),
+    FormField("evaluation.rows", "Answers compared", "held-out rows"),
+    FormField("evaluation.max_new_tokens", "Longest answer", "tokens"),
+    FormField("export.push", "Send to Ollama", "when it answers", YES_NO),
+)
+
+FIELDS = {field.path: field for field in FIRST + MORE}
+
+
+def text_of(field: FormField, value: Any) -> str:
+    """A value as it stands in the form."""
+    for option, words in field.words:
+        if option == value:
+            return words
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return ", ".join(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def value_of(field: FormField, text: str) -> Any:
+    """What was typed, as `Settings` takes it; whether it is allowed is for `check` to say."""
+    text = text.strip()
+    if field.path == "training.targets" and text != "all-linear":
+        return [name.strip() for name in text.split(",") if name.strip()]
+    return (text or None) if field.path == "export.name" else text
+
+
+def check(settings: Settings, field: FormField, value: Any) -> Any:
+    """The value in its own type, or `UsageError` with one sentence that says what is allowed."""
+    if field.path == "export.name" and value is not None:
+        from ollama_tune.core.plan.names import check_ollama_name
+
+        check_ollama_name(value)
+    try:
+        return settings.with_value(field.path, value).get(field.path)
+    except UsageError as error:
+        if field.path not in error.what:
+            raise
+        raise UsageError(allowed(field, settings.get(field.path)), "Type another value.") from error
+
+
+def allowed(field: FormField, example: Any) -> str:
+    """One sentence on what a field takes, from its own limits, with an example."""
+    info = _info(field.path)
+    kind, limits = _kind(info.annotation), _limits(info)
+    sentence = " ".join(part for part in (kind, limits) if part)
+    return f"This must be {sentence}, for example {text_of(field, example)}."
+
+
+def _info(path: str) -> FieldInfo:
+    from ollama_tune.core.plan.settings import Settings
+
+    section, name = path.split(".")
+    model: Any = Settings.model_fields[section].annotation
+    info: FieldInfo = model.model_fields[name]
+    return info
+
+
+def _kind(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return "one of " + ", ".join(map(str, get_args(annotation)))
+    return {int: "a whole number", float: "a number"}.get(annotation, "a list of names with commas")
+
+
+def _limits(info: FieldInfo) -> str:
+    """`from 1 to 512`, `above 0 and up to 1`, `of 0 or more`, from the field's constraints."""
+    found = {
+        name: getattr(limit, name)
+        for limit in info.metadata
+        for name in ("ge", "gt", "le", "lt")
+        if hasattr(limit, name)
+    }
+    low = f"from {_number(found['ge'])}" if "ge" in found else ""
+    low = f"above {_number(found['gt'])}" if "gt" in found else low
+    high = f"below {_number(found['lt'])}" if "lt" in found else ""
+    high = f"up to {_number(found['le'])}" if "le" in found else high
+    if low and high:
+        return f"{low} to {_number(found['le'])}" if "ge" in found and "le" in found else f"{low} and {high}"
+    return f"{low} up" if "ge" in found else low or high
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"

@@ -1,0 +1,146 @@
+"""Step 9: how to talk to the model, what it learned, and where everything is."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.widgets import Static
+
+from ollama_tune.core.evaluate.metrics import exact_match
+from ollama_tune.core.files import write_atomic
+from ollama_tune.core.text import one_line, visible
+from ollama_tune.tui.run_view import RunView, Sample
+from ollama_tune.tui.screens.run_screen import RunScreen
+from ollama_tune.tui.text import tilde
+from ollama_tune.tui.widgets.bar import level
+
+SAMPLES = 3
+BAR = 20
+COMMANDS = "commands.txt"
+
+
+class DoneScreen(RunScreen):
+    """The end, with the next step: the command to type."""
+
+    STEP = 9
+    CSS_PATH = "done.tcss"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("c", "copy", "Copy the command"),
+        Binding("n", "new_run", "New run"),
+        Binding("l", "runs", "All runs"),
+    ]
+
+    def body(self) -> ComposeResult:
+        """What to type, then what changed, then where it is; it scrolls where the window is low."""
+        with VerticalScroll(id="page-of-results"):
+            yield Static(id="headline", markup=False)
+            yield Static(id="commands", markup=False)
+            yield Static("Where everything is", classes="heading")
+            yield Static(id="places", markup=False)
+            yield Static("What it learned", classes="heading")
+            yield Static(id="learned", markup=False)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """There is nothing after the last step, and nothing to copy before an export."""
+        if action == "next":
+            return False
+        if action == "copy":
+            return bool(self.commands())
+        return super().check_action(action, parameters)
+
+    def commands(self) -> list[str]:
+        """What to type now, as the export left it; none where there was no export."""
+        done = self.view.done.get("export")
+        if done is None:
+            return []
+        commands = [str(command) for command in done.get("commands") or []]
+        name = done.get("ollama_name")
+        return commands or ([f"ollama run {name}"] if name else [])
+
+    def show_run(self) -> None:
+        """Everything; nothing here changes while it is looked at, except after another export."""
+        commands = self.commands()
+        self.tell("#headline", self._headline(), layout=True)
+        self.tell("#commands", "\n".join(visible(command) for command in commands), layout=True)
+        self.query_one("#commands").display = bool(commands)
+        self.tell("#learned", learned(self.view, max(self.size.width - 26, 40)), layout=True)
+        self.tell("#places", self._places(), layout=True)
+
+    def _headline(self) -> Content:
+        done = self.view.done.get("export")
+        if done is None:
+            return Content(
+                "The adapter is trained; there is no file for Ollama yet. Esc goes back to Export."
+            )
+        name = done.get("ollama_name")
+        if name:
+            words = f"{one_line(str(name), 60)} is in Ollama. Talk to it with:"
+            return Content.assemble(("✓ ", "bold $text-success"), (words, "bold"))
+        words = "The model file is ready. Where Ollama runs, type:"
+        return Content.assemble(("✓ ", "bold $text-success"), (words, "bold"))
+
+    def _places(self) -> Content:
+        folder = self.folder
+        places = [("run", folder.path), ("adapter", folder.adapter)]
+        if self.view.verification is not None:
+            places.insert(0, ("model file", folder.export / self.view.verification.file))
+        lines = [Content.assemble((f"{name:<11}", "dim"), tilde(path)) for name, path in places]
+        return Content("\n").join(lines)
+
+    def action_copy(self) -> None:
+        """Send the command to the terminal's clipboard; nobody knows if it arrives, so write it too."""
+        text = "\n".join(self.commands()) + "\n"
+        self.app.copy_to_clipboard(text.rstrip("\n"))
+        path = (self.folder.export if self.folder.export.is_dir() else self.folder.path) / COMMANDS
+        try:
+            write_atomic(path, text)
+        except OSError as error:
+            self.say(f"Sent to your terminal's clipboard. It could not be written: {error.strerror}.")
+        else:
+            self.say(f"Sent to your terminal's clipboard; also in {tilde(path)}")
+
+    async def action_new_run(self) -> None:
+        """The wizard from the start."""
+        await self.tune.start_over()
+
+    async def action_runs(self) -> None:
+        """The list of runs."""
+        await self.app.push_screen(self.tune.runs_screen())
+
+
+def learned(view: RunView, width: int) -> Content:
+    """The rates before and after as bars, then a few answers of both models."""
+    lines: list[Content] = []
+    if view.before is not None and view.after is not None:
+        words = f"of {view.answered} held-out answers exactly right"
+        for name, share in (("before", view.before), ("after", view.after)):
+            figure = f" {share:>6.1%} {words}"
+            lines.append(Content.assemble((f"{name:<11}", "dim"), level(share, BAR), figure))
+    for sample in list(view.samples.values())[:SAMPLES]:
+        lines += _sample(sample, width)
+    return Content("\n").join(
+        lines or [Content.styled("Nothing was measured: no rows were held out.", "dim")]
+    )
+
+
+def _sample(sample: Sample, width: int) -> list[Content]:
+    lines = [Content.assemble(("question   ", "dim"), (one_line(sample.prompt, width), "bold"))]
+    for name, answer in (("before", sample.base), ("after", sample.tuned)):
+        if answer is not None:
+            lines.append(
+                Content.assemble(
+                    (f"{name:<9}", "dim"), verdict(answer, sample.reference), one_line(answer, width)
+                )
+            )
+    return lines
+
+
+def verdict(answer: str, reference: str) -> Content:
+    """`✓` where the answer is the reference, else `✗`."""
+    if exact_match(answer, reference):
+        return Content.styled("✓ ", "bold $text-success")
+    return Content.styled("✗ ", "bold $text-error")

@@ -1,0 +1,228 @@
+"""Step 5: the whole run on one page; Enter starts it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
+from textual.content import Content
+
+from ollama_tune.core.errors import TuneError
+from ollama_tune.core.paths import runs_dir, state_dir
+from ollama_tune.core.text import human_bytes, human_count, one_line, visible
+from ollama_tune.tui.screens.base import StepScreen
+from ollama_tune.tui.state import BUNDLED, Facts
+from ollama_tune.tui.text import tilde
+from ollama_tune.tui.widgets.confirm import TypedConfirmScreen
+from ollama_tune.tui.widgets.errors import sentence
+from ollama_tune.tui.widgets.membar import duration, verdict
+from ollama_tune.tui.widgets.page import BLANK, Line, Page, row, sign
+
+if TYPE_CHECKING:
+    from ollama_tune.core.plan.settings import Settings, TrainingSettings
+    from ollama_tune.core.plan.values import Plan
+    from ollama_tune.core.runs.folder import RunFolder
+
+
+class ReviewScreen(StepScreen):
+    """What will be done, with sizes, places and minutes, and the command that does the same.
+
+    The settings are written to a `run.yaml` in the state folder while this page is shown, so that the
+    command works as it stands; `w` writes a copy into the current folder.
+    """
+
+    STEP = 5
+    CSS_PATH = "review.tcss"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "next", "Start", priority=True),
+        Binding("f", "fit", "Make it fit"),
+        Binding("n", "anew", "Start anew"),
+        Binding("w", "write", "Write run.yaml here"),
+        Binding("c", "copy", "Copy command"),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._file: Path | None = None
+        self._plan: Plan | None = None
+        self._started: RunFolder | None = None
+
+    def body(self) -> ComposeResult:
+        """One page, scrolled where the window is low."""
+        with VerticalScroll(id="review"):
+            yield Page(id="summary")
+
+    def facts_changed(self, facts: Facts) -> None:
+        """Show the plan; write its run.yaml when it is a new one."""
+        plan, page = facts.plan, self.query_one("#summary", Page)
+        if plan is None:
+            error = facts.plan_error or facts.model_error or facts.data_error
+            waiting = Content(visible(next(iter(facts.busy.values()), "")))
+            page.show([Line(sentence(error) if error else waiting)])
+            return
+        if plan is not self._plan:
+            self._plan = plan
+            self._file = self._save(state_dir() / "run.yaml", plan.settings)
+            self._started = self._same_run(plan.settings)
+        page.show(self._lines(plan, facts))
+        if facts.plan_error is not None:
+            self.say(str(facts.plan_error))
+        elif "start" in facts.busy:
+            self.say(facts.busy["start"])
+
+    def _lines(self, plan: Plan, facts: Facts) -> list[Line]:
+        lines = [*what_lines(plan, facts), BLANK, *cost_lines(plan, facts), BLANK]
+        lines += [sign("!", visible(warning)) for warning in plan.warnings]
+        lines += [BLANK] if plan.warnings else []
+        lines.append(row("Command", Content.styled(visible(self.command()), "bold"), 10))
+        if self._started is not None:
+            lines += [BLANK, sign("▶", f"Started already as {visible(self._started.name)}; Enter shows it.")]
+        return lines
+
+    def command(self) -> str:
+        """The command that does the same; empty when run.yaml could not be written."""
+        if self._file is None:
+            return ""
+        place = tilde(self._file)
+        safe = place.removeprefix("~/")
+        return f"ollama-tune run {place if shlex.quote(safe) == safe else shlex.quote(str(self._file))}"
+
+    def _save(self, path: Path, settings: Settings) -> Path | None:
+        try:
+            settings.save(path)
+        except OSError as error:
+            self.say(f"{path} cannot be written: {error.strerror}.")
+            return None
+        return path
+
+    def _same_run(self, settings: Settings) -> RunFolder | None:
+        """The run that these very answers started, if any."""
+        from ollama_tune.core.runs.folder import RunFolder
+
+        name = self.tune.answers.run
+        folder = RunFolder(runs_dir() / name) if name else None
+        try:
+            same = folder is not None and folder.events_path.exists() and folder.settings() == settings
+        except TuneError:
+            return None
+        return folder if same else None
+
+    def obstacle(self) -> str:
+        """No plan, or one that is being started."""
+        facts = self.tune.facts
+        if "start" in facts.busy:
+            return facts.busy["start"]
+        if facts.plan is None:
+            return "The plan is still being made." if facts.busy else "There is no plan: see above."
+        return ""
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """`f` only where the plan does not fit, `n` only where it was started already."""
+        if action == "fit":
+            return bool(self._plan and not self._plan.memory.fits and self.tune.answers.changed)
+        if action == "anew":
+            return self._started is not None
+        return super().check_action(action, parameters)
+
+    async def action_next(self) -> None:
+        """Show the run that was started with these answers, else start one."""
+        if self._started is not None:
+            await self.tune.open_run(self._started)
+        else:
+            self.action_anew()
+
+    def action_anew(self) -> None:
+        """Start; a plan that does not fit only after a typed yes."""
+        obstacle, plan = self.obstacle(), self.tune.facts.plan
+        self.say(obstacle)
+        if obstacle or plan is None:
+            return
+        if plan.memory.fits:
+            self.tune.start_run(plan.settings)
+            return
+        question = TypedConfirmScreen("This plan does not fit", _doubt(plan))
+        self.app.push_screen(question, self._answered)
+
+    def _answered(self, yes: bool | None) -> None:
+        plan = self.tune.facts.plan
+        if yes and plan is not None:
+            self.tune.start_run(plan.settings)
+
+    def action_fit(self) -> None:
+        """Go back to the nearest plan that fits."""
+        self.tune.restore_until_it_fits()
+
+    def action_write(self) -> None:
+        """Write run.yaml into the current folder, beside one that is there already."""
+        if self._plan is None:
+            return
+        names = ["run.yaml", *(f"run-{number}.yaml" for number in range(2, 1000))]
+        path = next(path for name in names if not (path := Path.cwd() / name).exists())
+        written = self._save(path, self._plan.settings)
+        if written is not None:
+            self._file = written
+            self.query_one("#summary", Page).show(self._lines(self._plan, self.tune.facts))
+            self.say(f"Written: {written}")
+
+    def action_copy(self) -> None:
+        """Send the command to the clipboard; whether the terminal takes it cannot be known."""
+        self.app.copy_to_clipboard(self.command())
+        self.say("Sent to your terminal's clipboard; not every terminal takes it.")
+
+
+def _doubt(plan: Plan) -> str:
+    needed, free = human_bytes(plan.memory.needed), human_bytes(plan.memory.free)
+    return (
+        f"It needs about {needed} and {free} are free. The run will most likely end with an "
+        "out-of-memory error after some minutes; nothing else on this machine is harmed."
+    )
+
+
+def what_lines(plan: Plan, facts: Facts) -> list[Line]:
+    """Model, data, training and result in words."""
+    settings, spec = plan.settings, facts.spec
+    training, data = settings.training, settings.data
+    parameters = f", {human_count(spec.parameters)} parameters" if spec else ""
+    rows = f", {facts.lengths.rows:,} rows" if facts.lengths else ""
+    source = "bundled" if data.path == BUNDLED else tilde(data.path)
+    held = "4 bit" if training.quantization == "nf4" else "full precision"
+    return [
+        row("Model", f"{one_line(spec.name if spec else settings.model.source, 80)}{parameters}"),
+        row("Data", f"{source}{rows}, {data.validation_split:.0%} of them kept out to measure on"),
+        row("Training", _schedule(training)),
+        row("Adapter", f"LoRA, rank {training.rank}, alpha {training.alpha}; base weights in {held}"),
+        row("Result", _result(settings)),
+    ]
+
+
+def _schedule(training: TrainingSettings) -> str:
+    a_step = training.batch_size * training.gradient_accumulation_steps
+    rate, longest = training.learning_rate, training.sequence_length
+    return (
+        f"{training.epochs:g} epochs, learning rate {rate:g}, {a_step} rows a step, "
+        f"rows of up to {longest:,} tokens"
+    )
+
+
+def _result(settings: Settings) -> str:
+    name = settings.export.name
+    kind = settings.export.type.upper()
+    return f"{visible(name)} in Ollama, as {kind}" if name else "an adapter; nothing is exported"
+
+
+def cost_lines(plan: Plan, facts: Facts) -> list[Line]:
+    """Device, memory, time and disk."""
+    device = "GPU" if plan.settings.training.device == "cuda" else "CPU"
+    free = f"; {human_bytes(facts.machine.disk.free)} free" if facts.machine else ""
+    work = plan.work
+    checkpoints, export = human_bytes(work.checkpoint_bytes), human_bytes(work.export_bytes)
+    return [
+        row("Memory", verdict(plan.memory)),
+        row("Time", Content.assemble(duration(work), f" on the {device}")),
+        row("Disk", f"{checkpoints} for checkpoints, {export} for the export{free}"),
+        row("Goes to", f"a new folder in {tilde(runs_dir())}"),
+    ]

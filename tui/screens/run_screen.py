@@ -1,0 +1,132 @@
+"""What the screens of a run share: they follow its event log and know its state; they never own it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+from textual.content import Content
+from textual.widgets import Static
+from textual.worker import Worker
+
+from ollama_tune.core.runs.events import EventReader
+from ollama_tune.core.runs.folder import SILENCE, RunFolder, RunStatus, State
+from ollama_tune.core.text import human_bytes, human_count, human_seconds, one_line, visible
+from ollama_tune.tui.run_view import Progress, RunView
+from ollama_tune.tui.screens.base import StepScreen
+from ollama_tune.tui.widgets.bar import level
+
+POLL = 0.25
+BAR = 24
+
+
+class RunFollower:
+    """A run's log folded into a view, and its state, read anew at each `poll`."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self.view = RunView()
+        self._reader = EventReader(folder.events_path)
+        self.status = folder.status([])
+
+    def poll(self) -> bool:
+        """Take in what is new; True when events came or the state changed."""
+        fresh, old = self._read(), self.status.state
+        self.status = self._status()
+        if not self.status.alive and self._read():
+            fresh, self.status = True, self._status()
+        return fresh or old is not self.status.state
+
+    def _read(self) -> bool:
+        return self.view.fold(self._reader.poll())
+
+    def _status(self) -> RunStatus:
+        return self.folder.status([self.view.last] if self.view.last else [])
+
+    @property
+    def state(self) -> State:
+        """What the run is doing; a worker that has just begun is not silent yet."""
+        if self.status.state is State.SILENT:
+            with contextlib.suppress(OSError):
+                if time.time() - self.folder.worker_path.stat().st_mtime < SILENCE:
+                    return State.RUNNING
+        return self.status.state
+
+
+class RunScreen(StepScreen):
+    """A step that belongs to a run. `show_run` is called after the start and whenever something changed."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        super().__init__()
+        self.run = RunFollower(folder)
+        self._phase: tuple[object, ...] = ()
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run's folder."""
+        return self.run.folder
+
+    @property
+    def view(self) -> RunView:
+        """What is known of the run."""
+        return self.run.view
+
+    def about(self) -> str:
+        """The run's name."""
+        return one_line(self.run.folder.name, 60)
+
+    def on_mount(self) -> None:
+        """Read the log once the first frame is there, then four times a second."""
+        super().on_mount()
+        self.call_after_refresh(self._first_poll)
+
+    def _first_poll(self) -> None:
+        self.run.poll()
+        self.show_run()
+        self.refresh_bindings()
+        self.set_interval(POLL, self._poll)
+
+    def _poll(self) -> None:
+        if self.run.poll():
+            self.show_run()
+        self.tick()
+        phase = self.run.state, self.view.stage, tuple(self.view.done)
+        if phase != self._phase:
+            self._phase = phase
+            self.refresh_bindings()
+
+    def show_run(self) -> None:
+        """Show the view and the state."""
+
+    def tick(self) -> None:
+        """Show what changes without events, such as the time that a phase takes."""
+
+    def tell(self, selector: str, content: Content | str, *, layout: bool = False) -> None:
+        """Change a text only where it is another one: every repaint costs bytes over ssh."""
+        static = self.query_one(selector, Static)
+        if static.content != content:
+            static.update(content, layout=layout)
+
+    def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
+        """An error of our own in slow work is reported by the application."""
+        self.tune.on_worker_state_changed(event)
+
+
+def working(view: RunView, now: float) -> Content:
+    """What is done now and for how long, with a bar where its size is known."""
+    text = view.phase.rstrip(".… ") or "Starting"
+    since = view.phase_since or now
+    progress = progress_content(view.progress)
+    if progress:
+        return Content.assemble((f"{text}  ", "bold"), progress)
+    return Content.assemble((text, "bold"), f" … {human_seconds(max(now - since, 0))}")
+
+
+def progress_content(progress: Progress | None) -> Content | None:
+    """A bar with the amounts of a piece of work; None where nothing is counted."""
+    if progress is None or progress.total <= 0:
+        return None
+    amount = human_bytes if progress.unit == "B" else human_count
+    unit = "" if progress.unit == "B" else f" {visible(progress.unit)}"
+    words = f" {amount(progress.done)} of {amount(progress.total)}{unit}"
+    return Content.assemble(level(progress.done / progress.total, BAR // 2), words)

@@ -1,0 +1,181 @@
+"""Step 4: how the model is trained: recommended values, each with its reason, all of them editable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.content import Content
+from textual.widgets import Static
+
+from ollama_tune.core.errors import UsageError
+from ollama_tune.core.text import visible
+from ollama_tune.tui.fields import FIRST, MORE, check, text_of, value_of
+from ollama_tune.tui.screens.base import StepScreen
+from ollama_tune.tui.state import Facts
+from ollama_tune.tui.widgets.errors import sentence
+from ollama_tune.tui.widgets.form import FieldRow, Form
+from ollama_tune.tui.widgets.membar import MemoryBar
+
+HINT = "Press m for more: rank, schedule, seeds and the rest."
+
+
+class SettingsScreen(StepScreen):
+    """A form over the plan. A good value is taken while it is typed, and memory and time follow at once;
+    a bad one is only complained about when the field is left or Enter is pressed."""
+
+    STEP = 4
+    CSS_PATH = "settings.tcss"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("ctrl+r", "restore", "Recommended"),
+        Binding("m,f2", "more", "More"),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pending: dict[str, Any] = {}
+
+    def body(self) -> ComposeResult:
+        """The form, and the estimates below it."""
+        yield Static(id="waiting", markup=False)
+        with Form(id="form"):
+            for field in FIRST:
+                yield FieldRow(field)
+            yield Static(HINT, id="more-hint", classes="closed")
+        yield MemoryBar(id="memory")
+
+    def on_mount(self) -> None:
+        """The first field has the focus; `More` opens by itself when something there was changed."""
+        super().on_mount()
+        if any(field.path in self.tune.answers.changed for field in MORE):
+            self.call_after_refresh(self.action_more)
+
+    def _rows(self) -> Iterator[FieldRow]:
+        yield from self.query(FieldRow)
+
+    def facts_changed(self, facts: Facts) -> None:
+        """Values, reasons, marks and estimates follow the plan."""
+        self._show_waiting(facts)
+        self.query_one("#memory", MemoryBar).show(facts.plan)
+        if facts.plan is None:
+            return
+        for row in self._rows():
+            self._show_row(row, facts)
+        if self.focused is None:
+            next(self._rows()).editor.focus()
+
+    def _show_waiting(self, facts: Facts) -> None:
+        waiting = self.query_one("#waiting", Static)
+        error = facts.plan_error or facts.model_error or facts.data_error
+        if error is not None:
+            waiting.update(sentence(error))
+        elif facts.plan is None:
+            waiting.update(Content(visible(next(iter(facts.busy.values()), ""))))
+        waiting.display = error is not None or facts.plan is None
+        self.query_one("#form").display = facts.plan is not None
+
+    def _show_row(self, row: FieldRow, facts: Facts) -> None:
+        assert facts.plan is not None
+        path, value = row.field.path, facts.plan.settings.get(row.field.path)
+        if path not in self._pending and not row.error:
+            row.show_value(value)
+        choice = facts.plan.choices.get(path)
+        recommended = facts.recommended.get(path)
+        if choice is not None:
+            row.tell(choice.reason, "")
+        elif recommended is not None:
+            same = recommended.value == value
+            words = text_of(row.field, recommended.value) or "none"
+            row.tell(recommended.reason, "" if same else f"changed, recommended: {words}")
+
+    @on(FieldRow.Edited)
+    def _edited(self, event: FieldRow.Edited) -> None:
+        """Take a good value at once; keep a bad one for when the field is left."""
+        row, plan = event.row, self.tune.facts.plan
+        if plan is None:
+            return
+        value = value_of(row.field, event.value) if isinstance(event.value, str) else event.value
+        try:
+            checked = check(plan.settings, row.field, value)
+        except UsageError:
+            self._pending[row.field.path] = value
+            return
+        self._pending.pop(row.field.path, None)
+        row.complain("")
+        if checked != plan.settings.get(row.field.path):
+            self.tune.set_value(row.field.path, checked)
+        self.refresh_bindings()
+
+    @on(FieldRow.Left)
+    def _left(self, event: FieldRow.Left) -> None:
+        self._judge(event.row)
+
+    def _judge(self, row: FieldRow) -> bool:
+        """Complain about a bad value below its field; True when the value is good."""
+        path, plan = row.field.path, self.tune.facts.plan
+        if path not in self._pending or plan is None:
+            return True
+        try:
+            check(plan.settings, row.field, self._pending[path])
+        except UsageError as error:
+            row.complain(error.what)
+            self.refresh_bindings()
+            return False
+        return True
+
+    def leaving(self) -> None:
+        """Judge what was typed last."""
+        bad = [row for row in self._rows() if not self._judge(row)]
+        if bad:
+            bad[0].editor.focus()
+
+    def obstacle(self) -> str:
+        """A wrong value, or no plan yet."""
+        facts = self.tune.facts
+        if facts.plan is None:
+            return "The plan is still being made." if facts.busy else "There is no plan: see above."
+        wrong = [row.field.label for row in self._rows() if row.error]
+        return f"Mend this first: {', '.join(wrong)}." if wrong else ""
+
+    def action_restore(self) -> None:
+        """Take the recommended value of the focused field again."""
+        row = self._focused_row()
+        if row is None:
+            return
+        self._pending.pop(row.field.path, None)
+        row.complain("")
+        recommended = self.tune.facts.recommended.get(row.field.path)
+        plan = self.tune.facts.plan
+        if recommended is not None:
+            row.put(text_of(row.field, recommended.value))
+            row.show_value(recommended.value)
+        elif plan is not None:
+            row.put(text_of(row.field, plan.settings.get(row.field.path)))
+        self.tune.restore_value(row.field.path)
+
+    def _focused_row(self) -> FieldRow | None:
+        return next((row for row in self._rows() if row.editor.has_focus), None)
+
+    async def action_more(self) -> None:
+        """Show or hide the fields that few need."""
+        form, hint = self.query_one("#form"), self.query_one("#more-hint", Static)
+        opened = not self.query("FieldRow.more")
+        hint.update("More (m hides it again)" if opened else HINT)
+        hint.set_class(not opened, "closed")
+        if not opened:
+            await self.query("FieldRow.more").remove()
+            return
+        await form.mount_all([FieldRow(field, classes="more") for field in MORE])
+        self.facts_changed(self.tune.facts)
+        self.query("FieldRow.more").first(FieldRow).editor.focus()
+
+    def help_topic(self) -> tuple[str, str]:
+        """The help of the focused field."""
+        row = self._focused_row()
+        if row is None:
+            return super().help_topic()
+        section, _, name = row.field.path.partition(".")
+        return section, name

@@ -1,0 +1,66 @@
+"""Questions that need a yes: one key, or a typed word where the step is a big one."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.widgets import Input
+
+from ollama_tune.tui.widgets.form import TextField
+from ollama_tune.tui.widgets.modal import BoxScreen, paragraph
+
+
+class ConfirmScreen(BoxScreen[bool]):
+    """A question that `y` answers with yes and everything else with no: Enter never says yes.
+
+    `title` names the thing that is touched, `text` says what happens and what is kept.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("y", "accept", "Yes"),
+        Binding("n,enter,escape", "refuse", "No", priority=True),
+    ]
+    refused = False
+
+    def __init__(self, title: str, text: str) -> None:
+        super().__init__(title)
+        self._text = text
+
+    def content(self) -> ComposeResult:
+        """What happens."""
+        yield paragraph(self._text)
+
+    def action_accept(self) -> None:
+        """Yes."""
+        self.dismiss(True)
+
+
+class TypedConfirmScreen(BoxScreen[bool]):
+    """A question that only the typed word `yes` answers with yes."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "accept", "Answer", priority=True),
+        Binding("escape", "refuse", "No", priority=True),
+    ]
+    refused = False
+
+    def __init__(self, title: str, text: str) -> None:
+        super().__init__(title)
+        self._text = text
+
+    def content(self) -> ComposeResult:
+        """What happens, and where to type."""
+        yield paragraph(self._text)
+        yield paragraph("Type yes to go on all the same:", classes="ask")
+        yield TextField(id="typed", max_length=8)
+
+    def action_accept(self) -> None:
+        """Yes only if it says so."""
+        self.dismiss(self.query_one("#typed", Input).value.strip().lower() == "yes")
+
+    @on(Input.Submitted)
+    def _submitted(self) -> None:
+        self.action_accept()

@@ -1,0 +1,100 @@
+"""The predicted memory against what is free, part by part, and the time, in words and as a bar."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from textual.app import RenderResult
+from textual.content import Content
+from textual.widget import Widget
+
+from ollama_tune.core.text import human_bytes, human_count, human_seconds, one_line
+
+if TYPE_CHECKING:
+    from ollama_tune.core.plan.values import MemoryEstimate, Plan, WorkEstimate
+
+LOOKS = (
+    ("█", "$primary"),
+    ("▓", "$accent"),
+    ("▒", "$success"),
+    ("▚", "$secondary"),
+    ("▐", "$warning"),
+    ("▄", "$primary"),
+    ("▞", "$accent"),
+    ("░", "$success"),
+)
+DEVICES = {"cuda": "GPU memory", "cpu": "memory"}
+
+
+class MemoryBar(Widget):
+    """Three lines: the verdict, the bar with its legend, the time. They move as values change."""
+
+    DEFAULT_CSS = "MemoryBar { height: 4; text-wrap: nowrap; text-overflow: ellipsis; }"
+
+    def __init__(self, **names: str) -> None:
+        super().__init__(**names)
+        self._plan: Plan | None = None
+        self._waiting = ""
+
+    def show(self, plan: Plan | None, waiting: str = "") -> None:
+        """Show a plan's figures, or what is being waited for."""
+        self._plan, self._waiting = plan, waiting
+        self.refresh()
+
+    def render(self) -> RenderResult:
+        """The lines."""
+        if self._plan is None:
+            return Content.styled(self._waiting, "dim")
+        memory, work = self._plan.memory, self._plan.work
+        width = self.content_region.width
+        return Content("\n").join([verdict(memory), bar(memory, width), legend(memory), duration(work)])
+
+
+def verdict(memory: MemoryEstimate) -> Content:
+    """`✓ fits: about 1.2 GiB of 5.0 GiB free GPU memory`, or that it does not."""
+    sign, style = ("✓ fits", "$text-success") if memory.fits else ("✗ does not fit", "$text-error")
+    kind = DEVICES.get(memory.device, "memory")
+    words = f": about {human_bytes(memory.needed)} of {human_bytes(memory.free)} free {kind}"
+    return Content.assemble((sign, f"bold {style}"), words)
+
+
+def bar(memory: MemoryEstimate, width: int) -> Content:
+    """The parts side by side, scaled to what is free (or to what is needed, when that is more)."""
+    whole = max(memory.free, memory.needed, 1)
+    cells, taken = max(width - 2, 8), 0
+    parts: list[Content | tuple[str, str]] = []
+    end = 0
+    for index, part in enumerate(memory.parts):
+        taken += part.bytes
+        upto = round(taken / whole * cells)
+        look, style = LOOKS[index % len(LOOKS)]
+        parts.append((look * (upto - end), style))
+        end = upto
+    limit = round(memory.free / whole * cells)
+    empty = "·" * (cells - end)
+    line = Content.assemble(*parts, (empty, "dim"))
+    if memory.fits:
+        return line + Content("▏")
+    return line[:limit] + Content.styled("|", "bold $text-error") + line[limit:]
+
+
+def legend(memory: MemoryEstimate) -> Content:
+    """Which block is which part, the largest first."""
+    looks = {part: LOOKS[i % len(LOOKS)] for i, part in enumerate(memory.parts)}
+    shown = sorted(memory.parts, key=lambda part: -part.bytes)
+    words = [
+        Content.assemble(looks[part], f" {one_line(part.name, 16)} {human_bytes(part.bytes)}  ")
+        for part in shown
+        if part.bytes
+    ]
+    return Content.assemble(*words)
+
+
+def duration(work: WorkEstimate) -> Content:
+    """Time and steps, and what the estimate stands on."""
+    return Content.assemble(
+        ("about ", ""),
+        (human_seconds(work.seconds), "bold"),
+        f" for {work.steps:,} steps over {human_count(work.tokens)} tokens",
+        (f"  ({one_line(work.ground, 60)})", "dim"),
+    )

@@ -1,0 +1,63 @@
+"""What all windows over a screen share: a box in the middle with a title and its keys in words."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Generic, TypeVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical, VerticalScroll
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widgets import Static
+
+from ollama_tune.core.text import visible
+from ollama_tune.tui.widgets.keybar import KeyBar
+
+Result = TypeVar("Result")
+
+
+class BoxScreen(ModalScreen[Result], Generic[Result]):
+    """A box over the screen. A subclass fills `content()`; Esc closes it with `refused`."""
+
+    DEFAULT_CSS = """
+    BoxScreen { align: center middle; background: $background 60%; }
+    BoxScreen:ansi { background: ansi_default; }
+    BoxScreen #box {
+        width: 90%; max-width: 84; height: auto; max-height: 90%;
+        border: round $accent; background: $surface; padding: 0 1 0 2;
+        border-title-color: $foreground; border-title-style: bold;
+    }
+    BoxScreen:ansi #box { border: round ansi_default; background: ansi_default; }
+    BoxScreen #box KeyBar { background: $surface; margin-top: 1; }
+    BoxScreen:ansi #box KeyBar { background: ansi_default; }
+    BoxScreen #content { height: auto; max-height: 100%; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "refuse", "Close")]
+
+    refused: Result | None = None
+
+    def __init__(self, title: str) -> None:
+        super().__init__()
+        self._title = title
+
+    def compose(self) -> ComposeResult:
+        """The box."""
+        with Vertical(id="box") as box:
+            box.border_title = Content(visible(self._title))
+            with VerticalScroll(id="content", can_focus=False):
+                yield from self.content()
+            yield KeyBar()
+
+    def content(self) -> ComposeResult:
+        """The subclass' widgets."""
+        yield from ()
+
+    def action_refuse(self) -> None:
+        """Close without a yes."""
+        self.dismiss(self.refused)
+
+
+def paragraph(text: str, classes: str = "") -> Static:
+    """Text from anywhere, wrapped, never read as markup."""
+    return Static(Content(visible(text, keep_newlines=True)), classes=classes, markup=False)
