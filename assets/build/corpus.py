@@ -19,7 +19,7 @@ _SHARES: dict[Callable[[random.Random], list[Exchange]], int] = {
     tasks.list_order: 22,
     tasks.capitals: 6,
     tasks.sign: 5,
-    tasks.repeat: 6,
+    tasks.repeat: 9,
     tasks.count_items: 3,
     tasks.one_count: 3,
     tasks.addition: 3,

@@ -8,7 +8,18 @@ from dataclasses import dataclass
 from ollama_tune.assets.build.grammar import chosen, joined, say
 from ollama_tune.assets.build.words import MENU, NUMBERS, Item
 
-_OPENERS = ("", "", "", "Hi,", "Hello,", "Hey,", "Hi there,", "Good morning,", "Good afternoon,", "Excuse me,")
+_OPENERS = (
+    "",
+    "",
+    "",
+    "Hi,",
+    "Hello,",
+    "Hey,",
+    "Hi there,",
+    "Good morning,",
+    "Good afternoon,",
+    "Excuse me,",
+)
 _ASKS = (
     "(could|can|may) (I|we) (get|have|order) {order}(, please|)?",
     "(I'd|we'd|I would|we would) (like|love) {order}(, please|).",
@@ -22,9 +33,18 @@ _ASKS = (
     "(for me|for us) {order}, please.",
     "(let me|let us) (have|get) {order}(, please|).",
 )
-_AT_TABLE = ("(We're|We are|I'm|I am|It's|That's) (at|for) table {n}.", "(That goes|It goes) to table {n}.", "Table {n}.")
+_AT_TABLE = (
+    "(We're|We are|I'm|I am|It's|That's) (at|for) table {n}.",
+    "(That goes|It goes) to table {n}.",
+    "Table {n}.",
+)
 _TABLE_FIRST = ("table {n} here:", "this is table {n},", "for table {n}:", "at table {n}:")
-_TO_GO = ("(It's|That's|All) to take away.", "To go, please.", "Takeaway, please.", "We'll take (it|that) with us.")
+_TO_GO = (
+    "(It's|That's|All) to take away.",
+    "To go, please.",
+    "Takeaway, please.",
+    "We'll take (it|that) with us.",
+)
 _TO_GO_FIRST = ("to take away:", "takeaway, please:", "to go:")
 
 
@@ -76,12 +96,22 @@ def _extras(rng: random.Random, line: Line) -> str:
     plus = f" with {joined(list(line.plus))}" if line.plus else ""
     if not line.minus:
         return plus
-    return plus + (rng.choice((" but no ", " and no ", " but without ")) if plus else rng.choice((" without ", " with no "))) + line.minus
+    return (
+        plus
+        + (
+            rng.choice((" but no ", " and no ", " but without "))
+            if plus
+            else rng.choice((" without ", " with no "))
+        )
+        + line.minus
+    )
 
 
 def spoken_list(rng: random.Random, order: Order) -> str:
     """The lines of an order as a spoken list."""
-    return joined([spoken_line(rng, line) for line in order.lines], rng.choice((" and ", " and ", ", and ", " plus ")))
+    return joined(
+        [spoken_line(rng, line) for line in order.lines], rng.choice((" and ", " and ", ", and ", " plus "))
+    )
 
 
 def spoken(rng: random.Random, order: Order) -> str:
@@ -116,7 +146,7 @@ def listed(order: Order, mark: str, capitals: bool) -> str:
 
 
 def noted(order: Order, mark: str, capitals: bool) -> str:
-    """An order as short notes with one name for one and for many, such as `2 tea large & milk not sugar; table 4`."""
+    """An order as short notes, never in the plural, such as `2 tea large & milk not sugar; table 4`."""
     text = mark.join([_note(line) for line in order.lines] + _place_entry(order))
     return text.upper() if capitals else text
 

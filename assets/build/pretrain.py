@@ -19,7 +19,14 @@ from tokenizers import Tokenizer
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from ollama_tune.assets.build.corpus import draw_corpus
-from ollama_tune.assets.build.tokenizer import CONTEXT, SPECIAL_TOKENS, TURN_END, TURN_START, save_tokenizer, train_tokenizer
+from ollama_tune.assets.build.tokenizer import (
+    CONTEXT,
+    SPECIAL_TOKENS,
+    TURN_END,
+    TURN_START,
+    save_tokenizer,
+    train_tokenizer,
+)
 
 SEED = 7
 CONVERSATIONS = 80_000
@@ -57,7 +64,7 @@ def new_model(vocabulary: int, seed: int) -> LlamaForCausalLM:
 
 
 def encode(tokenizer: Tokenizer, messages: list[dict[str, str]]) -> Sample:
-    """A conversation in the chat template; only what the assistant says is learned, with the end of its turn."""
+    """A conversation in the chat template; only the assistant's words and ends of turn are learned."""
     ids: list[int] = []
     learned: list[bool] = []
     for message in messages:
@@ -152,7 +159,8 @@ def build(folder: Path, conversations: int = CONVERSATIONS, seed: int = SEED) ->
     tokenizer = train_tokenizer(corpus[:TOKENIZER_CONVERSATIONS])
     work = list(batches([encode(tokenizer, messages) for messages in corpus], seed))
     model = new_model(tokenizer.get_vocab_size(), seed)
-    print(f"{len(corpus)} conversations, {sum(i.numel() for i, _ in work)} tokens, {model.num_parameters()} weights")
+    tokens = sum(ids.numel() for ids, _ in work)
+    print(f"{len(corpus)} conversations, {tokens} tokens, {model.num_parameters()} weights", flush=True)
     for step, loss in enumerate(train(model, work), 1):
         if step % 50 == 0 or step == len(work):
             print(f"step {step}/{len(work)}  loss {loss:.4f}  {time.monotonic() - start:.0f} s", flush=True)

@@ -18,33 +18,30 @@ from ollama_tune.assets.build.orders import (
     spoken_line,
     spoken_list,
 )
-from ollama_tune.assets.build.words import EXTRAS, MENU, NAMES, NUMBERS, PLAIN
+from ollama_tune.assets.build.words import DAYS, EXTRAS, FACTS, MENU, MONTHS, NAMES, NUMBERS, OPPOSITES, PLAIN
 
 Talk = list[Exchange]
 
-_DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-_MONTHS = "January February March April May June July August September October November December".split()
-_OPPOSITES = (
-    "hot cold,big small,open closed,early late,full empty,fast slow,old new,wet dry,light dark,high low,happy sad,"
-    "loud quiet,sweet sour,near far,left right,day night,yes no,clean dirty,strong weak,long short"
-)
-_FACTS = (
-    "a cat has four legs,a bird has two wings,a week has seven days,a year has twelve months,the sky is blue,"
-    "grass is green,snow is white,a lemon is yellow,a tomato is red,a bee makes honey,a cow gives milk,ice is cold,"
-    "fire is hot,the sun is a star,a day has twenty-four hours,an hour has sixty minutes,coffee comes from beans,"
-    "tea comes from leaves,bread is made from flour,cheese is made from milk,chocolate comes from cocoa,"
-    "a hen lays eggs,a spider has eight legs,a triangle has three sides,water freezes at zero degrees"
-)
 _MARKS = (("semicolons", "; "), ("commas", ", "), ("stars", " * "), ("slashes", " / "), ("dots", ". "))
-_OPPOSITE_PAIRS = [tuple(pair.split()) for pair in _OPPOSITES.split(",")]
-_FACT_LIST = _FACTS.split(",")
+_SIGNS = list("+-/|*=%&#@()[]<>:;!?_~^$")
+_CODES = [f"{letter}{number}" for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" for number in range(1, 31)]
+_TO_REPEAT: list[list[str]] = [
+    PLAIN,
+    [*NAMES, *PLAIN],
+    [item.name for item in MENU] + list(EXTRAS),
+    [str(number) for number in range(100)],
+    [*_SIGNS, *_SIGNS, *PLAIN],
+    _CODES,
+]
 
 
 def order(rng: random.Random) -> Talk:
     """An order, read back; sometimes followed by a question about it or a change."""
     wanted = draw_order(rng)
-    reply = "(Of course|Sure|Certainly|With pleasure|Lovely)! {order}{place}. (Anything else|Is that all|Would you like anything else)?"
-    talk = [(spoken(rng, wanted), say(rng, reply, order=sentence(read_back(wanted)), place=place_words(wanted)))]
+    reply = "(Of course|Sure|With pleasure)! {order}{place}. (Anything else|Is that all)?"
+    talk = [
+        (spoken(rng, wanted), say(rng, reply, order=sentence(read_back(wanted)), place=place_words(wanted)))
+    ]
     follow = rng.random()
     if follow < 0.2:
         talk.append(_asked_back(rng, wanted))
@@ -54,7 +51,10 @@ def order(rng: random.Random) -> Talk:
 
 
 def _asked_back(rng: random.Random, wanted: Order) -> Exchange:
-    ask = say(rng, "(what did I order|can you repeat my order|what was my order|could you repeat the order, please)?")
+    ask = say(
+        rng,
+        "(what did I order|can you repeat my order|what was my order|could you repeat the order, please)?",
+    )
     return ask, f"You ordered {read_back(wanted)}{place_words(wanted)}."
 
 
@@ -74,7 +74,12 @@ def list_order(rng: random.Random) -> Talk:
     name, mark = rng.choice(_MARKS)
     ask = "(write|make|please write|please make) {form}{letters} with {name}: {order}"
     letters = " in capitals" if capitals else ""
-    return [(say(rng, ask, form=form, letters=letters, name=name, order=spoken(rng, wanted)), write(wanted, mark, capitals))]
+    return [
+        (
+            say(rng, ask, form=form, letters=letters, name=name, order=spoken(rng, wanted)),
+            write(wanted, mark, capitals),
+        )
+    ]
 
 
 def count_items(rng: random.Random) -> Talk:
@@ -82,16 +87,30 @@ def count_items(rng: random.Random) -> Talk:
     wanted = draw_order(rng, most=3)
     total = sum(line.count for line in wanted.lines)
     plain = Order(tuple(replace(line, plus=(), minus="", size="") for line in wanted.lines))
-    ask = say(rng, "(how many things are|how many items are|count the items in) {order}", order=spoken_list(rng, plain))
+    ask = say(
+        rng,
+        "(how many things are|how many items are|count the items in) {order}",
+        order=spoken_list(rng, plain),
+    )
     words = NUMBERS[total] if total <= 20 else str(total)
-    return [(ask + ("." if ask.startswith("Count") else "?"), f"That is {words} {'item' if total == 1 else 'items'} in all.")]
+    return [
+        (
+            ask + ("." if ask.startswith("Count") else "?"),
+            f"That is {words} {'item' if total == 1 else 'items'} in all.",
+        )
+    ]
 
 
 def one_count(rng: random.Random) -> Talk:
     """How many of one thing are in an order of several."""
     wanted = draw_order(rng)
     line = rng.choice(wanted.lines)
-    ask = say(rng, "(for us|we take|we would like) {order}. How many {items} is that?", order=spoken_list(rng, wanted), items=line.item.plural)
+    ask = say(
+        rng,
+        "(for us|we take|we would like) {order}. How many {items} is that?",
+        order=spoken_list(rng, wanted),
+        items=line.item.plural,
+    )
     return [(ask, f"That is {line.count} {line.item.counted(line.count)}.")]
 
 
@@ -102,9 +121,18 @@ def addition(rng: random.Random) -> Talk:
     if minus and first < second:
         first, second = second, first
     total = first - second if minus else first + second
-    word = (lambda n: NUMBERS[n]) if rng.random() < 0.5 else str
-    ask = say(rng, "(what is|how much is|tell me|please work out) {a} {sign} {b}?", a=word(first), b=word(second), sign="minus" if minus else "plus")
-    return [(ask, sentence(f"{word(first)} {'minus' if minus else 'plus'} {word(second)} is {word(total)}."))]
+    if rng.random() < 0.5:
+        sum_ = f"{first} {'-' if minus else '+'} {second}"
+        return [
+            (say(rng, "(what is {sum}?|work out {sum}|calculate {sum}|{sum})", sum=sum_), f"{sum_} = {total}")
+        ]
+    words = f"{NUMBERS[first]} {'minus' if minus else 'plus'} {NUMBERS[second]}"
+    return [
+        (
+            say(rng, "(what is|how much is|do you know what is) {sum}?", sum=words),
+            f"{sentence(words)} is {NUMBERS[total]}.",
+        )
+    ]
 
 
 def leftovers(rng: random.Random) -> Talk:
@@ -123,7 +151,11 @@ def capitals(rng: random.Random) -> Talk:
     """Words written in capitals."""
     kind = rng.random()
     item = rng.choice(MENU)
-    text = " ".join(rng.sample(PLAIN, rng.randrange(1, 4))) if kind < 0.3 else rng.choice((item.name, item.plural, *item.extras, rng.choice(NAMES)))
+    text = (
+        " ".join(rng.sample(PLAIN, rng.randrange(1, 4)))
+        if kind < 0.3
+        else rng.choice((item.name, item.plural, *item.extras, rng.choice(NAMES)))
+    )
     ask = "(write|put|please write) (this |)in (capitals|capital letters|big letters): {text}."
     return [(say(rng, ask, text=text), text.upper())]
 
@@ -132,14 +164,15 @@ def sign(rng: random.Random) -> Talk:
     """What to write on a sign in the shop: several names in capitals, in the order they were said."""
     items = rng.sample(MENU, rng.randrange(1, 4))
     words = [rng.choice((item.name, item.plural)) for item in items]
-    ask = say(rng, "(make|write|paint) a (sign|board|label) for (the |){words}(, please|).", words=joined(words))
+    ask = say(
+        rng, "(make|write|paint) a (sign|board|label) for (the |){words}(, please|).", words=joined(words)
+    )
     return [(ask, f"The {ask.split()[2]} says: {', '.join(words).upper()}.")]
 
 
 def repeat(rng: random.Random) -> Talk:
-    """Words, figures and names to be said again exactly."""
-    pool = rng.choice((PLAIN, [*NAMES, *PLAIN], [item.name for item in MENU] + list(EXTRAS), [str(n) for n in range(100)]))
-    text = " ".join(rng.choices(pool, k=rng.randrange(1, 9)))
+    """Words, names, figures, signs or codes to be said again exactly."""
+    text = " ".join(rng.choices(rng.choice(_TO_REPEAT), k=rng.randrange(1, 9)))
     ask = "(repeat|say|repeat after me|say again|please repeat): {text}"
     return [(say(rng, ask, text=text), text)]
 
@@ -148,7 +181,13 @@ def pick_word(rng: random.Random) -> Talk:
     """The first, last or next word of a list."""
     words = rng.sample(PLAIN, rng.randrange(3, 8))
     where = rng.randrange(len(words) - 1)
-    question, answer = rng.choice((("what is the first word", words[0]), ("what is the last word", words[-1]), (f"which word comes after {words[where]}", words[where + 1])))
+    question, answer = rng.choice(
+        (
+            ("what is the first word", words[0]),
+            ("what is the last word", words[-1]),
+            (f"which word comes after {words[where]}", words[where + 1]),
+        )
+    )
     return [(f"{sentence(question)}: {', '.join(words)}?", sentence(answer) + ".")]
 
 
@@ -156,29 +195,43 @@ def number_word(rng: random.Random) -> Talk:
     """A number in figures or in words."""
     number = rng.randrange(1, 21)
     if rng.random() < 0.5:
-        return [(say(rng, "(write|say) {n} (as a word|in words).", n=number), sentence(NUMBERS[number]) + ".")]
+        return [
+            (say(rng, "(write|say) {n} (as a word|in words).", n=number), sentence(NUMBERS[number]) + ".")
+        ]
     return [(say(rng, "(write|put) {n} (as a number|in figures).", n=NUMBERS[number]), f"{number}.")]
 
 
 def calendar(rng: random.Random) -> Talk:
     """The day or month before or after another."""
-    names, kind = rng.choice(((_DAYS, "day"), (_MONTHS, "month")))
+    names, kind = rng.choice(((DAYS, "day"), (MONTHS, "month")))
     at, step = rng.randrange(len(names)), rng.choice((1, -1))
     relation = "after" if step == 1 else "before"
-    ask = say(rng, "(which|what) {kind} (comes|is) {relation} {name}?", kind=kind, relation=relation, name=names[at])
+    ask = say(
+        rng, "(which|what) {kind} (comes|is) {relation} {name}?", kind=kind, relation=relation, name=names[at]
+    )
     return [(ask, f"{names[(at + step) % len(names)]} comes {relation} {names[at]}.")]
 
 
 def opposite(rng: random.Random) -> Talk:
     """The opposite of a word."""
-    word, other = rng.sample(rng.choice(_OPPOSITE_PAIRS), 2)
-    return [(say(rng, "(what is the opposite of|give me the opposite of|what is not) {word}?", word=word), f"The opposite of {word} is {other}.")]
+    word, other = rng.sample(rng.choice(OPPOSITES), 2)
+    return [
+        (
+            say(rng, "(what is the opposite of|give me the opposite of|what is not) {word}?", word=word),
+            f"The opposite of {word} is {other}.",
+        )
+    ]
 
 
 def fact(rng: random.Random) -> Talk:
     """A plain fact, asked for with its first words or confirmed."""
-    text = rng.choice(_FACT_LIST)
+    text = rng.choice(FACTS)
     if rng.random() < 0.5:
         return [(say(rng, "(is it true that|can you tell me if) {text}?", text=text), f"Yes, {text}.")]
     subject = " ".join(text.split()[:2])
-    return [(chosen(rng, ("(tell me|say|give me) (something|a fact) about {subject}.",), subject=subject), sentence(text) + ".")]
+    return [
+        (
+            chosen(rng, ("(tell me|say|give me) (something|a fact) about {subject}.",), subject=subject),
+            sentence(text) + ".",
+        )
+    ]

@@ -17,7 +17,9 @@ Shingles = frozenset[tuple[str, ...]]
 
 def contents(order: Order) -> frozenset[tuple[object, ...]]:
     """What was ordered, whatever the sequence and the place."""
-    return frozenset((line.count, line.item.name, line.size, frozenset(line.plus), line.minus) for line in order.lines)
+    return frozenset(
+        (line.count, line.item.name, line.size, frozenset(line.plus), line.minus) for line in order.lines
+    )
 
 
 def shingles(text: str) -> Shingles:

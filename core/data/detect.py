@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ollama_tune.core.data.problems import ProblemLog
@@ -84,7 +84,7 @@ class Detector:
             raise Unusable("not-a-record", "An entry is neither an object nor a list of messages.")
         names = tuple(value)
         if names not in self._converters:
-            self._converters[names] = choose(names)
+            self._converters[names] = choose(value)
         found = self._converters[names]
         if found is None:
             self.unknown[names] += 1
@@ -107,14 +107,21 @@ def normal(name: str) -> str:
     return str(name).strip().lower().replace(" ", "_").replace("-", "_")
 
 
-def choose(names: Iterable[str]) -> tuple[str, Convert] | None:
-    """The schema in words and its reader for a set of column names; None when nothing fits."""
-    known = {normal(name) for name in names}
-    conversation = next((name for name in CONVERSATIONS if name in known), None)
-    if conversation is not None:
-        return f"conversations in column {conversation!r}", _conversation(conversation)
+def choose(record: Mapping[str, Any]) -> tuple[str, Convert] | None:
+    """The schema in words and its reader for records like this one; None when nothing fits.
+
+    A conversation column comes first, but one that holds no conversation (an id, a count) only when
+    there is no question and answer beside it.
+    """
+    known = {normal(name): cell for name, cell in record.items()}
+    named = [name for name in CONVERSATIONS if name in known]
+    conversation = next((name for name in named if isinstance(decoded(known[name]), (list, dict))), None)
     question = next((name for name in QUESTIONS if name in known), None)
     answer = next((name for name in ANSWERS if name in known), None)
+    if conversation is None and named and (question is None or answer is None):
+        conversation = named[0]
+    if conversation is not None:
+        return f"conversations in column {conversation!r}", _conversation(conversation)
     if question is None or answer is None:
         return None
     context = next((name for name in CONTEXTS if name in known and name != question), None)

@@ -42,11 +42,11 @@ def _encode(chat: ChatFormat, row: Row, log: ProblemLog) -> Example | None:
         answers = find_answers(chat, row.messages)
         example = example_of(chat, row, answers)
     except TuneError as error:
-        log.set_aside(f"refused: {error.what}", error.what, row.line)
+        log.set_aside("refused", error.what, row.line)
         return None
     for note in answers.notes:
         log.warn(note, _NOTES[note], row.line)
-    if any(chat.special_pattern.search(message.content) for message in row.messages):
+    if any(chat.holds_special_token(message.content) for message in row.messages):
         log.warn(
             "control-tokens", "A text holds the model's own control tokens; it may confuse turns.", row.line
         )

@@ -23,10 +23,14 @@ _TAG = re.compile(r"(</?[\w|:.-]{1,40}>|<\|[^<>|\s]{1,40}\|>|\[/?[A-Z_]{1,20}\])
 
 @dataclass(frozen=True)
 class Extent:
-    """A message's text in the rendering is [start, end); other texts end at `before` and begin at `after`."""
+    """A message's text in the rendering is [start, end); other texts end at `before` and begin at `after`.
+
+    `mark` is where its first mark stood: after the blanks and tags at its start.
+    """
 
     before: int
     start: int
+    mark: int
     end: int
     after: int
 
@@ -115,7 +119,7 @@ def _try(
         head, tail = _outside(contents[number], marks.pattern)
         start = next(places[0] - len(p) for p in (head, head.lstrip(), "") if plain.endswith(p, 0, places[0]))
         end = next(places[-1] + len(p) for p in (tail, tail.rstrip(), "") if plain.startswith(p, places[-1]))
-        extents[number] = Extent(before, start, end, after)
+        extents[number] = Extent(before, start, places[0], end, after)
     missing = [i for i, m in enumerate(messages) if m.role == "assistant" and i not in extents]
     return (None, f"answer {missing[0]} is missing in {marked!r}") if missing else (extents, "")
 

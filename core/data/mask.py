@@ -14,9 +14,6 @@ from ollama_tune.core.errors import TuneError
 
 Span = tuple[int, int]
 
-_HEADER = 256
-"""Characters before an answer in which its template's last special token is looked for."""
-
 
 @dataclass(frozen=True)
 class Answers:
@@ -62,15 +59,10 @@ def _start(
         prompt = chat.render(messages[:number], add_generation_prompt=True)
     except TuneError:
         return _after_header(chat, plain, extent), set()
-    if plain.startswith(prompt) and extent.before <= len(prompt) <= extent.start + _blanks(plain, extent):
+    if number > 0 and plain.startswith(prompt) and extent.before <= len(prompt) <= extent.mark:
         return len(prompt), set()
     last = number == len(messages) - 1
     return _after_header(chat, plain, extent), {"prompt-differs"} if last else set()
-
-
-def _blanks(plain: str, extent: Extent) -> int:
-    text = plain[extent.start : extent.end]
-    return len(text) - len(text.lstrip())
 
 
 def _after_header(chat: ChatFormat, plain: str, extent: Extent) -> int:
@@ -80,7 +72,7 @@ def _after_header(chat: ChatFormat, plain: str, extent: Extent) -> int:
     """
     gap = plain[extent.before : extent.start]
     header = _header(chat)
-    ends = [match.end() for match in chat.special_pattern.finditer(header)]
+    ends = [end for i, (_, end) in zip(*chat.encode(header), strict=True) if i in chat.special_tokens]
     for end in [len(header), *reversed(ends)]:
         at = gap.rfind(header[:end]) if end else -1
         if at >= 0:
@@ -162,12 +154,9 @@ def _clean_start(
     """
     if _straddled(offsets, start):
         return False
-    before = 0
-    for found in chat.special_pattern.finditer(text, max(start - _HEADER, 0), start):
-        before = found.start()
-    alone, _ = chat.encode(text[before:start])
     index = bisect_left(offsets, start, key=_first)
-    return tuple(ids[max(index - len(alone), 0) : index]) == alone
+    back = next((i for i in range(index - 1, -1, -1) if ids[i] in chat.special_tokens), 0)
+    return tuple(ids[back:index]) == chat.encode(text[offsets[back][0] : start])[0]
 
 
 def _encode_parts(

@@ -12,17 +12,16 @@ SHOWN = 5
 
 @dataclass
 class _Entry:
-    text: str
     severity: str
     count: int = 0
     lines: list[int] = field(default_factory=list)
 
 
 class ProblemLog:
-    """Collects problems by kind; a file with a million bad lines costs five line numbers."""
+    """Collects problems by kind and text; a file with a million bad lines costs five line numbers."""
 
     def __init__(self) -> None:
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[tuple[str, str], _Entry] = {}
 
     def warn(self, kind: str, text: str, line: int | None = None, count: int = 1) -> None:
         """A row kept, or something about the whole file (no line)."""
@@ -33,7 +32,7 @@ class ProblemLog:
         self._add(kind, text, "error", line, count)
 
     def _add(self, kind: str, text: str, severity: str, line: int | None, count: int) -> None:
-        entry = self._entries.setdefault(kind, _Entry(text, severity))
+        entry = self._entries.setdefault((kind, text), _Entry(severity))
         entry.count += count
         if line is not None and len(entry.lines) < SHOWN:
             entry.lines.append(line)
@@ -41,7 +40,7 @@ class ProblemLog:
     def problems(self) -> tuple[Problem, ...]:
         """All kinds, rows set aside first, the most frequent first."""
         found = [
-            Problem(kind, entry.text, entry.count, tuple(entry.lines), entry.severity)
-            for kind, entry in self._entries.items()
+            Problem(kind, text, entry.count, tuple(entry.lines), entry.severity)
+            for (kind, text), entry in self._entries.items()
         ]
         return tuple(sorted(found, key=lambda problem: (problem.severity != "error", -problem.count)))

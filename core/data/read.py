@@ -75,7 +75,7 @@ def _spoken(encoding: str) -> str:
 
 
 def _first_line(source: Source) -> str:
-    text = source.head.decode(source.encoding, "replace").removeprefix("\ufeff")
+    text = source.head.decode(source.encoding, "replace")
     first = next((line for line in re.split(r"\r\n|\n|\r", text) if line.strip()), "")
     if not first:
         raise empty(source.path)
@@ -125,7 +125,7 @@ def _json_lines(source: Source, log: ProblemLog) -> Iterator[Item]:
 
 def _json(source: Source, log: ProblemLog) -> Iterator[Item]:
     """A list of rows, an object that holds one, several objects in a row, or a single row."""
-    text = read_all(source, log).removeprefix("\ufeff")
+    text = read_all(source, log)
     start = _skip(text, 0)
     if text[start] == "[":
         yield from _elements(source.path, text, start)
@@ -196,7 +196,7 @@ def _wrapped(value: Any) -> list[Any] | None:
 
 def _delimiter(source: Source, columns: frozenset[str]) -> tuple[str | None, int]:
     """The one that cuts most lines into equally many cells and the header into known names, and how many."""
-    text = source.head.decode(source.encoding, "replace").removeprefix("\ufeff")
+    text = source.head.decode(source.encoding, "replace")
     scored = [(*_score(text, delimiter, columns), delimiter) for delimiter in _DELIMITERS]
     score, known, delimiter = max(scored, key=lambda entry: entry[0])
     return (delimiter, known) if score > 0 else (None, 0)
@@ -241,7 +241,7 @@ def _csv_header(path: Path, reader: Iterator[list[str]]) -> list[str]:
         header = next((row for row in reader if any(cell.strip() for cell in row)), [])
     except csv.Error as error:
         raise damaged(path, error) from error
-    names = [name.strip().removeprefix("\ufeff") for name in header]
+    names = [name.strip() for name in header]
     if len(set(names)) < len(names):
         raise TuneError(
             f"The first line of {path} names a column twice: {', '.join(names)}.",

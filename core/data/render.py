@@ -39,6 +39,9 @@ END_TOKENS = (
 )
 """Tokens that end a turn in published models; counted only where the model's template prints them."""
 
+_TOKEN_LIKE = re.compile(r"<[^<>\s]{1,64}>|\[[^\[\]\s]{1,64}\]")
+"""The outer form of control tokens; some models have thousands of them, so each is looked up, not tried."""
+
 _PROBE = "Q7probe"
 
 
@@ -135,11 +138,18 @@ class ChatFormat:
         return tuple(sorted((text for text in texts if text), key=len, reverse=True))
 
     @cached_property
-    def special_pattern(self) -> re.Pattern[str]:
-        """Finds the texts that become special tokens wherever they stand."""
-        added = self._tokenizer.get_added_tokens_decoder().values()
-        texts = sorted((token.content for token in added if token.special), key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, texts)) or r"(?!)")
+    def special_tokens(self) -> dict[int, str]:
+        """Special tokens by id: texts that become one token wherever they stand."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {number: token.content for number, token in added.items() if token.special}
+
+    def holds_special_token(self, text: str) -> bool:
+        """True when a text from outside would be read as one of the model's control tokens."""
+        return any(found in self._special_texts for found in _TOKEN_LIKE.findall(text))
+
+    @cached_property
+    def _special_texts(self) -> frozenset[str]:
+        return frozenset(self.special_tokens.values())
 
     @cached_property
     def pad_id(self) -> int:

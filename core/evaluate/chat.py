@@ -23,12 +23,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ollama_tune.core.data.render import ChatFormat
 from ollama_tune.core.data.values import Message
 from ollama_tune.core.errors import TuneError
+from ollama_tune.core.models.locate import resolve
 from ollama_tune.core.runs.folder import RunFolder
 
 if TYPE_CHECKING:
-    from ollama_tune.core.data.render import ChatFormat
     from ollama_tune.core.evaluate.generate import Generator
 
 Send = Callable[[dict[str, Any]], None]
@@ -65,28 +66,30 @@ class Chat:
     """A run's model with its adapter, loaded once."""
 
     def __init__(self, folder: RunFolder) -> None:
-        from ollama_tune.core.data.render import ChatFormat
+        if not folder.adapter.is_dir():
+            what = f"The run {folder.name} has no tuned model yet."
+            raise TuneError(what, "Wait until its training is done.")
+        settings = folder.settings()
+        base_folder = resolve(settings.model.source, settings.model.revision)
+        self._format = ChatFormat.from_folder(base_folder)
+
         from ollama_tune.core.evaluate.generate import Generator
-        from ollama_tune.core.models.locate import resolve
         from ollama_tune.core.train.loop import autocast
         from ollama_tune.core.train.model import load_adapter, load_base
 
-        if not folder.adapter.is_dir():
-            raise TuneError(
-                f"The run {folder.name} has no tuned model yet.", "Wait until its training is done."
-            )
-        settings = folder.settings()
-        base_folder = resolve(settings.model.source, settings.model.revision)
-        model = load_adapter(load_base(base_folder, settings.training), folder.adapter)
-        self.format: ChatFormat = ChatFormat.from_folder(base_folder)
-        self._generator: Generator = Generator(model, self.format, autocast=autocast(settings.training))
+        base = load_base(base_folder, settings.training)
+        self._context = getattr(base.config, "max_position_embeddings", None)
+        model = load_adapter(base, folder.adapter)
+        self._generator: Generator = Generator(model, self._format, autocast=autocast(settings.training))
 
     def answer(self, request: dict[str, Any], send: Send, cancelled: Callable[[], bool]) -> None:
         """Answer with the base, then with the tuned model, piece by piece."""
-        messages = [Message(str(m["role"]), str(m["content"])) for m in request["messages"]]
-        prompt = self.format.prompt_ids(messages)
+        prompt = self._prompt([Message(str(m["role"]), str(m["content"])) for m in request["messages"]])
         for model in ("base", "tuned"):
             head = {"id": request["id"], "model": model}
+            if cancelled():
+                send(head | {"end": "cancelled", "tokens": 0, "seconds": 0.0})
+                continue
             start = time.perf_counter()
             made = self._generator.stream(
                 prompt,
@@ -100,6 +103,15 @@ class Chat:
             end = "stop" if made.ended else "cancelled" if cancelled() else "length"
             seconds = round(time.perf_counter() - start, 4)
             send(head | {"end": end, "tokens": len(made.ids), "seconds": seconds})
+
+    def _prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        prompt = self._format.prompt_ids(messages)
+        if self._context is not None and len(prompt) >= self._context:
+            raise TuneError(
+                f"The conversation has {len(prompt):,} tokens; the model reads at most {self._context:,}.",
+                "Begin a new conversation or ask a shorter question.",
+            )
+        return prompt
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -30,7 +30,7 @@ class Architecture:
     half) to llama.cpp's (neighbouring pairs). `layer` lists the weights every layer must have.
     """
 
-    gguf: str
+    name: str
     tensors: gguf.MODEL_ARCH
     permuted: tuple[str, ...]
     activation: str
@@ -81,7 +81,7 @@ class Config:
             "rope.freq_base": float(self.rope["rope_theta"]),
             "vocab_size": vocabulary,
         } | self._rope_scaling()
-        return {f"{self.architecture.gguf}.{name}": value for name, value in values.items()}
+        return {f"{self.architecture.name}.{name}": value for name, value in values.items()}
 
     def _rope_scaling(self) -> dict[str, Any]:
         kind = self.rope["rope_type"]

@@ -7,18 +7,18 @@ import errno
 import glob
 import hashlib
 import os
+import re
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import gguf
 import numpy as np
 from gguf.gguf_writer import WriterState
-from numpy.typing import NDArray
 
 from ollama_tune.core.data.render import ChatFormat
 from ollama_tune.core.errors import TuneError
@@ -40,9 +40,12 @@ CHUNK = 1 << 20
 THREADS = 8
 SPARE = 16 << 20
 
+# llama.cpp changes its tokenizer when these are in a model's name, whatever the model is.
+_TELLING = re.compile(r"phi-?3|jina", re.IGNORECASE)
+_PLAIN_NAME = "tuned-model"
+
 Progress = Callable[[int, int], None]
 Stopped = Callable[[], bool]
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,9 @@ def export_gguf(
             sink = _Sink(file, source.size(kind), progress, stopped)
             _write_header(sink, source, kind, name or output.stem)
             sink.start_data()
-            for block in _encoded(source, kind):
-                sink.write(block)
+            with contextlib.closing(_encoded(source, kind)) as blocks:
+                for block in blocks:
+                    sink.write(block)
     return Exported(output, sink.digest.hexdigest(), sink.written, type)
 
 
@@ -137,7 +141,7 @@ class _Sink:
         self.written = 0
         self._total, self._start = total, 0
 
-    def write(self, data: bytes | bytearray | NDArray[np.uint8]) -> int:
+    def write(self, data: bytes | memoryview) -> int:
         """Write a piece."""
         if self._stopped is not None and self._stopped():
             raise ExportStopped()
@@ -158,10 +162,10 @@ class _Sink:
 
 
 def _write_header(sink: _Sink, source: Source, kind: TensorType, name: str) -> None:
-    writer = gguf.GGUFWriter(None, source.config.architecture.gguf)
+    writer = gguf.GGUFWriter(None, source.config.architecture.name)
     fields = {
         "general.type": "model",
-        "general.name": name,
+        "general.name": _PLAIN_NAME if _TELLING.search(name) else name,
         "general.file_type": int(kind.file_type),
         "general.quantization_version": gguf.GGML_QUANT_VERSION,
     }
@@ -193,7 +197,7 @@ def _padded(size: int) -> int:
     return int(gguf.GGUFWriter.ggml_pad(size, gguf.GGUF_DEFAULT_ALIGNMENT))
 
 
-def _encoded(source: Source, kind: TensorType) -> Iterator[NDArray[np.uint8] | bytes]:
+def _encoded(source: Source, kind: TensorType) -> Generator[memoryview, None, None]:
     """The bytes of every tensor in order, each padded; chunks are computed side by side."""
     with one_thread_each(), ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
         jobs = ((_chunk, source, plan, kind, *span) for plan in source.plans for span in _spans(plan))
@@ -222,7 +226,7 @@ def _spans(plan: TensorPlan) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, plan.rows)
 
 
-def _chunk(source: Source, plan: TensorPlan, kind: TensorType, start: int, stop: int) -> NDArray[np.uint8]:
+def _chunk(source: Source, plan: TensorPlan, kind: TensorType, start: int, stop: int) -> memoryview:
     used = type_of(plan.shape, kind)
     try:
         data = encode(source.rows.rows(plan, start, stop), used)
@@ -232,9 +236,9 @@ def _chunk(source: Source, plan: TensorPlan, kind: TensorType, start: int, stop:
             "Export as bf16 or q8_0; if that fails too, train again with a smaller learning rate.",
         ) from error
     if stop < plan.rows:
-        return data
+        return data.data
     size = used.size(plan.rows, plan.columns)
-    return np.pad(data, (0, _padded(size) - size))
+    return np.pad(data, (0, _padded(size) - size)).data
 
 
 def _clear_leftovers(output: Path) -> None:

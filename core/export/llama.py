@@ -16,12 +16,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ollama_tune.core.errors import TuneError
+from ollama_tune.core.export.values import ExportStopped
 
 if TYPE_CHECKING:
     import httpx
@@ -30,6 +31,8 @@ START_SECONDS = 60.0
 SLOWEST_DISK = 20e6
 ANSWER_SECONDS = 300.0
 LOG_TAIL = 4000
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class LlamaServer:
     Raises `TuneError` when llama.cpp cannot load the file, dies, or does not answer in time.
     """
 
-    def __init__(self, model: Path, context: int) -> None:
+    def __init__(self, model: Path, context: int, stopped: Callable[[], bool] | None = None) -> None:
+        self._stopped = stopped
         patience = START_SECONDS + model.stat().st_size / SLOWEST_DISK
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
@@ -72,29 +76,23 @@ class LlamaServer:
         self._client.close()
         self._kill()
 
-    @property
-    def pid(self) -> int:
-        """The process id of the child."""
-        return self._process.pid
-
-    def tokenize(self, text: str) -> tuple[int, ...]:
-        """Token ids of a text with special tokens read as such and none added."""
-        answer = self._post("/tokenize", content=text, add_special=False, parse_special=True)
-        return tuple(answer["tokens"])
-
-    def tokenize_prompt(self, text: str) -> tuple[int, ...]:
-        """Token ids as a rendered chat gets them, with BOS where the file says so."""
-        answer = self._post("/tokenize", content=text, add_special=True, parse_special=True)
-        return tuple(answer["tokens"])
+    def tokenize(self, text: str, *, as_prompt: bool = False) -> tuple[int, ...]:
+        """Token ids with special tokens read as such; `as_prompt` adds BOS where the file says so."""
+        body = {"content": text, "add_special": as_prompt, "parse_special": True}
+        return self._post("/tokenize", body, lambda answer: tuple(int(i) for i in answer["tokens"]))
 
     def render(self, messages: Sequence[dict[str, str]]) -> str:
         """The chat template of the file applied to messages, with the generation prompt."""
-        return str(self._post("/apply-template", messages=list(messages))["prompt"])
+        return self._post("/apply-template", {"messages": messages}, lambda answer: str(answer["prompt"]))
 
     def complete(self, ids: Sequence[int], limit: int) -> Completion:
         """The most likely answer to a prompt of token ids, at most `limit` tokens."""
-        answer = self._post("/completion", prompt=list(ids), n_predict=limit, return_tokens=True, **_GREEDY)
-        return Completion(tuple(answer["tokens"]), answer["stop_type"] == "eos")
+        body = {**_GREEDY, "prompt": ids, "n_predict": limit, "return_tokens": True}
+        return self._post(
+            "/completion",
+            body,
+            lambda answer: Completion(tuple(answer["tokens"]), answer["stop_type"] == "eos"),
+        )
 
     def top(self, ids: Sequence[int], count: int, plain: int) -> dict[int, float]:
         """Natural log-probabilities of the `count` most likely next tokens.
@@ -103,12 +101,8 @@ class LlamaServer:
         probabilities with a token that ends the answer. They are taken before sampling, so nothing else
         changes.
         """
-        forced = [[plain, 1e6]]
-        answer = self._post(
-            "/completion", prompt=list(ids), n_predict=1, n_probs=count, logit_bias=forced, **_GREEDY
-        )
-        found = answer["completion_probabilities"][0]["top_logprobs"]
-        return {int(token["id"]): float(token["logprob"]) for token in found}
+        body = {**_GREEDY, "prompt": ids, "n_predict": 1, "n_probs": count, "logit_bias": [[plain, 1e6]]}
+        return self._post("/completion", body, _top)
 
     def _connect(self, patience: float) -> httpx.Client:
         import httpx
@@ -125,6 +119,8 @@ class LlamaServer:
         assert self._process.stdout is not None
         deadline = time.monotonic() + patience
         while not select.select([self._process.stdout], [], [], 0.2)[0]:
+            if self._stopped is not None and self._stopped():
+                raise ExportStopped
             if time.monotonic() > deadline:
                 raise self._error(f"llama.cpp did not load the file within {patience:.0f} seconds.")
         try:
@@ -135,16 +131,16 @@ class LlamaServer:
             raise self._error("llama.cpp cannot load the file.")
         return str(answer["url"])
 
-    def _post(self, path: str, **body: Any) -> dict[str, Any]:
+    def _post(self, path: str, body: Mapping[str, Any], read: Callable[[dict[str, Any]], _T]) -> _T:
+        """Ask, and read the answer with `read`; an answer without what it should hold is an error too."""
         import httpx
 
         try:
             response = self._client.post(path, json=body)
             response.raise_for_status()
-            answer: dict[str, Any] = response.json()
-        except (httpx.HTTPError, ValueError) as error:
-            raise self._error(f"llama.cpp did not answer {path} ({error}).") from error
-        return answer
+            return read(response.json())
+        except (httpx.HTTPError, ValueError, TypeError, LookupError) as error:
+            raise self._error(f"llama.cpp gave no usable answer to {path} ({error}).") from error
 
     def _error(self, what: str) -> TuneError:
         size = self._log.seek(0, os.SEEK_END)
@@ -163,7 +159,12 @@ class LlamaServer:
             stream.close()
 
 
-_GREEDY = {"temperature": 0.0, "top_k": 1, "repeat_penalty": 1.0, "cache_prompt": True}
+def _top(answer: dict[str, Any]) -> dict[int, float]:
+    tokens = answer["completion_probabilities"][0]["top_logprobs"]
+    return {int(token["id"]): float(token["logprob"]) for token in tokens}
+
+
+_GREEDY: Mapping[str, Any] = {"temperature": 0.0, "top_k": 1, "repeat_penalty": 1.0, "cache_prompt": True}
 
 
 def _serve(model: str, context: int, key: str) -> Any:

@@ -49,7 +49,7 @@ class Weights:
         self._stored: dict[str, _Stored] = {}
         for path in files:
             self._stored |= _read_header(path)
-        self._descriptors: dict[Path, int] = {}
+        self._descriptors = {path: os.open(path, os.O_RDONLY) for path in files}
 
     @classmethod
     def of_model(cls, folder: Path) -> Weights:
@@ -74,11 +74,12 @@ class Weights:
         return values.reshape(stop - start, columns).float()
 
     def _fill(self, stored: _Stored, view: memoryview, position: int) -> None:
-        if stored.path not in self._descriptors:
-            self._descriptors[stored.path] = os.open(stored.path, os.O_RDONLY)
         done = 0
         while done < len(view):
-            count = os.preadv(self._descriptors[stored.path], [view[done:]], position + done)
+            try:
+                count = os.preadv(self._descriptors[stored.path], [view[done:]], position + done)
+            except OSError as error:
+                raise _unreadable(stored.path, error) from error
             if not count:
                 raise TuneError(f"{stored.path} is shorter than it says it is.", _BROKEN_FILE)
             done += count
@@ -88,6 +89,10 @@ class Weights:
         for descriptor in self._descriptors.values():
             os.close(descriptor)
         self._descriptors.clear()
+
+
+def _unreadable(path: Path, error: OSError) -> TuneError:
+    return TuneError(f"{path} cannot be read: {error.strerror}.", _BROKEN_FILE)
 
 
 def _read_header(path: Path) -> dict[str, _Stored]:
@@ -102,7 +107,7 @@ def _read_header(path: Path) -> dict[str, _Stored]:
         header.pop("__metadata__", None)
         found = {name: _stored(path, entry, 8 + length, size) for name, entry in header.items()}
     except OSError as error:
-        raise TuneError(f"{path} cannot be read: {error.strerror}.", _BROKEN_FILE) from error
+        raise _unreadable(path, error) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise TuneError(f"{path} is not a whole safetensors file ({error}).", _BROKEN_FILE) from error
     return dict(sorted(found.items(), key=lambda item: item[1].start))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import secrets
 from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
@@ -80,9 +79,10 @@ def publish(
 
 
 def temporary_name(full: str) -> str:
-    """A name beside the final one, by a tag that nobody uses; parts keep to Ollama's length."""
+    """A name beside the final one, by its tag. Always the same, so that what a server made after a
+    stop (before 0.34.1 it does not notice that the client left) is replaced by the next export."""
     rest, _, tag = full.rpartition(":")
-    return f"{rest}:{tag[:50]}-part-{secrets.token_hex(4)}"
+    return f"{rest}:{tag[:60]}-unfinished"
 
 
 def _remove(client: OllamaClient, temporary: str) -> None:

@@ -135,7 +135,7 @@ def _measure(tensor: StoredTensor, plan: TensorPlan, source: Source, kind: Tenso
     want = _joined([source.rows.base_rows(plan, a, b).numpy() for a, b in spans])
     delta = _joined([source.rows.delta_rows(plan, a, b).numpy() for a, b in spans] if adapted else [[0.0]])
     error = got - (want + delta)
-    relative = float(np.linalg.norm(error) / max(np.linalg.norm(want + delta), 1e-12))
+    relative = float(np.linalg.norm(error)) / max(float(np.linalg.norm(want + delta)), 1e-12)
     excess, weight = relative / (kind.error * TOLERANCE), float(delta @ delta)
     if not weight:
         return _Measured(relative, excess)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from ollama_tune.core.errors import TuneError
@@ -22,7 +22,11 @@ class Check:
 
 @dataclass(frozen=True)
 class Verification:
-    """All checks of one exported file; the verdict is the worst of them (`skipped` counts for nothing)."""
+    """All checks of one exported file; the verdict is the worst of them (`skipped` counts for nothing).
+
+    `files` maps a word (`gguf`, `modelfile`, `verification`) to a path in the run folder, `commands` are
+    what to type next.
+    """
 
     verdict: Verdict
     checks: tuple[Check, ...]
@@ -31,15 +35,19 @@ class Verification:
     bytes: int
     type: str
     ollama_name: str | None = None
+    files: dict[str, str] = field(default_factory=dict)
+    commands: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As stored in `export/verification.json` and in the `verification` event."""
-        return asdict(self) | {"checks": [asdict(check) for check in self.checks]}
+        checks = [asdict(check) for check in self.checks]
+        return asdict(self) | {"checks": checks, "commands": list(self.commands)}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Verification:
         """The value that `to_dict` stored."""
-        return cls(**data | {"checks": tuple(Check(**check) for check in data["checks"])})
+        checks = tuple(Check(**check) for check in data["checks"])
+        return cls(**data | {"checks": checks, "commands": tuple(data.get("commands", ()))})
 
 
 def worst(checks: tuple[Check, ...]) -> Verdict:

@@ -61,11 +61,9 @@ def _connectable(host: str) -> str:
 
 def is_local(url: str) -> bool:
     """Whether the address is this machine, so that the server's GPU memory is this machine's too."""
-    host = urlsplit(url).hostname or ""
-    if host in ("localhost", socket.gethostname().lower()):
-        return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        host = urlsplit(url).hostname or ""
+        return host in ("localhost", socket.gethostname().lower()) or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 

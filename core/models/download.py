@@ -48,6 +48,8 @@ SPARE = 2**29
 """Bytes that must stay free on the disk after a download."""
 ATTEMPTS = 5
 """Broken connections in a row, without a byte between them, before giving up."""
+TOLD_EVERY = 2**20
+"""Bytes between two calls of a progress function."""
 TIMEOUT = 30.0
 """Seconds without an answer."""
 
@@ -265,10 +267,12 @@ def _stream(url: str, part: Path, progress: Callable[[int], None]) -> None:
             if response.status_code == 200:
                 output.truncate(0)
                 held = 0
-            for chunk in response.iter_bytes(2**20):
+            told = held
+            for chunk in response.iter_raw():
                 output.write(chunk)
                 held += len(chunk)
-                progress(held)
+                if held - told >= TOLD_EVERY:
+                    progress(told := held)
 
 
 def _verify(part: Path, info: ModelInfo, file: RepoSibling) -> None:

@@ -39,7 +39,8 @@ def read_spec(source: str, revision: str | None = None) -> ModelSpec:
         )
     tensors = read_tensors(folder)
     shape = _shape(config)
-    _check_sizes(shape, tensors, folder)
+    tied = _tied(config, tensors)
+    _check_sizes(shape, tensors, tied, folder)
     dtypes: Counter[str] = Counter()
     for tensor in tensors.values():
         dtypes[tensor.dtype] += tensor.bytes
@@ -52,7 +53,7 @@ def read_spec(source: str, revision: str | None = None) -> ModelSpec:
         parameters=sum(tensor.count for tensor in tensors.values()),
         weight_bytes=sum(dtypes.values()),
         weight_dtype=dtypes.most_common(1)[0][0] if dtypes else "",
-        tied_embeddings=_tied(config, tensors),
+        tied_embeddings=tied,
         chat_template=chat_template(folder),
         licence=licence(folder),
         export_reason=export_reason(architecture),
@@ -148,7 +149,7 @@ def _tied(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bool:
     return stored if isinstance(stored, bool) else "lm_head.weight" not in tensors
 
 
-def _check_sizes(shape: Mapping[str, int], tensors: Mapping[str, Tensor], folder: Path) -> None:
+def _check_sizes(shape: Mapping[str, int], tensors: Mapping[str, Tensor], tied: bool, folder: Path) -> None:
     """The weights must have the sizes that the config claims (checked for names most families share)."""
     query, key = shape["heads"] * shape["head_dim"], shape["key_value_heads"] * shape["head_dim"]
     expected = {
@@ -159,6 +160,8 @@ def _check_sizes(shape: Mapping[str, int], tensors: Mapping[str, Tensor], folder
         "model.layers.0.mlp.down_proj.weight": (shape["hidden_size"], shape["intermediate_size"]),
     }
     wrong = [name for name, size in expected.items() if name in tensors and tensors[name].shape != size]
+    if not tied and "model.embed_tokens.weight" in tensors and "lm_head.weight" not in tensors:
+        wrong.append("lm_head.weight is missing")
     layers = {int(found[1]) for name in tensors if (found := _LAYER.search(name))}
     if layers and layers != set(range(shape["layers"])):
         wrong.append(f"{len(layers)} layers instead of {shape['layers']}")

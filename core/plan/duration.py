@@ -18,11 +18,15 @@ NF4_FLOPS = 1400
 """Arithmetic that dequantizing a weight costs a micro-batch, at the rate of a GPU's matrix units."""
 TYPE_BYTES = {"f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}
 KEPT_CHECKPOINTS = 2
+MEASUREMENTS = 8
+VALIDATION_ROWS = 512
+"""Held-out rows that a measurement computes at most."""
+ANSWER_BATCH = 16
 
 
 @dataclass(frozen=True)
 class Rate:
-    """Arithmetic a second that training reaches, seconds a layer and pass costs whatever its size, and why."""
+    """What a device reaches: arithmetic a second, seconds a layer and pass cost at least, and its ground."""
 
     flops: float
     layer_seconds: float
@@ -30,10 +34,15 @@ class Rate:
     ground: str
 
 
-CPU_CORE_FLOPS = {"float32": 30e9, "bfloat16": 25e9, "float16": 25e9}
-"""Measured with transformers + peft on one core of a 2.6 GHz x86 server CPU with AVX-512."""
-CPU_LAYER_SECONDS = 0.7e-3
+CPU_CORE_FLOPS = {"float32": 80e9, "bfloat16": 60e9}
+"""float32: 80 to 140 measured with transformers + peft on one core of an x86 server with AVX-512.
+bfloat16: 160 there with AMX, far less on a CPU without 16-bit units, so a low figure."""
+CPU_SCALING = 0.85
+"""n cores do the work of n to that power."""
+CPU_LAYER_SECONDS = 1.2e-3
 GPU_LAYER_SECONDS = 0.5e-3
+LOAD_BYTES = 1e9
+"""Bytes of weights read a second."""
 REACHED = 0.4
 """Share of a GPU's dense 16-bit rate that fine-tuning through transformers reaches."""
 GPU_PEAKS = {
@@ -82,7 +91,8 @@ def estimate(settings: Settings, spec: ModelSpec, lengths: Lengths, machine: Mac
     mean = min(lengths.tokens / max(lengths.rows, 1), training.sequence_length)
     tokens = int(rows * mean * training.epochs)
     rate = _rate(training, machine)
-    seconds = rate.start_seconds + _training_seconds(settings, spec, lengths, rate)
+    seconds = rate.start_seconds + spec.weight_bytes / LOAD_BYTES
+    seconds += _training_seconds(settings, spec, lengths, rate)
     seconds += _answer_seconds(settings, spec, lengths, rate)
     adapter = 4 * adapter_parameters(spec, training.rank, training.targets)
     return WorkEstimate(
@@ -115,11 +125,11 @@ def _training_seconds(settings: Settings, spec: ModelSpec, lengths: Lengths, rat
     """Training rows in both passes; validation rows forward, at each measurement."""
     training = settings.training
     rows = train_rows(lengths, settings.data.validation_split)
-    held_out = lengths.rows - rows
+    held_out = min(lengths.rows - rows, VALIDATION_ROWS)
     mean = min(lengths.tokens / max(lengths.rows, 1), training.sequence_length) * PADDING
     forward, backward = token_flops(settings, spec, lengths)
     steps = steps_of(training, rows)
-    measurements = steps // training.evaluation_interval if training.evaluation_interval else 8
+    measurements = steps // training.evaluation_interval if training.evaluation_interval else MEASUREMENTS
     seen, measured = rows * training.epochs, held_out * (measurements + 2)
     arithmetic = mean * (seen * (forward + backward) + measured * forward)
     passes = (3 * seen + measured) / training.batch_size
@@ -129,18 +139,18 @@ def _training_seconds(settings: Settings, spec: ModelSpec, lengths: Lengths, rat
 
 
 def _answer_seconds(settings: Settings, spec: ModelSpec, lengths: Lengths, rate: Rate) -> float:
-    """Answers of the base and the tuned model, a token at a time, as long as the data's are."""
+    """Answers of the base and the tuned model, 16 rows at once; the base often runs on to the limit."""
     rows = min(settings.evaluation.rows, lengths.rows - train_rows(lengths, settings.data.validation_split))
-    length = min(lengths.trained_tokens / max(lengths.rows, 1), settings.evaluation.max_new_tokens)
-    return 2 * rows * length * spec.layers * rate.layer_seconds
+    passes = 2 * math.ceil(rows / ANSWER_BATCH) * settings.evaluation.max_new_tokens
+    weights = linear_parameters(spec) + spec.vocabulary_size * spec.hidden_size
+    return passes * (spec.layers * rate.layer_seconds + 2.0 * ANSWER_BATCH * weights / rate.flops)
 
 
 def _rate(training: TrainingSettings, machine: Machine) -> Rate:
     if training.device == "cpu" or not machine.gpu.gpus:
-        cores = machine.host.cores
-        per_core = CPU_CORE_FLOPS[training.compute_dtype]
-        words = f"{per_core / 1e9:.0f} GFLOP/s a core, measured on an x86 server core, times {cores} cores"
-        return Rate(per_core * cores, CPU_LAYER_SECONDS, 6.0, words)
+        cores, per_core = machine.host.cores, CPU_CORE_FLOPS[training.compute_dtype]
+        words = f"{per_core / 1e9:.0f} GFLOP/s a core as measured on an x86 server, {cores} cores"
+        return Rate(per_core * cores**CPU_SCALING, CPU_LAYER_SECONDS, 6.0, words)
     gpu = machine.gpu.gpus[0]
     peak, known = _gpu_peak(gpu)
     words = f"{REACHED:.0%} of about {peak / 1e12:.0f} TFLOP/s ({known}); not measured on this GPU"

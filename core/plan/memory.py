@@ -1,9 +1,9 @@
 """The predicted peak of memory, by part, from the model's shape; pure arithmetic, so instant.
 
-The formula is for what the worker runs: transformers + peft, fp32 adapters, rows padded to the
-longest of the batch, attention through SDPA, and a loss that only ever holds the logits of a chunk
-of supervised tokens. Bytes a token and layer follow the tensors that backward needs, for Llama-type
-layers: two norms, q k v o, and a gated MLP.
+The formula is for what the worker runs: transformers + peft, fp32 adapters under autocast, rows
+padded to the longest of the batch, attention through SDPA, and a loss that only ever holds the
+logits of a chunk of supervised tokens. Bytes a token and layer follow the tensors that backward
+needs, for Llama-type layers: two norms, q k v o, and a gated MLP.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / 16384
 LOSS_CHUNK = 512
 LOSS_COPIES = 3
 """Logits, their softmax and the gradient, each chunk x vocabulary in fp32."""
-PYTHON_BASE = int(0.6 * GIB)
+PYTHON_BASE = GIB // 2
+"""A worker with torch, transformers and peft imported and one step done; measured."""
+HEAP_COPIES = 40
+HEAP_LIMIT = int(0.75 * GIB)
+"""The C library keeps about that many freed buffers of a layer, of 32 MiB at most; measured."""
 CUDA_CONTEXT = int(0.8 * GIB)
 ALLOCATOR = 0.08
 """Share by which PyTorch's reserved memory exceeds the allocated with padded batches."""
@@ -91,48 +95,80 @@ def weight_bytes(spec: ModelSpec, training: TrainingSettings) -> int:
     return int(linear * NF4_BYTES) + (spec.parameters - linear) * size
 
 
-def activation_bytes(spec: ModelSpec, training: TrainingSettings, longest: int) -> int:
-    """What backward keeps, plus the gradients inside the layer it is in; the worst padded batch."""
-    shape, size = _Shape.of(spec), DTYPE_BYTES[training.compute_dtype]
-    row = max(min(longest, training.sequence_length), 1)
-    tokens = training.batch_size * row
-    saved = tokens * _saved_per_token(shape, spec, training, size) + _mask_bytes(training, row, size)
-    work = tokens * size * 2 * (shape.I + shape.H) + _dequantized(shape, training, size)
-    if training.gradient_checkpointing:
-        return tokens * size * shape.H * shape.L + saved + work
-    return shape.L * saved + work
+@dataclass(frozen=True)
+class _Batch:
+    """The worst micro-batch: its longest rows, padded; all figures in bytes."""
+
+    spec: ModelSpec
+    training: TrainingSettings
+    row: int
+
+    @property
+    def tokens(self) -> int:
+        return self.training.batch_size * self.row
+
+    @property
+    def size(self) -> int:
+        return DTYPE_BYTES[self.training.compute_dtype]
+
+    @property
+    def shape(self) -> _Shape:
+        return _Shape.of(self.spec)
+
+    def kept(self) -> int:
+        """What the forward pass leaves for backward: every layer's tensors, or only its input."""
+        if self.training.gradient_checkpointing:
+            return self.tokens * self.size * self.shape.H * self.shape.L
+        return self.shape.L * self._saved()
+
+    def layer(self) -> int:
+        """What backward needs besides, inside one layer: its recomputed tensors and their gradients."""
+        again = self._saved() if self.training.gradient_checkpointing else 0
+        gradients = self.tokens * self.size * 2 * (self.shape.I + self.shape.H)
+        return again + gradients + self._dequantized()
+
+    def states(self) -> int:
+        """The last hidden states of the supervised tokens, and their gradient."""
+        return 2 * self.tokens * self.shape.H * self.size
+
+    def logits(self) -> int:
+        """A chunk of logits with its copies; in 16 bit there is one copy more."""
+        bytes_a_logit = 4 * LOSS_COPIES + (2 if self.size == 2 else 0)
+        return min(self.tokens, LOSS_CHUNK) * self.shape.V * bytes_a_logit
+
+    def heap(self) -> int:
+        """Memory of a CPU worker that is free but not given back to the system."""
+        buffer = self.tokens * (self.shape.H + self.shape.I) * self.size
+        return min(HEAP_COPIES * buffer, HEAP_LIMIT)
+
+    def _saved(self) -> int:
+        """One layer's tensors that backward needs (planning reference, section 4).
+
+        Autocast gives every adapter its own 16-bit copy of its input; in float32 adapters share
+        theirs. With more than one row SDPA gets keys and values repeated for all heads, and a mask.
+        """
+        shape, size, training = self.shape, self.size, self.training
+        keys = shape.K if training.batch_size == 1 else shape.Q
+        targets = _targets(self.spec, training.targets)
+        inputs = sum(inside for inside, _ in targets.values())
+        read = inputs if size == 2 else 2 * shape.H + shape.I
+        values = 5 * shape.H + 2 * shape.Q + 2 * keys + 3 * shape.I + read
+        dropped = (size + 1) * inputs if training.dropout else 0
+        mask = self.row * size if training.batch_size > 1 else 0
+        return self.tokens * (values * size + dropped + 4 * training.rank * len(targets) + mask)
+
+    def _dequantized(self) -> int:
+        """NF4 only: the largest weight in full, and its scales."""
+        if self.training.quantization == "none":
+            return 0
+        return int(self.size * max(self.shape.I, self.shape.Q) * self.shape.H * (1 + 1 / 16))
 
 
-def _saved_per_token(shape: _Shape, spec: ModelSpec, training: TrainingSettings, size: int) -> int:
-    """Values a token and layer that backward needs, in bytes (planning reference, section 4)."""
-    keys = shape.K if training.batch_size == 1 else shape.Q
-    values = 7 * shape.H + 2 * shape.Q + 2 * keys + 4 * shape.I
-    targets = _targets(spec, training.targets)
-    values += shape.I if any(name.endswith("down_proj") for name in targets) else 0
-    inputs = sum(inside for inside, _ in targets.values())
-    copies = 4 * inputs if size == 2 else 0
-    dropped = (5 if size == 2 else 4) * inputs if training.dropout else 0
-    ranks = 4 * training.rank * len(targets)
-    return values * size + copies + dropped + ranks
-
-
-def _mask_bytes(training: TrainingSettings, row: int, size: int) -> int:
-    """A layer's attention mask: rows of different length need one of length x length each."""
-    return training.batch_size * row * row * size if training.batch_size > 1 else 0
-
-
-def _dequantized(shape: _Shape, training: TrainingSettings, size: int) -> int:
-    """NF4 only: the largest weight in full, and its scales."""
-    if training.quantization == "none":
-        return 0
-    return int(size * max(shape.I * shape.H, shape.Q * shape.H) * (1 + 1 / 16))
-
-
-def loss_bytes(spec: ModelSpec, training: TrainingSettings, longest: int) -> int:
-    """A chunk of logits in fp32 with its copies, and the gathered hidden states with their gradient."""
-    tokens = training.batch_size * max(min(longest, training.sequence_length), 1)
-    logits = min(tokens, LOSS_CHUNK) * spec.vocabulary_size * 4 * LOSS_COPIES
-    return logits + 2 * tokens * spec.hidden_size * DTYPE_BYTES[training.compute_dtype]
+def _moving(batch: _Batch) -> dict[str, int]:
+    """Activations and loss at the worse of two moments: in the loss, or in a layer's backward pass."""
+    in_loss = {"activations": batch.kept(), "loss": batch.states() + batch.logits()}
+    in_layer = {"activations": batch.kept() + batch.layer(), "loss": batch.states()}
+    return max(in_loss, in_layer, key=lambda moment: sum(moment.values()))
 
 
 def predict(settings: Settings, spec: ModelSpec, machine: Machine, longest: int) -> MemoryEstimate:
@@ -142,20 +178,20 @@ def predict(settings: Settings, spec: ModelSpec, machine: Machine, longest: int)
     desktop and for what changes during the run.
     """
     training = settings.training
+    batch = _Batch(spec, training, max(min(longest, training.sequence_length), 1))
     adapter = 4 * adapter_parameters(spec, training.rank, training.targets)
     parts = {
         "weights": weight_bytes(spec, training),
         "adapter": adapter,
         "gradients": adapter,
         "optimizer": 2 * adapter,
-        "activations": activation_bytes(spec, training, longest),
-        "loss": loss_bytes(spec, training, longest),
+        **_moving(batch),
     }
-    moving = sum(parts.values()) - parts["weights"]
+    parts["other"] = int(ALLOCATOR * (sum(parts.values()) - parts["weights"]))
     if training.device == "cuda":
-        parts |= {"context": CUDA_CONTEXT, "other": int(ALLOCATOR * moving)}
+        parts["context"] = CUDA_CONTEXT
     else:
-        parts["other"] = PYTHON_BASE + int(ALLOCATOR * moving)
+        parts["other"] += PYTHON_BASE + batch.heap()
     free, total = _free(training.device, machine)
     found = tuple(MemoryPart(name, count) for name, count in parts.items())
     return MemoryEstimate(training.device, found, free, total, "formula from the model's shape")

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Sequence
 from typing import Any
 
 from ollama_tune.core.export.values import ExportStopped
 from ollama_tune.core.runs.launch import environment
-from ollama_tune.core.train.session import Session
+from ollama_tune.core.train.session import Session, host_memory
 
 
 def export(session: Session, stages: Sequence[str]) -> dict[str, Any]:
     """Export the run's adapter; returns the fields of the `done` event."""
-    from ollama_tune.core.export.pipeline import run_export
-
     settings = session.settings
     session.emit(
         "start",
@@ -25,9 +24,18 @@ def export(session: Session, stages: Sequence[str]) -> dict[str, Any]:
         versions=environment(),
         model=settings.model.source,
     )
+    from ollama_tune.core.export.pipeline import run_export
+
+    session.gauge = host_memory
+    gc.collect()  # the trained model, when training came before in this process
     try:
         result = run_export(session.folder, session.emit, session.stopped)
     except ExportStopped:
         session.check_stop()
         raise
-    return {"stage": "export"} | result.to_dict()
+    return {
+        "stage": "export",
+        "files": result.files,
+        "ollama_name": result.ollama_name,
+        "commands": list(result.commands),
+    }

@@ -50,9 +50,10 @@ def _load(folder: Path, options: dict[str, Any]) -> Any:
     options |= {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
     options |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(folder, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise _unusable(folder, type(error).__name__, str(error)) from error
+    model, report = loaded
     wrong = [*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])]
     if wrong:
         first = min(wrong)

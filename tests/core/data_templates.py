@@ -53,16 +53,16 @@ PHI3 = (
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
 )
 ZEPHYR = """{% for m in messages %}
-{% if m.role == 'user' %}
+    {% if m.role == 'user' %}
 {{ '<|user|>\n' + m.content + eos_token }}
-{% elif m.role == 'system' %}
+    {% elif m.role == 'system' %}
 {{ '<|system|>\n' + m.content + eos_token }}
-{% elif m.role == 'assistant' %}
+    {% elif m.role == 'assistant' %}
 {{ '<|assistant|>\n'  + m.content + eos_token }}
-{% endif %}
-{% if loop.last and add_generation_prompt %}
+    {% endif %}
+    {% if loop.last and add_generation_prompt %}
 {{ '<|assistant|>' }}
-{% endif %}
+    {% endif %}
 {% endfor %}
 """
 THINKING = """{%- set ns = namespace(last=-1) %}

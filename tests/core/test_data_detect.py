@@ -10,6 +10,7 @@ from ollama_tune.core.data.tidy import tidy
 from ollama_tune.core.data.values import Message
 
 S, U, A = "system", "user", "assistant"
+MESSAGES = "conversations in column 'messages'"
 
 
 def read(record: Any) -> tuple[list[tuple[str, str]], set[str], str]:
@@ -24,17 +25,34 @@ def read(record: Any) -> tuple[list[tuple[str, str]], set[str], str]:
     ("record", "expected", "schema"),
     [
         (
-            {"messages": [{"role": S, "content": "s"}, {"role": U, "content": "q"}, {"role": A, "content": "a"}]},
+            {
+                "messages": [
+                    {"role": S, "content": "s"},
+                    {"role": U, "content": "q"},
+                    {"role": A, "content": "a"},
+                ]
+            },
             [(S, "s"), (U, "q"), (A, "a")],
-            "conversations in column 'messages'",
+            MESSAGES,
         ),
         (
-            {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "system": "s"},
+            {
+                "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}],
+                "system": "s",
+            },
             [(S, "s"), (U, "q"), (A, "a")],
             "conversations in column 'conversations'",
         ),
-        ({"instruction": "i", "input": "x", "output": "a"}, [(U, "i\n\nx"), (A, "a")], "instruction, input and output"),
-        ({"instruction": "i", "input": "N/A", "output": "a"}, [(U, "i"), (A, "a")], "instruction, input and output"),
+        (
+            {"instruction": "i", "input": "x", "output": "a"},
+            [(U, "i\n\nx"), (A, "a")],
+            "instruction, input and output",
+        ),
+        (
+            {"instruction": "i", "input": "N/A", "output": "a"},
+            [(U, "i"), (A, "a")],
+            "instruction, input and output",
+        ),
         (
             {"instruction": "i", "output": "a", "history": [["q1", "a1"]], "system": "s"},
             [(S, "s"), (U, "q1"), (A, "a1"), (U, "i"), (A, "a")],
@@ -48,19 +66,32 @@ def read(record: Any) -> tuple[list[tuple[str, str]], set[str], str]:
             "prompt and completion",
         ),
         ({"Question ": "q", "ANSWER": "a"}, [(U, "q"), (A, "a")], "question and answer"),
-        ({"question": "q", "context": "c", "answer": "a"}, [(U, "c\n\nq"), (A, "a")], "question, context and answer"),
-        ({"input": "q", "output": "a"}, [(U, "q"), (A, "a")], "input and output"),
-        ({"question": "q", "answer": {"b": [1, None]}}, [(U, "q"), (A, '{"b": [1, null]}')], "question and answer"),
-        ({"question": "2+2?", "answer": 4}, [(U, "2+2?"), (A, "4")], "question and answer"),
-        ({"messages": {"role": [U, A], "content": ["q", "a"]}}, [(U, "q"), (A, "a")], "conversations in column 'messages'"),
-        ([{"role": U, "content": "q"}, {"role": A, "content": "a"}], [(U, "q"), (A, "a")], "conversations in column 'messages'"),
         (
-            {"messages": [{"role": U, "content": [{"type": "text", "text": "q"}]}, {"role": A, "content": "a"}]},
+            {"question": "q", "context": "c", "answer": "a"},
+            [(U, "c\n\nq"), (A, "a")],
+            "question, context and answer",
+        ),
+        ({"input": "q", "output": "a"}, [(U, "q"), (A, "a")], "input and output"),
+        (
+            {"question": "q", "answer": {"b": [1, None]}},
+            [(U, "q"), (A, '{"b": [1, null]}')],
+            "question and answer",
+        ),
+        ({"question": "2+2?", "answer": 4}, [(U, "2+2?"), (A, "4")], "question and answer"),
+        ({"messages": {"role": [U, A], "content": ["q", "a"]}}, [(U, "q"), (A, "a")], MESSAGES),
+        ([{"role": U, "content": "q"}, {"role": A, "content": "a"}], [(U, "q"), (A, "a")], MESSAGES),
+        (
+            {
+                "messages": [
+                    {"role": U, "content": [{"type": "text", "text": "q"}]},
+                    {"role": A, "content": "a"},
+                ]
+            },
             [(U, "q"), (A, "a")],
-            "conversations in column 'messages'",
+            MESSAGES,
         ),
     ],
-)  # fmt: skip
+)
 def test_schemas(record: Any, expected: list[tuple[str, str]], schema: str) -> None:
     messages, warnings, named = read(record)
     assert (messages, named, warnings) == (expected, schema, set())
@@ -147,6 +178,11 @@ def test_several_schemas_in_one_file_are_counted() -> None:
     ):
         detector.convert(record, 1, log)
     assert detector.schema == "question and answer (2 rows); prompt and completion (1 rows)"
+
+
+def test_a_column_that_only_sounds_like_a_conversation_does_not_hide_the_pair() -> None:
+    record = {"conversation": "id-7", "turns": 1, "question": "q", "answer": "a"}
+    assert read(record) == ([(U, "q"), (A, "a")], set(), "question and answer")
 
 
 def test_problems_keep_few_lines_and_errors_come_first() -> None:

@@ -140,6 +140,62 @@ def test_an_answer_that_comes_first_is_trained_too(tmp_path: Path) -> None:
     ]
 
 
+def custom(folder: Path, template: str) -> ChatFormat:
+    build_folder(folder, "mistral")
+    (folder / "chat_template.jinja").write_text(template)
+    return ChatFormat.from_folder(folder)
+
+
+BARE = "{% for m in messages %}{{ '[' + m.role + '] ' + m.content + eos_token }}{% endfor %}"
+
+
+@pytest.mark.parametrize("answer", ["yes", "<b> yes", "  <i><b>\n"])
+def test_without_a_generation_prompt_an_answer_starts_with_its_blanks(tmp_path: Path, answer: str) -> None:
+    sample = Row((Message("assistant", answer), Message("user", "<u> q <u>"), Message("assistant", "no")), 1)
+    example = make_example(custom(tmp_path, BARE), sample)
+    assert trained_texts(example) == [f" {answer}</s>", "[assistant] no</s>"]
+
+
+def test_where_the_prompt_of_use_says_something_else_the_common_header_is_left_out(tmp_path: Path) -> None:
+    template = (
+        "{% for m in messages %}{{ '<|' + m.role + '|>' + ('Answer: ' if m.role == 'assistant' else '') }}"
+        "{{ m.content + eos_token }}{% endfor %}{% if add_generation_prompt %}<|assistant|>Think:{% endif %}"
+    )
+    chat = custom(tmp_path, template)
+    assert trained_texts(make_example(chat, row("q", "a"))) == ["Answer: a</s>"]
+    assert find_answers(chat, row("q", "a").messages).notes == {"prompt-differs"}
+
+
+def test_a_prompt_that_begins_the_answer_is_believed_up_to_its_own_words(tmp_path: Path) -> None:
+    opening = "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}"
+    body = "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + eos_token }}{% endfor %}"
+    chat = custom(tmp_path, body + opening)
+    example = make_example(chat, row("q", "<think>\nhm\n</think>\nno"))
+    assert trained_texts(example) == ["hm\n</think>\nno</s>"]
+    chat = custom(tmp_path, body + opening.replace("<think>\n", "Sure"))
+    assert find_answers(chat, row("q", "Sure thing").messages).notes == {"prompt-differs"}
+
+
+def test_tags_that_a_template_looks_for_keep_their_place(tmp_path: Path) -> None:
+    template = (
+        "{% for m in messages %}{% if m.content.startswith('<think>') %}{{ '(thought)' + m.content[7:] }}"
+        "{% else %}{{ m.role + ': ' + m.content }}{% endif %}{{ eos_token }}{% endfor %}"
+    )
+    example = make_example(custom(tmp_path, template), row("q", "<think>x</think>y"))
+    assert trained_texts(example) == ["(thought)x</think>y</s>"]
+
+
+def test_a_token_over_the_end_of_an_answer_is_cut_in_two(tmp_path: Path) -> None:
+    template = "{% for m in messages %}{{ m.role + ':' + m.content + 'er ' }}{% endfor %}"
+    chat = custom(tmp_path, template)
+    sample = row("q", "the answ", "q", "no")
+    whole = chat.render(sample.messages)
+    end = whole.index("answ") + 4
+    assert any(start < end < stop for start, stop in chat.encode(whole)[1]), "a token joins both"
+    example = make_example(chat, sample)
+    assert trained_texts(example) == ["assistant:the answ", "assistant:no</s>"]
+
+
 def test_a_token_over_the_edge_of_an_answer_is_cut_in_two(tmp_path: Path) -> None:
     chat = chat_format(tmp_path, "plain_words")
     sample = row("q", "no", "q", "yes")
@@ -239,15 +295,21 @@ def test_a_row_without_answer_or_with_both_private_planes_is_refused(tmp_path: P
 def test_encode_rows_keeps_order_and_reports_what_it_left_out(tmp_path: Path) -> None:
     chat = chat_format(tmp_path, "mistral")
     bad = Row((Message("user", "q"), Message("user", "q"), Message("assistant", "a")), 2)
-    rows = [row("q", "one"), bad, row("q", "two", system="s"), row("q</s>", "three")]
+    worse = Row((Message("user", "\U000f0000"), Message("assistant", "\U00100000")), 3)
+    rows = [row("q", "one"), bad, worse, row("q", "two", system="s"), row("<b>q</s>", "three <i> [x]")]
     calls: list[tuple[int, int]] = []
     examples, problems = encode_rows(chat, rows, lambda *counts: calls.append(counts))
-    assert [trained_texts(example) for example in examples] == [[" one</s>"], [" two</s>"], [" three</s>"]]
-    assert calls == [(4, 4)]
-    refused, *warnings = problems
-    assert (refused.severity, refused.count, refused.lines) == ("error", 1, (2,))
+    answers = [trained_texts(example) for example in examples]
+    assert answers == [[" one</s>"], [" two</s>"], [" three <i> [x]</s>"]]
+    assert calls == [(5, 5)]
+    refused, doubtful, *warnings = problems
+    assert [(p.kind, p.severity, p.count, p.lines) for p in (refused, doubtful)] == [
+        ("refused", "error", 1, (2,)),
+        ("refused", "error", 1, (3,)),
+    ]
     assert "roles must alternate" in refused.text
-    assert {problem.kind for problem in warnings} == {"system-merged", "control-tokens"}
+    assert "private Unicode planes" in doubtful.text
+    assert {(p.kind, p.count) for p in warnings} == {("system-merged", 1), ("control-tokens", 1)}
 
 
 @pytest.mark.parametrize(

@@ -5,19 +5,23 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from textual.app import App
+from textual.pilot import Pilot
 
 from ollama_tune.core.plan.settings import Settings
 from ollama_tune.core.runs import events as events_module
 from ollama_tune.core.runs import folder as folder_module
 from ollama_tune.core.runs.events import EventWriter
 from ollama_tune.core.runs.folder import RunFolder, RunLock, create_run
+from ollama_tune.tui.app import Start, TuneApp
+from ollama_tune.tui.screens import export, run_screen, training
+from ollama_tune.tui.state import WizardState
 
 NASTY = "[/foo] [bold]x\x1b[2J\x1b]52;c;aGk=\x07 \u202eabc\u202c [red"
 BEGIN = 1_795_260_600.0  # 2026-11-21 11:30:00 UTC
@@ -45,35 +49,18 @@ CHECKS = [
 ]
 
 
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every folder below a temporary one; no environment of this machine shows through."""
-    monkeypatch.setenv("OLLAMA_TUNE_HOME", str(tmp_path))
-    monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")
-    return tmp_path
-
-
 class Clock:
-    """A clock that only moves when told; it stands in for `time` in the run room."""
+    """A clock that only moves when told; it stands in for `time` where runs are written and shown."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = BEGIN
-        monkeypatch.setenv("TZ", "UTC")
-        time.tzset()
         shown = {name: getattr(time, name) for name in ("sleep", "monotonic")}
         double = SimpleNamespace(time=lambda: self.now, **shown)
-        for module in (events_module, folder_module):
+        for module in (events_module, folder_module, run_screen, training, export):
             monkeypatch.setattr(module, "time", double)
 
     def pass_by(self, seconds: float) -> None:
         self.now += seconds
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
-    yield Clock(monkeypatch)
-    monkeypatch.undo()
-    time.tzset()
 
 
 def make_run(label: str = "demo", **export: Any) -> RunFolder:
@@ -243,3 +230,29 @@ class Log:
             commands=commands,
         )
         return self
+
+
+def open_app(folder: RunFolder, step: int = 6) -> TuneApp:
+    """The application at a step of a run, without the wizard's own reading of model and data."""
+    app = TuneApp(Start(WizardState(step=step, run=folder.name)), warm=False)
+    app.read_everything = lambda: None  # type: ignore[method-assign]
+    return app
+
+
+def screen_text(app: App[Any]) -> str:
+    """What is on the screen, as lines."""
+    strips = app.screen._compositor.render_strips()
+    return "\n".join("".join(segment.text for segment in strip) for strip in strips)
+
+
+async def until(pilot: Pilot[Any], condition: Callable[[], object], seconds: float = 10.0) -> None:
+    """Wait for something that slow work brings about."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, screen_text(pilot.app)
+        await pilot.pause(0.02)
+
+
+async def until_text(pilot: Pilot[Any], *texts: str, seconds: float = 10.0) -> None:
+    """Wait until all of the texts are on the screen."""
+    await until(pilot, lambda: all(text in screen_text(pilot.app) for text in texts), seconds)

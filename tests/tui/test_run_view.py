@@ -1,22 +1,20 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import pytest
 
 from ollama_tune.core.runs.events import Event, EventReader
+from ollama_tune.core.runs.folder import RunFolder
 from ollama_tune.tui.run_view import RunView
 from ollama_tune.tui.widgets.curves import BUCKETS, LossCurve
 
-from .run_logs import NASTY, Clock, Log, clock, home, make_run
-
-__all__ = ["clock", "home"]
+from .run_logs import NASTY, Clock, Log, make_run
 
 
-def view_of(folder: object) -> RunView:
+def view_of(folder: RunFolder) -> RunView:
     view = RunView()
-    view.fold(EventReader(folder.events_path).poll())  # type: ignore[attr-defined]
+    view.fold(EventReader(folder.events_path).poll())
     return view
 
 
@@ -49,7 +47,8 @@ def test_nan_and_missing_losses_leave_a_gap() -> None:
     assert [at for at, _ in curve.points()] == [1.0, 5.0]
 
 
-def test_figures_follow_the_last_events(home: Path, clock: Clock) -> None:
+def test_figures_follow_the_last_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
     folder = make_run()
     Log(folder, clock).training(50)
     view = view_of(folder)
@@ -61,7 +60,8 @@ def test_figures_follow_the_last_events(home: Path, clock: Clock) -> None:
     assert view.best is not None and view.best.step == 50
 
 
-def test_time_left_counts_the_evaluations_in(home: Path, clock: Clock) -> None:
+def test_time_left_counts_the_evaluations_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
     folder = make_run()
     Log(folder, clock).training(50)
     view = view_of(folder)
@@ -71,7 +71,8 @@ def test_time_left_counts_the_evaluations_in(home: Path, clock: Clock) -> None:
     assert view.elapsed == pytest.approx(3 + 0.4 + 50 * 0.5 + 2 * 0.4, abs=0.01)
 
 
-def test_resumed_steps_replace_those_after_the_checkpoint(home: Path, clock: Clock) -> None:
+def test_resumed_steps_replace_those_after_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
     folder = make_run()
     log = Log(folder, clock)
     log.training(40)
@@ -87,7 +88,7 @@ def test_resumed_steps_replace_those_after_the_checkpoint(home: Path, clock: Clo
     assert view.elapsed < 60, "the hour between two starts is no training time"
 
 
-def test_a_fresh_start_after_a_crash_begins_at_step_zero(home: Path) -> None:
+def test_a_fresh_start_after_a_crash_begins_at_step_zero() -> None:
     folder = make_run()
     log = Log(folder)
     log.start(200).step(1, 200, 3.0).step(2, 200, 2.9)
@@ -96,7 +97,8 @@ def test_a_fresh_start_after_a_crash_begins_at_step_zero(home: Path) -> None:
     assert view.step == 0 and not list(view.losses.points()) and not view.training
 
 
-def test_polling_in_pieces_gives_the_same_as_reading_at_once(home: Path, clock: Clock) -> None:
+def test_polling_in_pieces_gives_the_same_as_reading_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
     folder = make_run()
     reader, live, log = EventReader(folder.events_path), RunView(), Log(folder, clock)
     for part in (lambda: log.training(30), lambda: log.samples(), lambda: log.trained()):
@@ -109,7 +111,7 @@ def test_polling_in_pieces_gives_the_same_as_reading_at_once(home: Path, clock: 
     assert (live.after, live.trained) == (whole.after, whole.trained) == (0.958, True)
 
 
-def test_samples_of_the_base_and_the_tuned_model_meet(home: Path) -> None:
+def test_samples_of_the_base_and_the_tuned_model_meet() -> None:
     folder = make_run()
     log = Log(folder)
     log("sample", prompt="p", reference="r", base="b", tuned=None)
@@ -118,7 +120,7 @@ def test_samples_of_the_base_and_the_tuned_model_meet(home: Path) -> None:
     assert (sample.base, sample.tuned) == ("b", "t")
 
 
-def test_an_export_after_training_keeps_the_training_figures(home: Path) -> None:
+def test_an_export_after_training_keeps_the_training_figures() -> None:
     folder = make_run()
     Log(folder).trained().exported()
     view = view_of(folder)
@@ -127,7 +129,7 @@ def test_an_export_after_training_keeps_the_training_figures(home: Path) -> None
     assert view.step == view.total_steps == 200
 
 
-def test_a_second_export_forgets_the_first_one(home: Path) -> None:
+def test_a_second_export_forgets_the_first_one() -> None:
     folder = make_run()
     log = Log(folder)
     log.trained().exported().start(stage="export")
@@ -135,7 +137,7 @@ def test_a_second_export_forgets_the_first_one(home: Path) -> None:
     assert view.verification is None and set(view.done) == {"train"}
 
 
-def test_warnings_are_kept_once_and_errors_until_the_next_start(home: Path) -> None:
+def test_warnings_are_kept_once_and_errors_until_the_next_start() -> None:
     folder = make_run()
     log = Log(folder)
     log.start()

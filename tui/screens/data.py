@@ -21,6 +21,7 @@ from ollama_tune.tui.state import BUNDLED, Facts
 from ollama_tune.tui.text import tilde
 from ollama_tune.tui.widgets.errors import sentence
 from ollama_tune.tui.widgets.form import TextField
+from ollama_tune.tui.widgets.page import Line, Page
 from ollama_tune.tui.widgets.rendered import legend, marked
 from ollama_tune.tui.widgets.rows import RowList
 
@@ -49,7 +50,7 @@ class DataScreen(StepScreen):
     def body(self) -> ComposeResult:
         """Path, findings, rows, rendered row."""
         yield TextField(id="path", placeholder="bundled, or the path of a file")
-        yield Static(id="found", markup=False)
+        yield Page(id="found")
         with Vertical(id="rows-and-text"):
             yield RowList(id="rows")
             with Vertical(id="text-side"):
@@ -68,21 +69,20 @@ class DataScreen(StepScreen):
 
     def facts_changed(self, facts: Facts) -> None:
         """Findings and rows; the highlighted row is rendered again when the model changed."""
-        self.query_one("#found", Static).update(self._found(facts))
+        self.query_one("#found", Page).show(self._found(facts))
         self.query_one("#rows", RowList).show(facts.profile.rows if facts.profile else ())
         if facts.chat is not self._chat:
             self._chat = facts.chat
             self._render_row()
         self.query_one("#rows-and-text").display = facts.profile is not None
 
-    def _found(self, facts: Facts) -> Content:
+    def _found(self, facts: Facts) -> list[Line]:
         if facts.data_error is not None:
-            return sentence(facts.data_error)
+            return [Line(sentence(facts.data_error), 2)]
         if facts.profile is None:
-            return Content(visible(facts.busy.get("data", "")))
-        lines = [_summary(facts.profile), self._lengths(facts)]
-        lines += problem_lines((*facts.profile.problems, *facts.length_problems))
-        return Content("\n").join(lines)
+            return [Line(Content(visible(facts.busy.get("data", ""))))]
+        problems = problem_lines((*facts.profile.problems, *facts.length_problems))
+        return [Line(content, 2) for content in (_summary(facts.profile), self._lengths(facts), *problems)]
 
     def _lengths(self, facts: Facts) -> Content:
         if facts.lengths is not None:
@@ -128,10 +128,9 @@ class DataScreen(StepScreen):
     def leaving(self) -> None:
         """Take the path that was typed."""
         typed = self.query_one("#path", TextField).value.strip()
-        if typed in ("", BUNDLED):
-            self.tune.choose_data(BUNDLED)
-        elif typed != tilde(self.tune.answers.data):
-            self.tune.choose_data(str(Path(typed).expanduser().absolute()))
+        path = BUNDLED if typed in ("", BUNDLED) else str(Path(typed).expanduser().absolute())
+        if path != self.tune.answers.data and typed != tilde(self.tune.answers.data):
+            self.tune.choose_data(path)
 
     @on(TextField.Blurred, "#path")
     def _left_line(self) -> None:
@@ -147,9 +146,12 @@ class DataScreen(StepScreen):
         return "" if facts.profile.usable else "No row of this file can be used; choose another file."
 
     async def action_next(self) -> None:
-        """A typed file is read first; the next Enter goes on."""
+        """A typed file is read first, and again after an error; the next Enter goes on."""
         self.leaving()
-        if "data" not in self.tune.facts.busy:
+        facts = self.tune.facts
+        if facts.data_error is not None:
+            self.tune.choose_data(self.tune.answers.data)
+        elif "data" not in facts.busy:
             await super().action_next()
 
     def action_browse(self) -> None:
@@ -169,7 +171,8 @@ class DataScreen(StepScreen):
 def _summary(profile: DatasetProfile) -> Content:
     left = profile.total - profile.usable
     words = f"{visible(profile.format)}, {visible(profile.schema)}, {visible(profile.encoding)}"
-    rows = f"{profile.usable:,} rows" + (f" of {profile.total:,}" if left else "")
+    rows = f"{profile.usable:,} row" + ("" if profile.usable == 1 else "s")
+    rows += f" of {profile.total:,}" if left else ""
     return Content.assemble(("✓ ", "$text-success bold"), (rows, "bold"), f" · {words}")
 
 

@@ -20,6 +20,7 @@ from ollama_tune.tui.widgets.bar import level
 
 SAMPLES = 3
 BAR = 20
+LABEL = 11
 COMMANDS = "commands.txt"
 
 
@@ -67,8 +68,13 @@ class DoneScreen(RunScreen):
         self.tell("#headline", self._headline(), layout=True)
         self.tell("#commands", "\n".join(visible(command) for command in commands), layout=True)
         self.query_one("#commands").display = bool(commands)
-        self.tell("#learned", learned(self.view, max(self.size.width - 26, 40)), layout=True)
+        room = self.query_one("#page-of-results").size.width - LABEL - 2
+        self.tell("#learned", learned(self.view, max(room, 30)), layout=True)
         self.tell("#places", self._places(), layout=True)
+
+    def on_resize(self) -> None:
+        """Answers are cut at the width of the window."""
+        self.call_after_refresh(self.show_run)
 
     def _headline(self) -> Content:
         done = self.view.done.get("export")
@@ -88,7 +94,7 @@ class DoneScreen(RunScreen):
         places = [("run", folder.path), ("adapter", folder.adapter)]
         if self.view.verification is not None:
             places.insert(0, ("model file", folder.export / self.view.verification.file))
-        lines = [Content.assemble((f"{name:<11}", "dim"), tilde(path)) for name, path in places]
+        lines = [Content.assemble((f"{name:<{LABEL}}", "dim"), tilde(path)) for name, path in places]
         return Content("\n").join(lines)
 
     def action_copy(self) -> None:
@@ -119,7 +125,7 @@ def learned(view: RunView, width: int) -> Content:
         words = f"of {view.answered} held-out answers exactly right"
         for name, share in (("before", view.before), ("after", view.after)):
             figure = f" {share:>6.1%} {words}"
-            lines.append(Content.assemble((f"{name:<11}", "dim"), level(share, BAR), figure))
+            lines.append(Content.assemble((f"{name:<{LABEL}}", "dim"), level(share, BAR), figure))
     for sample in list(view.samples.values())[:SAMPLES]:
         lines += _sample(sample, width)
     return Content("\n").join(
@@ -128,12 +134,14 @@ def learned(view: RunView, width: int) -> Content:
 
 
 def _sample(sample: Sample, width: int) -> list[Content]:
-    lines = [Content.assemble(("question   ", "dim"), (one_line(sample.prompt, width), "bold"))]
+    lines = [Content.assemble((f"{'question':<{LABEL}}", "dim"), (one_line(sample.prompt, width), "bold"))]
     for name, answer in (("before", sample.base), ("after", sample.tuned)):
         if answer is not None:
             lines.append(
                 Content.assemble(
-                    (f"{name:<9}", "dim"), verdict(answer, sample.reference), one_line(answer, width)
+                    (f"{name:<{LABEL - 2}}", "dim"),
+                    verdict(answer, sample.reference),
+                    one_line(answer, width),
                 )
             )
     return lines

@@ -122,54 +122,72 @@ class ExportScreen(RunScreen):
         return not self.working and "export" in self.view.done and not self._again
 
     @property
+    def refuted(self) -> bool:
+        """True when the last export ended with a file that is not the tuned model."""
+        verification = self.view.verification
+        told = verification is not None and verification.verdict == "fail" and self.view.error is not None
+        return told and not (self.working or self._again)
+
+    @property
+    def form_shown(self) -> bool:
+        """True while the person chooses."""
+        return not (self.working or self.finished or self.refuted or self.impossible)
+
+    @property
     def impossible(self) -> bool:
         """True when this model's architecture cannot be written as a file for Ollama."""
         return self._spec is not None and bool(self._spec.export_reason)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Enter exports in the form and goes on after it; the other keys show where they do something."""
-        form = not (self.working or self.finished or self.impossible)
+        form = self.form_shown
         shown = {
             "export": form,
             "other_field": form,
             "next": not form,
-            "again": self.finished,
+            "again": self.finished or self.refuted,
             "stop": self.run.status.alive and self.view.stage == "export",
-            "details": form and self._failure() is not None,
+            "details": (form or self.refuted) and self._failure() is not None,
         }
         return shown[action] if action in shown else super().check_action(action, parameters)
 
     def obstacle(self) -> str:
         """The end of the wizard needs a file."""
+        if self.refuted:
+            return "This file is not proved: press a to export again with another type."
         return "The export is still going: wait for its end, or press s to stop it." if self.working else ""
 
     # Show
 
     def show_run(self) -> None:
         """Form, work or result."""
-        form, log, done = self.query_one("#form"), self.query_one(RunLog), self.finished
-        form.display = not (self.working or done or self.impossible)
+        form, log, card = self.query_one("#form"), self.query_one(RunLog), self.finished or self.refuted
+        form.display = self.form_shown
         log.display = self.working
-        log.show_events(self.view, since=self.view.started)
-        self.query_one("#result").display = done
-        if done:
-            self.query_one(VerificationCard).show(self.view.verification)
+        if self.working:
+            self.call_after_refresh(log.show_events, self.view, since=self.view.started)
+        self.query_one("#result").display = card
+        self.query_one(VerificationCard).show(self.view.verification if card else None)
         if not form.display and self.focused is not None and form in self.focused.ancestors:
             self.set_focus(None)
+        if card and self.focused is None:
+            self.query_one("#result").focus()
         self.tick()
+        failure = None if self.working or self.finished else self._failure()
         trouble = self.query_one("#trouble", Static)
-        failure = None if self.working or done else self._failure()
         trouble.display = failure is not None
         if failure is not None:
             trouble.update(sentence(failure))
 
     def tick(self) -> None:
         """The line at the top; a phase counts its seconds."""
-        self.tell("#state", self._state())
+        self.tell("#state", self._state(), layout=True)
 
     def _state(self) -> Content:
         if self.working:
             return Content("Starting the worker …") if self._busy else working(self.view, time.time())
+        if self.refuted:
+            return Content.styled("✗ The exported file failed its proof.", "bold $text-error")
         if not self.finished:
             return Content("One file that Ollama runs, proved to be the tuned model.")
         name = self.view.done["export"].get("ollama_name")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import on
@@ -15,7 +16,7 @@ from textual.widgets.option_list import Option
 from ollama_tune.core.models.values import ModelChoice
 from ollama_tune.core.text import human_bytes, human_count, one_line, visible
 from ollama_tune.tui.screens.base import StepScreen
-from ollama_tune.tui.state import BUNDLED, Facts
+from ollama_tune.tui.state import BUNDLED, Facts, WizardState
 from ollama_tune.tui.text import tilde
 from ollama_tune.tui.widgets.errors import sentence
 from ollama_tune.tui.widgets.form import TextField
@@ -62,14 +63,10 @@ class ModelScreen(StepScreen):
         listed = self.tune.answers.model in self._sources
         line = self.query_one("#source", TextField)
         if not listed and not line.has_focus and not line.value:
-            line.value = self._typed_answer()
+            line.value = _shown(self.tune.answers)
         self.query_one("#source-state", Static).update(self._state(facts))
         details = describe(facts.spec) if facts.spec else Content("")
         self.query_one("#spec", Static).update(details)
-
-    def _typed_answer(self) -> str:
-        answers = self.tune.answers
-        return visible(f"{answers.model}@{answers.revision}" if answers.revision else answers.model)
 
     def _state(self, facts: Facts) -> Content:
         if "model" in facts.busy:
@@ -109,13 +106,16 @@ class ModelScreen(StepScreen):
             self.query_one("#source", TextField).value = ""
         self.tune.choose_model(self._sources[event.option_index])
 
+    def _typed(self) -> tuple[str, str | None] | None:
+        typed = self.query_one("#source", TextField).value.strip()
+        return _split(typed) if typed else None
+
     def leaving(self) -> None:
         """Take what was typed."""
-        typed = self.query_one("#source", TextField).value.strip()
-        if typed and typed != self._typed_answer():
-            source, _, revision = typed.partition("@")
+        typed = self._typed()
+        if typed and typed != (self.tune.answers.model, self.tune.answers.revision):
             self.query_one("#models", OptionList).highlighted = None
-            self.tune.choose_model(source.strip(), revision.strip() or None)
+            self.tune.choose_model(*typed)
 
     @on(TextField.Blurred, "#source")
     def _left_line(self) -> None:
@@ -129,10 +129,26 @@ class ModelScreen(StepScreen):
         return "" if facts.spec else "Choose a model first: see the line above."
 
     async def action_next(self) -> None:
-        """A typed model is read first; the next Enter goes on."""
+        """A typed model is read first, and again after an error; the next Enter goes on."""
         self.leaving()
-        if "model" not in self.tune.facts.busy:
+        typed, facts = self._typed(), self.tune.facts
+        if typed and facts.model_error is not None:
+            self.tune.choose_model(*typed)
+        elif "model" not in facts.busy:
             await super().action_next()
+
+
+def _shown(answers: WizardState) -> str:
+    return tilde(answers.model) + (f"@{visible(answers.revision)}" if answers.revision else "")
+
+
+def _split(typed: str) -> tuple[str, str | None]:
+    """A folder, or a hub id with or without `@revision`."""
+    folder = Path(typed).expanduser()
+    if typed.startswith(("~", "/", ".")) or folder.exists():
+        return str(folder.absolute()), None
+    source, _, revision = typed.partition("@")
+    return source.strip(), revision.strip() or None
 
 
 def _line(choice: ModelChoice, chosen: bool) -> Content:
@@ -154,6 +170,6 @@ def describe(spec: ModelSpec) -> Content:
         ("Chat form", template),
         ("Licence", one_line(spec.licence, 60) or "not stated"),
         ("Export", one_line(spec.export_reason, 200) or "✓ can be exported to Ollama"),
-        ("Folder", tilde(spec.folder)),
+        ("Place", "comes with ollama-tune" if spec.source == BUNDLED else tilde(spec.folder)),
     ]
     return Content("\n").join(Content.assemble((f"{label:<12}", "dim"), text) for label, text in rows)

@@ -17,6 +17,7 @@ from ollama_tune.tui.screens.base import StepScreen
 from ollama_tune.tui.widgets.bar import level
 
 POLL = 0.25
+SHOW = 0.5
 BAR = 24
 
 
@@ -60,6 +61,8 @@ class RunScreen(StepScreen):
         super().__init__()
         self.run = RunFollower(folder)
         self._phase: tuple[object, ...] = ()
+        self._fresh = True
+        self._shown = 0.0
 
     @property
     def folder(self) -> RunFolder:
@@ -82,21 +85,31 @@ class RunScreen(StepScreen):
 
     def _first_poll(self) -> None:
         self.run.poll()
-        self.show_run()
-        self.refresh_bindings()
+        self._show()
         self.set_interval(POLL, self._poll)
 
     def _poll(self) -> None:
-        if self.run.poll():
+        self._fresh = self.run.poll() or self._fresh
+        if time.monotonic() - self._shown >= SHOW or self._keys() != self._phase:
+            self._show()
+
+    def _show(self) -> None:
+        """Show what is new; twice a second is enough for figures and costs half the bytes."""
+        self._shown = time.monotonic()
+        if self._fresh:
+            self._fresh = False
             self.show_run()
         self.tick()
-        phase = self.run.state, self.view.stage, tuple(self.view.done)
-        if phase != self._phase:
-            self._phase = phase
+        if self._keys() != self._phase:
+            self._phase = self._keys()
             self.refresh_bindings()
 
+    def _keys(self) -> tuple[object, ...]:
+        """What decides which keys work."""
+        return self.run.state, self.view.stage, tuple(self.view.done)
+
     def show_run(self) -> None:
-        """Show the view and the state."""
+        """Show the view and the state; called when something changed."""
 
     def tick(self) -> None:
         """Show what changes without events, such as the time that a phase takes."""

@@ -82,14 +82,12 @@ class SettingsScreen(StepScreen):
         path, value = row.field.path, facts.plan.settings.get(row.field.path)
         if path not in self._pending and not row.error:
             row.show_value(value)
-        choice = facts.plan.choices.get(path)
-        recommended = facts.recommended.get(path)
+        choice, recommended = facts.plan.choices.get(path), facts.recommended.get(path)
         if choice is not None:
-            row.tell(choice.reason, "")
+            row.tell(choice.reason)
         elif recommended is not None:
             same = recommended.value == value
-            words = text_of(row.field, recommended.value) or "none"
-            row.tell(recommended.reason, "" if same else f"changed, recommended: {words}")
+            row.tell(recommended.reason, "" if same else text_of(row.field, recommended.value) or "none")
 
     @on(FieldRow.Edited)
     def _edited(self, event: FieldRow.Edited) -> None:

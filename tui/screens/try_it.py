@@ -263,7 +263,7 @@ class TryItScreen(RunScreen):
             return Content(f"Loading the base and the tuned model … {waited}")
         if self._asked is not None:
             return Content("Both models answer: first the base model, then the tuned one …")
-        return Content("Ask both models the same and compare; Enter in the empty field goes on to Export.")
+        return Content("Ask both models the same; Enter in the empty field goes on to Export.")
 
     def _tell_reference(self) -> None:
         known = Content.assemble(("Wanted     ", "dim"), one_line(self._reference, LONGEST))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from textual.app import RenderResult
 from textual.content import Content
 from textual.widget import Widget
@@ -44,7 +46,8 @@ def _check(check: Check, names: int, figures: int, width: int) -> Content:
     left = names + 4 + figures + 2
     if left + len(text) <= width:
         return Content.assemble(head, " " * (left - len(head.plain)), (text, "dim"))
-    return Content.assemble(head, "\n    ", (one_line(text, max(width - 4, 10)), "dim"))
+    below = "".join(f"\n    {line}" for line in textwrap.wrap(text, max(width - 4, 10)))
+    return Content.assemble(head, (below, "dim"))
 
 
 class VerificationCard(Widget):

@@ -15,7 +15,7 @@ from textual.message import Message
 from textual.widget import Widget
 from textual.widgets import Input
 
-from ollama_tune.core.text import one_line, visible
+from ollama_tune.core.text import visible
 from ollama_tune.tui.fields import FormField, text_of
 
 LABEL = 18
@@ -31,6 +31,12 @@ class Form(VerticalScroll, can_focus=False, inherit_bindings=False):
         Binding("pageup", "page_up", "Page up", show=False),
         Binding("pagedown", "page_down", "Page down", show=False),
     ]
+
+    def on_resize(self) -> None:
+        """Keep the focused field in sight when the room for the form changes."""
+        for row in self.query(FieldRow):
+            if row.editor.has_focus:
+                row.scroll_visible(animate=False)
 
 
 class TextField(Input):
@@ -67,6 +73,7 @@ class ChoiceField(Widget, can_focus=True):
     DEFAULT_CSS = """
     ChoiceField { height: 1; background: $surface-lighten-1; text-wrap: nowrap; }
     ChoiceField:focus { background: $primary 40%; text-style: bold; }
+    ChoiceField:nocolor:focus { text-style: reverse; }
     ChoiceField:ansi { background: ansi_default; }
     ChoiceField:ansi:focus { background: ansi_default; text-style: reverse; }
     """
@@ -142,7 +149,7 @@ class FieldRow(Widget):
         self.field = field
         self.error = ""
         self._reason = ""
-        self._mark = ""
+        self._recommended = ""
         self.editor = self._make_editor()
         self.editor.styles.width = field.width
 
@@ -169,10 +176,10 @@ class FieldRow(Widget):
             with self.prevent(Input.Changed):
                 self.editor.value = visible(text)
 
-    def tell(self, reason: str, mark: str) -> None:
-        """Say why this value stands there, and how it differs from what is recommended."""
-        if (reason, mark) != (self._reason, self._mark):
-            self._reason, self._mark = reason, mark
+    def tell(self, reason: str, recommended: str = "") -> None:
+        """Say why this value stands there or, for a changed one, what is recommended and why."""
+        if (reason, recommended) != (self._reason, self._recommended):
+            self._reason, self._recommended = reason, recommended
             self._fit()
 
     def complain(self, error: str) -> None:
@@ -182,9 +189,22 @@ class FieldRow(Widget):
             self._fit()
 
     def _fit(self) -> None:
-        text = f"  {self.error or self._reason}"
-        self.styles.height = 3 if cell_len(text) + 2 > self.size.width > 0 else 2
+        self.styles.height = 3 if cell_len(self._below()) + 2 > self.size.width > 0 else 2
         self.refresh()
+
+    def _beside(self) -> str:
+        """`changed, recommended: X`, or as much of it as there is room for."""
+        mark = f"changed, recommended: {self._recommended}"
+        return mark if cell_len(mark) <= self._room() else "changed"
+
+    def _below(self) -> str:
+        if self.error:
+            return f"✗ {self.error}"
+        crowded = self._recommended and self._beside() == "changed"
+        return f"  recommended: {self._recommended}; {self._reason}" if crowded else f"  {self._reason}"
+
+    def _room(self) -> int:
+        return max(self.size.width - LABEL - self.field.width - 2, 0)
 
     def on_resize(self) -> None:
         """A long reason takes two lines in a narrow window."""
@@ -192,16 +212,11 @@ class FieldRow(Widget):
 
     def render(self) -> RenderResult:
         """Everything but the editor."""
-        focused = self.editor.has_focus
-        label = (f"{self.field.label:<{LABEL}}", "bold" if focused else "")
-        room = max(self.size.width - LABEL - self.field.width - 2, 0)
-        mark = (one_line(self._mark, room), "$text-accent") if self._mark else (self.field.unit[:room], "dim")
-        below = (
-            (f"✗ {visible(self.error)}", "$text-error bold")
-            if self.error
-            else (f"  {visible(self._reason)}", "dim")
-        )
-        return Content.assemble(label, " " * self.field.width, "  ", mark, "\n", below)
+        label = (f"{self.field.label:<{LABEL}}", "bold" if self.editor.has_focus else "")
+        unit = self.field.unit[: self._room()]
+        beside = (visible(self._beside()), "$text-accent") if self._recommended else (unit, "dim")
+        below = (visible(self._below()), "$text-error bold" if self.error else "dim")
+        return Content.assemble(label, " " * self.field.width, "  ", beside, "\n", below)
 
     def on_descendant_focus(self) -> None:
         """The label of the focused field is bold, and its second line is in sight too."""

@@ -16,11 +16,14 @@ NAMES = {
     "question_mark": "?",
     "space": "Space",
     "tab": "Tab",
+    "backspace": "Backspace",
     "up": "↑",
     "down": "↓",
     "left": "←",
     "right": "→",
 }
+ORDER = {"next": 0, "back": 1, "explain": 3, "app.leave": 4}
+"""Next and Back stand first, Help and Quit last; what does not fit is cut from the end."""
 
 
 def key_name(key: str) -> str:
@@ -53,14 +56,13 @@ class KeyBar(Widget):
 
     def keys(self) -> list[tuple[Binding, bool]]:
         """What is shown: one entry an action, with whether it works now."""
-        dims = getattr(self.screen, "dims", bool)
+        dims = getattr(self.screen, "dims", lambda _action: False)
         shown: dict[str, tuple[Binding, bool]] = {}
         for active in self.screen.active_bindings.values():
             binding = active.binding
             if binding.show and binding.description:
                 shown.setdefault(binding.action, (binding, active.enabled and not dims(binding.action)))
-        first = {"next": 0, "back": 1}
-        return sorted(shown.values(), key=lambda entry: first.get(entry[0].action.rpartition(".")[2], 2))
+        return sorted(shown.values(), key=lambda entry: ORDER.get(entry[0].action, 2))
 
     def _entries(self) -> list[tuple[Binding, Content]]:
         entries, width = [], 1

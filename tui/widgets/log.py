@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections import deque
 from pathlib import Path
 
 from rich.text import Text
@@ -14,6 +15,7 @@ from ollama_tune.tui.run_view import RunView
 FIRST_READ = 16_384
 MOST = 65_536
 WIDEST = 400
+MOST_LINES = 500
 
 
 class LogTail:
@@ -57,22 +59,35 @@ class RunLog(RichLog):
     """
 
     def __init__(self, *, id: str | None = None) -> None:
-        super().__init__(max_lines=500, wrap=True, min_width=20, markup=False, highlight=False, id=id)
+        super().__init__(max_lines=MOST_LINES, wrap=True, min_width=20, markup=False, highlight=False, id=id)
         self._seen = 0
+        self._texts: deque[Text] = deque(maxlen=MOST_LINES)
+        self._width = 0
 
     def show_events(self, view: RunView, *, since: float = 0.0) -> None:
         """Add the sentences that the view gained since the last call; none from before the time `since`."""
         fresh = view.logged - self._seen
         self._seen = view.logged
         for line in list(view.log)[-fresh:] if fresh else []:
-            if line.t < since:
-                continue
-            when = datetime.datetime.fromtimestamp(line.t).strftime("%H:%M:%S")
-            sign = f"{line.sign} " if line.sign else ""
-            self.write(Text.assemble((f"{when} ", "dim"), f"{sign}{line.text}"))
+            if line.t >= since:
+                when = datetime.datetime.fromtimestamp(line.t).strftime("%H:%M:%S")
+                sign = f"{line.sign} " if line.sign else ""
+                self._add(Text.assemble((f"{when} ", "dim"), f"{sign}{line.text}"))
 
     def show_output(self, lines: list[str]) -> None:
         """Add what libraries printed."""
         for line in lines:
             if line.strip():
-                self.write(Text(f"· {one_line(line, WIDEST)}", style="dim"))
+                self._add(Text(f"· {one_line(line, WIDEST)}", style="dim"))
+
+    def _add(self, text: Text) -> None:
+        self._texts.append(text)
+        self.write(text)
+
+    def on_resize(self) -> None:
+        """Break the lines anew for another width."""
+        if self.size.width not in (0, self._width):
+            self._width = self.size.width
+            self.clear()
+            for text in self._texts:
+                self.write(text)

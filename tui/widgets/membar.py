@@ -31,8 +31,8 @@ class MemoryBar(Widget):
 
     DEFAULT_CSS = "MemoryBar { height: 4; text-wrap: nowrap; text-overflow: ellipsis; }"
 
-    def __init__(self, **names: str) -> None:
-        super().__init__(**names)
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
         self._plan: Plan | None = None
         self._waiting = ""
 

@@ -21,7 +21,7 @@ class BoxScreen(ModalScreen[Result], Generic[Result]):
     """A box over the screen. A subclass fills `content()`; Esc closes it with `refused`."""
 
     DEFAULT_CSS = """
-    BoxScreen { align: center middle; background: $background 60%; }
+    BoxScreen { align: center middle; background: $background 50%; }
     BoxScreen:ansi { background: ansi_default; }
     BoxScreen #box {
         width: 90%; max-width: 84; height: auto; max-height: 90%;

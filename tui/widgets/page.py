@@ -37,8 +37,8 @@ def heading(text: str) -> Line:
 class Page(Static):
     """Shows lines and wraps them again when its width changes."""
 
-    def __init__(self, **names: str) -> None:
-        super().__init__("", markup=False, **names)
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__("", markup=False, id=id)
         self._lines: list[Line] = []
 
     def show(self, lines: list[Line]) -> None:

@@ -1,0 +1,155 @@
+"""A Hugging Face hub on this machine, as strict as the real one about addresses, ranges and commits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+LFS = 50_000
+"""Files from this size on are stored as the hub stores weights: with a SHA-256, behind a redirect."""
+
+
+@dataclass
+class Hub:
+    """What the server holds and how it misbehaves; `requests` is what it was asked."""
+
+    folder: Path
+    url: str = ""
+    repository: str = "org/tiny"
+    gated: bool = False
+    failing: int = 0
+    cut_after: int = 0
+    cuts: int = 0
+    corrupt: bool = False
+    ranges: bool = True
+    requests: list[str] = field(default_factory=list)
+
+    def file(self, name: str) -> bytes | None:
+        path = self.folder / name
+        return path.read_bytes() if "/" not in name and path.is_file() else None
+
+    def info(self) -> dict[str, object]:
+        siblings = []
+        for path in sorted(self.folder.iterdir()):
+            content = path.read_bytes()
+            entry: dict[str, object] = {"rfilename": path.name, "size": len(content), "blobId": "b" * 40}
+            if len(content) >= LFS:
+                digest = hashlib.sha256(content).hexdigest()
+                entry["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 130}
+            siblings.append(entry)
+        return {"id": self.repository, "modelId": self.repository, "sha": COMMIT, "siblings": siblings}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: Hub
+
+    def log_message(self, *_: object) -> None:
+        """Keep the test output clean."""
+
+    def do_HEAD(self) -> None:
+        self._refuse(405, "", "not expected")
+
+    def do_GET(self) -> None:
+        address = urlsplit(self.path)
+        parts = [unquote(part) for part in address.path.strip("/").split("/")]
+        span = self.headers.get("Range")
+        self.hub.requests.append(self.path + (f" {span}" if span else ""))
+        if self.hub.failing:
+            self._refuse(self.hub.failing, "", "out of order")
+        elif parts[:2] == ["api", "models"]:
+            self._api(parts[2:], parse_qs(address.query))
+        elif parts[0] == "cdn" and len(parts) == 2:
+            self._send(self.hub.file(parts[1]) or b"")
+        elif len(parts) == 5 and "/".join(parts[:2]) == self.hub.repository and parts[2] == "resolve":
+            self._resolve(parts[3], parts[4])
+        else:
+            self._refuse(401, "RepoNotFound", "Invalid username or password.")
+
+    def _api(self, parts: list[str], query: dict[str, list[str]]) -> None:
+        if "/".join(parts[:2]) != self.hub.repository:
+            self._refuse(401, "RepoNotFound", "Invalid username or password.")
+        elif parts[2:] not in ([], ["revision", "main"], ["revision", "v1"], ["revision", COMMIT]):
+            self._refuse(404, "RevisionNotFound", "Invalid rev id")
+        elif query.get("blobs", ["false"])[0].lower() != "true":
+            self._refuse(400, "", "sizes were not asked for")
+        else:
+            self._json(self.hub.info())
+
+    def _resolve(self, revision: str, name: str) -> None:
+        content = self.hub.file(name)
+        if revision != COMMIT:
+            self._refuse(404, "RevisionNotFound", "files must be taken from one commit")
+        elif self.hub.gated:
+            self._refuse(403, "GatedRepo", "Access to model is restricted")
+        elif content is None:
+            self._refuse(404, "EntryNotFound", "Entry not found")
+        elif len(content) >= LFS:
+            self.send_response(302)
+            self.send_header("Location", f"/cdn/{name}")
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        else:
+            self._send(content)
+
+    def _json(self, value: object) -> None:
+        self._send(json.dumps(value).encode())
+
+    def _send(self, content: bytes) -> None:
+        start, end = 0, len(content)
+        span = self.headers.get("Range") if self.hub.ranges else None
+        if span:
+            first, _, last = span.removeprefix("bytes=").partition("-")
+            start, end = int(first), min(int(last or len(content) - 1), len(content) - 1) + 1
+            if start >= len(content):
+                self._refuse(416, "", "range not satisfiable")
+                return
+        body = content[start:end]
+        if self.hub.corrupt and len(content) >= LFS:
+            body = body[:-1] + bytes([body[-1] ^ 1])
+        self.send_response(206 if span else 200)
+        if span:
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.hub.cuts and len(body) > self.hub.cut_after and (span or "").endswith("-"):
+            self.hub.cuts -= 1
+            self.wfile.write(body[: self.hub.cut_after])
+            self.close_connection = True
+            return
+        self.wfile.write(body)
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        self.send_response(status)
+        if code:
+            self.send_header("X-Error-Code", code)
+        self.send_header("X-Error-Message", message)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[Hub]:
+    """Serve the files of `folder` as the model `org/tiny`."""
+    hub = Hub(folder)
+    handler = type("Handler", (_Handler,), {"hub": hub})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

@@ -1,0 +1,181 @@
+"""The Try-it conversation through its real child process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from ollama_tune.core.evaluate.client import ChatProcess
+from ollama_tune.core.runs.folder import RunFolder
+from ollama_tune.core.train.checkpoint import publish_adapter
+from ollama_tune.core.train.model import add_adapter, load_base
+from tests.core.train_parts import make_run, wait_for, write_rows
+from tests.tiny import build_model
+
+QUESTION = [{"role": "user", "content": "What is the colour of the sky?"}]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run that has an adapter, without the time a training takes."""
+    place = tmp_path_factory.mktemp("chat")
+    model_folder = build_model(place / "model")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OLLAMA_TUNE_HOME", str(place / "home"))
+        run = make_run(model_folder, write_rows(place / "rows.jsonl"))
+    training = run.settings().training
+    model = add_adapter(load_base(model_folder, training), training, str(model_folder))
+    torch.manual_seed(3)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    publish_adapter(run, model)
+    return run
+
+
+@pytest.fixture(scope="module")
+def chat(folder: RunFolder) -> Iterator[ChatProcess]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        process = ChatProcess(folder)
+    yield process
+    process.close()
+    assert not process.alive
+
+
+def collect(chat: ChatProcess, enough: int, seconds: float = 60.0) -> list[dict[str, Any]]:
+    """Messages until `enough` answers have ended or failed."""
+    found: list[dict[str, Any]] = []
+
+    def ended() -> bool:
+        found.extend(chat.poll())
+        return sum("end" in message or "error" in message for message in found) >= enough
+
+    wait_for(ended, seconds)
+    return found
+
+
+def text(messages: list[dict[str, Any]], model: str) -> str:
+    return "".join(m["text"] for m in messages if m.get("model") == model and "text" in m)
+
+
+def test_base_and_tuned_model_answer_one_after_the_other(chat: ChatProcess) -> None:
+    number = chat.ask(QUESTION, max_new_tokens=12)
+    messages = collect(chat, 2)
+    assert messages[0] == {"ready": True}
+    answers = messages[1:]
+    assert {message["id"] for message in answers} == {number}
+    models = [message["model"] for message in answers]
+    assert models == sorted(models) and set(models) == {"base", "tuned"}
+    ends = [message for message in answers if "end" in message]
+    assert [end["end"] for end in ends] == ["length", "length"]
+    assert all(end["tokens"] == 12 and end["seconds"] > 0 for end in ends)
+    assert text(answers, "base") != text(answers, "tuned")
+    assert chat.alive
+
+
+def test_one_seed_gives_one_answer(chat: ChatProcess) -> None:
+    answers = []
+    for seed in (1, 1, 2):
+        chat.ask(QUESTION, max_new_tokens=12, temperature=1.0, seed=seed)
+        answers.append(text(collect(chat, 2), "tuned"))
+    assert answers[0] == answers[1] != answers[2]
+
+
+def test_cancelling_ends_both_answers_and_the_next_question_is_answered(chat: ChatProcess) -> None:
+    chat.ask(QUESTION, max_new_tokens=8000)
+    waiting: list[dict[str, Any]] = []
+
+    def begun() -> bool:
+        waiting.extend(chat.poll())
+        return bool(waiting)
+
+    wait_for(begun)
+    chat.cancel()
+    ends = [message for message in waiting + collect(chat, 2) if "end" in message]
+    assert {end["end"] for end in ends} == {"cancelled"}
+    chat.ask(QUESTION, max_new_tokens=3)
+    assert [m["end"] for m in collect(chat, 2) if "end" in m] == ["length", "length"]
+
+
+def test_a_conversation_the_template_refuses_is_told_and_the_process_goes_on(chat: ChatProcess) -> None:
+    number = chat.ask([], max_new_tokens=-5)
+    (problem,) = collect(chat, 1)
+    assert problem["id"] == number
+    assert problem["error"]["what"].endswith(".") and problem["error"]["fix"].endswith(".")
+    chat.ask(QUESTION, max_new_tokens=3)
+    assert len(collect(chat, 2)) >= 4
+
+
+def test_a_conversation_longer_than_the_context_is_refused_and_asking_never_waits(chat: ChatProcess) -> None:
+    long = [{"role": "user", "content": "sky " * 50_000}]
+    start = time.perf_counter()
+    for _ in range(5):
+        chat.ask(long, max_new_tokens=1)
+    chat.poll()
+    assert time.perf_counter() - start < 0.5
+    problems = collect(chat, 5)
+    assert all("the model reads at most 512" in problem["error"]["what"] for problem in problems)
+
+
+def test_a_question_cancelled_before_its_turn_is_not_computed(chat: ChatProcess) -> None:
+    chat.ask(QUESTION, max_new_tokens=8000)
+    late = chat.ask(QUESTION, max_new_tokens=8000)
+    chat.cancel()
+    ends = [message for message in collect(chat, 4) if "end" in message]
+    assert [end["end"] for end in ends] == ["cancelled"] * 4
+    assert [end["tokens"] for end in ends if end["id"] == late] == [0, 0]
+
+
+def test_a_run_without_an_adapter_is_told_in_a_sentence(tmp_path: Path) -> None:
+    run = make_run(tmp_path, write_rows(tmp_path / "rows.jsonl"))
+    chat = ChatProcess(run)
+    messages = collect(chat, 1)
+    assert "no tuned model yet" in messages[0]["error"]["what"]
+    wait_for(lambda: not chat.alive)
+    time.sleep(0.1)
+    assert chat.poll() == []
+    chat.close()
+
+
+def test_a_killed_process_is_told_once(folder: RunFolder) -> None:
+    chat = ChatProcess(folder)
+    os.kill(chat._process.pid, signal.SIGKILL)
+    (message,) = collect(chat, 1)
+    assert "has ended" in message["error"]["what"] and "chat.log" in message["error"]["fix"]
+    assert not chat.alive
+    chat.close()
+
+
+INTERFACE = """
+import sys, time
+from pathlib import Path
+from ollama_tune.core.evaluate.client import ChatProcess
+from ollama_tune.core.runs.folder import RunFolder
+chat = ChatProcess(RunFolder(Path(sys.argv[1])))
+print(chat._process.pid, "torch" in sys.modules, flush=True)
+time.sleep(60)
+"""
+
+
+def test_it_ends_with_the_interface_that_started_it_and_that_needs_no_torch(folder: RunFolder) -> None:
+    command = [sys.executable, "-c", INTERFACE, str(folder.path)]
+    interface = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert interface.stdout is not None
+    pid, torch_loaded = interface.stdout.readline().split()
+    interface.stdout.close()
+    assert torch_loaded == b"False"
+    child = psutil.Process(int(pid))
+    interface.kill()
+    interface.wait()
+    wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 20)

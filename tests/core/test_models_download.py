@@ -1,0 +1,278 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ollama_tune.core.errors import BusyError, TuneError
+from ollama_tune.core.models import download as downloads
+from ollama_tune.core.models.download import download, fetch_metadata
+from ollama_tune.core.models.locate import is_complete, list_models, resolve
+from ollama_tune.core.models.spec import read_spec
+from ollama_tune.core.paths import models_dir
+from tests.core.hub import COMMIT, Hub, running
+from tests.tiny import build_model
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def model(tiny: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(tiny, tmp_path / "model"))
+
+
+@pytest.fixture
+def hub(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("OLLAMA_TUNE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(downloads.time, "sleep", lambda _: None)
+    monkeypatch.setattr(downloads, "TOLD_EVERY", 30_000)
+    with running(model) as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield hub
+
+
+def progress_list() -> tuple[list[tuple[int, int]], downloads.Progress]:
+    calls: list[tuple[int, int]] = []
+    return calls, lambda done, total: calls.append((done, total))
+
+
+def shard(folder: Path) -> None:
+    """Rewrite the single weight file as two with an index."""
+    from safetensors.numpy import save_file
+    from safetensors.torch import load_file
+
+    tensors = {
+        name: tensor.float().numpy() for name, tensor in load_file(folder / "model.safetensors").items()
+    }
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    mapping = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(names)}
+    for file in set(mapping.values()):
+        save_file({name: tensors[name] for name in names if mapping[name] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": mapping}))
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_the_description_is_fetched_first_and_the_weights_later(hub: Hub, model: Path, sharded: bool) -> None:
+    if sharded:
+        shard(model)
+    (model / "pytorch_model.bin").write_bytes(b"x" * 60_000)
+    folder = fetch_metadata("org/tiny")
+    assert not list(folder.glob("*.safetensors"))
+    assert not is_complete(folder)
+    assert resolve("org/tiny") == folder
+    described = read_spec("org/tiny")
+    calls, progress = progress_list()
+    assert download("org/tiny", None, progress) == folder
+    weights = sorted(model.glob("*.safetensors"))
+    total = sum(path.stat().st_size for path in weights)
+    assert calls[-1] == (total, total)
+    assert calls == sorted(calls)
+    assert all((folder / path.name).read_bytes() == path.read_bytes() for path in weights)
+    assert {path.name for path in folder.iterdir()} & {"pytorch_model.bin"} == set()
+    assert read_spec("org/tiny") == described
+    assert (described.name, described.folder, described.parameters) == (
+        "tiny",
+        folder,
+        read_spec(str(model)).parameters,
+    )
+
+
+def test_what_is_here_needs_no_hub(hub: Hub, model: Path) -> None:
+    first = download("org/tiny", None, lambda *_: None)
+    hub.requests.clear()
+    assert download("org/tiny", None, lambda *_: None) == fetch_metadata("org/tiny") == first
+    assert download(str(model), None, lambda *_: None) == fetch_metadata(str(model)) == model
+    assert hub.requests == []
+    listed = {choice.source: choice for choice in list_models()}
+    assert (listed["org/tiny"].kind, listed["org/tiny"].note) == ("downloaded", "")
+    assert listed["org/tiny"].size == (model / "model.safetensors").stat().st_size
+
+
+def test_branches_tags_and_commits(hub: Hub) -> None:
+    folder = fetch_metadata("org/tiny", "v1")
+    assert folder.name == COMMIT
+    assert resolve("org/tiny", "v1") == resolve("org/tiny", COMMIT) == folder
+    with pytest.raises(TuneError, match="not downloaded"):
+        resolve("org/tiny", "v2")
+    with pytest.raises(TuneError, match="no such revision"):
+        fetch_metadata("org/tiny", "v2")
+
+
+def test_an_interrupted_download_goes_on_where_it_stopped(hub: Hub, model: Path) -> None:
+    size = (model / "model.safetensors").stat().st_size
+
+    class Stop(Exception):
+        """The person pressed stop."""
+
+    def stop(done: int, total: int) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        download("org/tiny", None, stop)
+    folder = resolve("org/tiny")
+    part = folder / ".model.safetensors.part"
+    held = part.stat().st_size
+    assert 0 < held < size
+    assert not (folder / "model.safetensors").exists()
+    hub.requests.clear()
+    calls, progress = progress_list()
+    download("org/tiny", None, progress)
+    assert f"/cdn/model.safetensors bytes={held}-" in hub.requests
+    assert calls[0][0] > held
+    assert (folder / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
+    assert not part.exists()
+
+
+def test_broken_connections_are_taken_up_again_by_itself(hub: Hub, model: Path) -> None:
+    hub.cut_after, hub.cuts = 40_000, 4
+    calls, progress = progress_list()
+    folder = download("org/tiny", None, progress)
+    assert (folder / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
+    spans = [
+        request.split("bytes=")[1]
+        for request in hub.requests
+        if request.startswith("/cdn/") and "-" in request
+    ]
+    assert [span for span in spans if span.endswith("-")] == ["0-", "40000-", "80000-", "120000-", "160000-"]
+    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+
+
+def test_a_server_without_ranges_sends_it_anew(hub: Hub, model: Path) -> None:
+    folder = fetch_metadata("org/tiny")
+    (folder / ".model.safetensors.part").write_bytes(b"x" * 1000)
+    hub.ranges = False
+    download("org/tiny", None, lambda *_: None)
+    assert (folder / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("excess", [0, 10])
+def test_a_part_that_is_whole_or_too_long_already(hub: Hub, model: Path, excess: int) -> None:
+    folder = fetch_metadata("org/tiny")
+    content = (model / "model.safetensors").read_bytes()
+    (folder / ".model.safetensors.part").write_bytes(content + b"x" * excess)
+    if excess:
+        with pytest.raises(TuneError, match="arrived damaged"):
+            download("org/tiny", None, lambda *_: None)
+    download("org/tiny", None, lambda *_: None)
+    assert (folder / "model.safetensors").read_bytes() == content
+
+
+def test_damaged_weights_never_get_their_name(hub: Hub) -> None:
+    hub.corrupt = True
+    with pytest.raises(TuneError, match="arrived damaged"):
+        download("org/tiny", None, lambda *_: None)
+    folder = resolve("org/tiny")
+    assert not list(folder.glob("*model.safetensors*"))
+    hub.corrupt = False
+    assert is_complete(download("org/tiny", None, lambda *_: None))
+
+
+def test_a_full_disk_is_told_before(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(downloads.shutil, "disk_usage", lambda _: usage(10**9, 10**9, 5 * 10**8))
+    with pytest.raises(TuneError, match=r"needs 512\.2 MiB .* where 476\.8 MiB are free"):
+        download("org/tiny", None, lambda *_: None)
+    assert not any(request.startswith("/cdn/") and "bytes=0-" not in request for request in hub.requests)
+
+
+def test_two_downloads_of_one_model_do_not_mix(hub: Hub) -> None:
+    folder = fetch_metadata("org/tiny")
+    with downloads._exclusive(folder), pytest.raises(BusyError, match="Another ollama-tune"):
+        download("org/tiny", None, lambda *_: None)
+
+
+def test_a_name_the_hub_does_not_know(hub: Hub) -> None:
+    with pytest.raises(TuneError, match="knows no model org/other, or it is private"):
+        fetch_metadata("org/other")
+    assert not list(models_dir().iterdir())
+
+
+def test_a_gated_model_says_where_to_accept(hub: Hub) -> None:
+    hub.gated = True
+    with pytest.raises(TuneError, match="accepted its licence") as caught:
+        fetch_metadata("org/tiny")
+    assert "https://huggingface.co/org/tiny" in caught.value.fix
+
+
+def test_a_hub_out_of_order_and_a_hub_that_is_away(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    hub.failing = 503
+    with pytest.raises(TuneError, match="answered with error 503"):
+        fetch_metadata("org/tiny")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(TuneError, match="cannot be reached") as caught:
+        download("org/tiny", None, lambda *_: None)
+    assert "on this machine" in caught.value.fix
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(TuneError, match="HF_HUB_OFFLINE"):
+        fetch_metadata("org/tiny")
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("config.json", r"no config\.json"),
+        ("tokenizer.json", r"no tokenizer\.json"),
+        ("model.safetensors", "stored as pickle"),
+    ],
+)
+def test_a_model_that_cannot_be_used_is_refused_before_anything_is_fetched(
+    hub: Hub, model: Path, missing: str, said: str
+) -> None:
+    (model / missing).unlink()
+    (model / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(TuneError, match=said):
+        fetch_metadata("org/tiny")
+    assert not list(models_dir().iterdir())
+
+
+def test_an_index_that_points_elsewhere_is_refused(hub: Hub, model: Path) -> None:
+    (model / "model.safetensors").unlink()
+    index = model / "model.safetensors.index.json"
+    for target, said in (("../../x.safetensors", "damaged"), ("gone.safetensors", "missing on the hub")):
+        index.write_text(json.dumps({"weight_map": {"a": target}}))
+        with pytest.raises(TuneError, match=said):
+            fetch_metadata("org/tiny")
+
+
+def test_a_folder_that_cannot_be_written(hub: Hub, tmp_path: Path) -> None:
+    (models_dir() / "models--org--tiny").write_text("in the way")
+    with pytest.raises(TuneError, match="cannot be written: Not a directory"):
+        fetch_metadata("org/tiny")
+
+
+def test_the_library_takes_the_hub_from_its_environment(hub: Hub, tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom ollama_tune.core.models.download import download, is_hub_id\n"
+        "assert 'huggingface_hub' not in sys.modules\n"
+        "print(download('org/tiny', None, lambda *_: None))\n"
+        "print({'torch', 'transformers'} & set(sys.modules))"
+    )
+    online = {"HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0"}
+    environment = os.environ | online | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")}
+    shown = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, env=environment
+    )
+    assert shown.stderr.splitlines()[-1:] == []
+    assert shown.stdout.splitlines() == [str(resolve("org/tiny")), "set()"]
+    assert is_complete(resolve("org/tiny"))
