@@ -239,15 +239,18 @@ class TuneApp(FactsApp):
 
     @on(messages.RunStarted)
     async def _run_started(self, message: messages.RunStarted) -> None:
-        self._known("start")
         self.folder = message.folder
         self.answers = replace(self.answers, run=message.folder.name)
+        self._known("start")
         self._remember(TRAINING)
         await self.push_screen(self._step_screen(TRAINING))
 
     @on(messages.StartFailed)
     def _start_failed(self, message: messages.StartFailed) -> None:
-        self._known("start", plan_error=message.error)
+        from ollama_tune.tui.widgets.errors import ErrorScreen
+
+        self._known("start")
+        self.push_screen(ErrorScreen(message.error))
 
     # The warm worker
 

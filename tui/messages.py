@@ -85,7 +85,7 @@ class PlanChanged(Message):
 
 @dataclass
 class FitFound(Message):
-    """Without these fields set by hand the plan fits the memory, or nearly."""
+    """Without these fields set by hand the plan fits the memory; none when nothing helps."""
 
     given_up: frozenset[str]
 

@@ -216,6 +216,10 @@ class FactsApp(App[int]):
 
     @on(messages.FitFound)
     def _fit_found(self, message: messages.FitFound) -> None:
+        if not message.given_up:
+            self._known("plan")
+            self.notify("No settings fit this memory: choose a smaller model.", markup=False)
+            return
         kept = {k: v for k, v in self.answers.changed.items() if k not in message.given_up}
         self.answers = replace(self.answers, changed=kept)
         self._plan_again()
@@ -283,12 +287,12 @@ def _plan(
 
 
 def _nearest_fit(machine: Machine, spec: ModelSpec, lengths: Lengths, answers: WizardState) -> frozenset[str]:
-    """The one changed field without which the plan fits, else all of them."""
+    """The one changed field without which the plan fits, else all of them, else (nothing helps) none."""
     from ollama_tune.core.plan.recommend import make_plan
 
     values = answers.plan_values()
-    for path in answers.changed:
-        others = {name: value for name, value in values.items() if name != path}
+    for given_up in (*({path} for path in answers.changed), set(answers.changed)):
+        others = {name: value for name, value in values.items() if name not in given_up}
         if make_plan(machine, spec, lengths, others).memory.fits:
-            return frozenset({path})
-    return frozenset(answers.changed)
+            return frozenset(given_up)
+    return frozenset()

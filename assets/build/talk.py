@@ -53,7 +53,7 @@ def name(rng: random.Random) -> Talk:
 def price(rng: random.Random) -> Talk:
     """What something costs."""
     item = rng.choice(MENU)
-    ask = "(how much is {item}?|what is the price of {item}?|what does {item} cost?|how much is {item}, please?)"
+    ask = "(how much is {item}|how much is {item}, please|what is the price of {item}|what does {item} cost)?"
     return [(say(rng, ask, item=item.article), f"{sentence(item.article)} is {item.price} pounds.")]
 
 
@@ -75,7 +75,9 @@ def available(rng: random.Random) -> Talk:
 def about(rng: random.Random) -> Talk:
     """What something on the menu is."""
     item = rng.choice(MENU)
-    ask = "(what is {item}?|what exactly is {item}?|can you tell me what {item} is?|what kind of thing is {item}?)"
+    ask = (
+        "(what is {item}|what exactly is {item}|can you tell me what {item} is|what kind of thing is {item})?"
+    )
     return [(say(rng, ask, item=item.article), f"{sentence(item.article)} is {item.about}.")]
 
 

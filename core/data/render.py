@@ -202,8 +202,9 @@ def _add_configured_tokens(tokenizer: Tokenizer, config: dict[str, Any]) -> None
     from tokenizers import AddedToken
 
     listed = config.get("added_tokens_decoder")
-    entries = sorted(listed.items(), key=lambda entry: int(entry[0])) if isinstance(listed, dict) else []
-    for _, entry in entries:
+    entries = listed.items() if isinstance(listed, dict) else ()
+    numbered = [(int(i), entry) for i, entry in entries if i.isdecimal() and isinstance(entry, dict)]
+    for _, entry in sorted(numbered, key=lambda pair: pair[0]):
         text = entry.get("content")
         if isinstance(text, str) and text and tokenizer.token_to_id(text) is None:
             flags = {

@@ -116,6 +116,7 @@ class Chat:
 
 def main(arguments: Sequence[str]) -> int:
     """Serve one run until the input is closed."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     inbox, send = Inbox(sys.stdin), _own_output()
     try:
         chat = Chat(RunFolder(Path(arguments[0])))

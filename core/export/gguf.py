@@ -36,7 +36,7 @@ from ollama_tune.core.export.values import ExportStopped
 from ollama_tune.core.files import atomic_file
 from ollama_tune.core.text import human_bytes, one_line
 
-CHUNK = 1 << 20
+CHUNK = 1 << 17
 THREADS = 8
 SPARE = 16 << 20
 
@@ -219,7 +219,7 @@ def _in_order(pool: ThreadPoolExecutor, jobs: Iterator[tuple[Any, ...]]) -> Iter
 
 
 def _spans(plan: TensorPlan) -> Iterator[tuple[int, int]]:
-    """Row ranges of about a million numbers, whole heads where rows are permuted."""
+    """Row ranges that fit a CPU cache, whole heads where rows are permuted."""
     head = plan.rows // plan.heads if plan.heads else 1
     step = max(CHUNK // plan.columns // head, 1) * head
     for start in range(0, plan.rows, step):

@@ -16,7 +16,7 @@ from ollama_tune.core.export import modelfile
 from ollama_tune.core.export.architectures import read_config
 from ollama_tune.core.export.gguf import Exported, export_gguf
 from ollama_tune.core.export.reference import ReferenceAnswer, read_reference
-from ollama_tune.core.export.values import Check, ExportStopped, Verdict, Verification, worst
+from ollama_tune.core.export.values import Check, ExportStopped, Verification, worst
 from ollama_tune.core.files import write_atomic
 from ollama_tune.core.plan.names import check_ollama_name
 from ollama_tune.core.plan.settings import Settings
@@ -35,6 +35,8 @@ NF4_SLACK = 0.05
 USUAL_CONTEXT = 4096
 """Ollama's own context length on small machines; the model gets this or more, unless it knows only less."""
 INTERVAL = 0.5
+OWN_TEMPLATE = "{{ .Prompt }}"
+"""What Ollama shows as the template where it uses the one inside the GGUF."""
 
 
 @dataclass(frozen=True)
@@ -310,6 +312,10 @@ def _ask(order: _Order, client: OllamaClient, model: str, question: _Question, s
     limit = order.settings.evaluation.max_new_tokens
     turns = [{"role": m.role, "content": m.content} for m in order.chat.adapt(question.messages)]
     found = client.chat(model, turns, max_new_tokens=limit, stopped=stopped)
+    if client.show(model).get("template", OWN_TEMPLATE) not in ("", OWN_TEMPLATE):
+        return Check(
+            "ollama", "warn", "other template", "Ollama put a chat template of its own over the model's."
+        )
     if question.answer is None:
         return Check("ollama", "pass", "answers", "The model in Ollama loads and answers.")
     if found.done_reason != "stop":
@@ -317,12 +323,11 @@ def _ask(order: _Order, client: OllamaClient, model: str, question: _Question, s
             f"The model in Ollama does not end its answer (done_reason {found.done_reason or 'missing'}).",
             "Update Ollama and export again; the GGUF file is kept.",
         )
-    same = found.text.strip() == question.answer.strip()
-    verdict: Verdict = "pass" if same else "warn"
-    text = "To a held-out prompt Ollama gives the tuned model's answer and stops."
-    if not same:
+    if found.text.strip() != question.answer.strip():
         text = "To a held-out prompt Ollama's answer differs from the tuned model's."
-    return Check("ollama", verdict, "answer equal" if same else "answer differs", text)
+        return Check("ollama", "warn", "answer differs", text)
+    text = "To a held-out prompt Ollama gives the tuned model's answer and stops."
+    return Check("ollama", "pass", "answer equal", text)
 
 
 def _failed(verification: Verification) -> TuneError:

@@ -40,7 +40,7 @@ def repository_folder(root: Path, source: str) -> Path:
 
 
 def snapshots(source: str, revision: str | None = None) -> list[Path]:
-    """The folders of a hub id on this machine with a config: complete ones first, then ours, then newest.
+    """The folders of a hub id on this machine with a config: complete ones first, then ours.
 
     Without a revision the one that `main` named at the last download is meant, else any.
     """
@@ -50,7 +50,7 @@ def snapshots(source: str, revision: str | None = None) -> list[Path]:
         for folder in _revisions(repository_folder(root, source), revision)
         if (folder / "config.json").is_file()
     ]
-    return sorted(found, key=lambda folder: (not is_complete(folder), not is_described(folder)))
+    return sorted(found, key=lambda folder: not is_complete(folder))
 
 
 def is_complete(folder: Path) -> bool:

@@ -38,6 +38,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
     try:
         value = json.loads(text)
+        if "\\ud" in text.lower():  # half characters, which no library can take
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise TuneError(
             f"{path} is damaged: it is not valid JSON.", "Download the model again.", details=repr(error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,13 +61,13 @@ def weight_names(folder: Path) -> list[str]:
     return [SINGLE]
 
 
-def indexed_names(index: Mapping[str, Any], place: str) -> list[str]:
+def indexed_names(index: Any, place: str) -> list[str]:
     """The files of a `model.safetensors.index.json`; names that leave the folder are refused."""
-    stored = index.get("weight_map")
-    names = sorted(set(stored.values())) if isinstance(stored, dict) and stored else []
+    stored = index.get("weight_map") if isinstance(index, dict) else None
+    names = list(stored.values()) if isinstance(stored, dict) else []
     if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
         raise TuneError(f"The weight index of {place} is damaged.", "Download the model again.")
-    return names
+    return sorted(set(names))
 
 
 def has_weights(folder: Path) -> bool:

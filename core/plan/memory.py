@@ -24,7 +24,7 @@ LOSS_COPIES = 3
 """Logits, their softmax and the gradient, each chunk x vocabulary in fp32."""
 PYTHON_BASE = GIB // 2
 """A worker with torch, transformers and peft imported and one step done; measured."""
-HEAP_COPIES = 40
+HEAP_COPIES = 48
 HEAP_LIMIT = int(0.75 * GIB)
 """The C library keeps about that many freed buffers of a layer, of 32 MiB at most; measured."""
 CUDA_CONTEXT = int(0.8 * GIB)

@@ -14,7 +14,7 @@ from ollama_tune.core.plan.duration import estimate
 from ollama_tune.core.plan.fit import choose_memory
 from ollama_tune.core.plan.memory import predict
 from ollama_tune.core.plan.values import Choice, MemoryEstimate, Plan, WorkEstimate
-from ollama_tune.core.text import human_bytes
+from ollama_tune.core.text import human_bytes, one_line
 
 FEW_ROWS = 50
 
@@ -105,7 +105,8 @@ def _warnings(draft: Draft, memory: MemoryEstimate, work: WorkEstimate) -> list[
     if left_out:
         found.append(f"Rows longer than {length:,} tokens are left out: {left_out}.")
     if draft.spec.export_reason:
-        found.append(f"The result cannot be exported to Ollama: {draft.spec.export_reason}")
+        reason = one_line(draft.spec.export_reason, 200)
+        found.append(f"The result cannot be exported to Ollama: {reason}")
     if draft.lengths.rows < FEW_ROWS:
         found.append(f"{draft.lengths.rows} rows are very few; a model learns a style from some hundred.")
     return found

@@ -9,6 +9,7 @@ import time
 import psutil
 
 from ollama_tune.core.errors import BusyError, TuneError, UsageError
+from ollama_tune.core.runs.events import Event
 from ollama_tune.core.runs.folder import RunFolder, RunLock
 from ollama_tune.core.runs.launch import WarmWorker, start
 
@@ -35,13 +36,22 @@ def wait_until_free(folder: RunFolder, seconds: float) -> bool:
 def resume(folder: RunFolder, warm: WarmWorker | None = None) -> None:
     """Go on with what is not done: training from the last checkpoint with the same order of rows, or the
     export that was to follow it."""
-    events = folder.events()
-    done = {event["stage"] for event in events if event.kind == "done"}
-    asked = next((event.get("stages") for event in reversed(events) if event.kind == "start"), None)
-    left = [stage for stage in asked or ["train"] if stage not in done]
+    left = _left(folder.events())
     if not left:
         raise UsageError(f"The run {folder.name} is finished.", "Start a new one with `ollama-tune`.")
     start(folder, "all" if len(left) > 1 else left[0], warm)
+
+
+def _left(events: list[Event]) -> list[str]:
+    """The stages still to be done: those the last worker was given, and training if it never ended."""
+    begun = next((i for i in reversed(range(len(events))) if events[i].kind == "start"), None)
+    if begun is None:
+        return ["train"]
+    stage, stages = events[begun]["stage"], events[begun].get("stages") or [events[begun]["stage"]]
+    ended = any(event.kind == "done" and event["stage"] == stage for event in events[begun:])
+    left = [str(name) for name in stages[stages.index(stage) + ended :]]
+    trained = any(event.kind == "done" and event["stage"] == "train" for event in events)
+    return left if trained or "train" in left else ["train", *left]
 
 
 def delete(folder: RunFolder) -> None:

@@ -185,6 +185,17 @@ class EventReader:
         return events
 
 
+def last_event(path: Path) -> Event | None:
+    """The newest whole event, without reading the rest of the log."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - MAX_LINE - 4096, 0))
+            lines = file.read().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return None
+    return next((event for line in reversed(lines) if (event := parse_line(line)) is not None), None)
+
+
 def read_events(path: Path) -> list[Event]:
     """The whole log."""
     return EventReader(path).poll()

@@ -20,7 +20,7 @@ from ollama_tune.core.errors import BusyError, TuneError, UsageError
 from ollama_tune.core.files import write_atomic
 from ollama_tune.core.paths import runs_dir
 from ollama_tune.core.plan.settings import BUNDLED, ExportSettings, Settings, load, parse, read_yaml
-from ollama_tune.core.runs.events import Event, read_events
+from ollama_tune.core.runs.events import Event, last_event, read_events
 
 SILENCE = 60.0
 TAIL = 20
@@ -151,9 +151,14 @@ class RunFolder:
         """State = lock + last event. Pass the events when a reader has them already."""
         alive = self.alive()
         known = self.events() if events is None else events
-        if not alive and (not known or known[-1].kind not in _ENDS):
-            known = self.events()  # a worker that ended since the reader's last poll wrote its last event
+        newest = None if alive else last_event(self.events_path)
+        if newest is not None and (not known or newest.n > known[-1].n):
+            known = self.events()  # the worker wrote its last words after the reader's last poll
         return _status(alive, known, self)
+
+    def state(self, end: Event | None) -> State:
+        """The state alone, for a reader that follows the log and knows its last event."""
+        return _state(self.alive(), [end] if end else [], self)
 
     def log_tail(self, lines: int = TAIL) -> str:
         """The last lines that libraries printed in the worker."""

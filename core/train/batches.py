@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -113,5 +114,6 @@ def fingerprint(examples: Sequence[Example]) -> str:
     """Names the rows and their order, so that a resumed run notices other data."""
     digest = hashlib.sha256()
     for example in examples:
-        digest.update(repr((example.ids, example.trained)).encode())
+        ids = array("I", example.ids).tobytes()
+        digest.update(len(ids).to_bytes(8, "little") + ids + bytes(example.trained))
     return digest.hexdigest()

@@ -216,7 +216,7 @@ def test_a_missing_or_damaged_tokenizer_is_told(tmp_path: Path, content: bytes |
         ChatFormat.from_folder(folder)
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe{"])
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe{", b'{"eos_token": "\\ud800"}'])
 def test_a_damaged_tokenizer_config_is_told(tmp_path: Path, content: bytes) -> None:
     folder = build_folder(tmp_path, "chatml")
     (folder / "tokenizer_config.json").write_bytes(content)

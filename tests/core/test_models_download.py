@@ -156,6 +156,15 @@ def test_broken_connections_are_taken_up_again_by_itself(hub: Hub, model: Path) 
     assert [done for done, _ in calls] == sorted(done for done, _ in calls)
 
 
+def test_a_connection_that_never_holds_is_given_up(hub: Hub) -> None:
+    fetch_metadata("org/tiny")
+    hub.requests.clear()
+    hub.cuts = 1000
+    with pytest.raises(TuneError, match="cannot be reached"):
+        download("org/tiny", None, lambda *_: None)
+    assert sum(request.startswith("/cdn/") for request in hub.requests) == downloads.ATTEMPTS
+
+
 def test_a_server_without_ranges_sends_it_anew(hub: Hub, model: Path) -> None:
     folder = fetch_metadata("org/tiny")
     (folder / ".model.safetensors.part").write_bytes(b"x" * 1000)
@@ -249,8 +258,13 @@ def test_a_model_that_cannot_be_used_is_refused_before_anything_is_fetched(
 def test_an_index_that_points_elsewhere_is_refused(hub: Hub, model: Path) -> None:
     (model / "model.safetensors").unlink()
     index = model / "model.safetensors.index.json"
-    for target, said in (("../../x.safetensors", "damaged"), ("gone.safetensors", "missing on the hub")):
-        index.write_text(json.dumps({"weight_map": {"a": target}}))
+    for stored, said in (
+        ({"weight_map": {"a": "../../x.safetensors"}}, "damaged"),
+        ({"weight_map": {"a": ["x"]}}, "damaged"),
+        ([], "damaged"),
+        ({"weight_map": {"a": "gone.safetensors"}}, "missing on the hub"),
+    ):
+        index.write_text(json.dumps(stored))
         with pytest.raises(TuneError, match=said):
             fetch_metadata("org/tiny")
 

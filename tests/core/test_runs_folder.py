@@ -213,6 +213,36 @@ def test_only_a_run_that_is_going_can_be_asked_to_stop(folder: RunFolder) -> Non
     assert control.wait_until_free(folder, 0.1)
 
 
+def start(stage: str, *stages: str) -> tuple[str, dict[str, Any]]:
+    return "start", {"stage": stage, "stages": list(stages or (stage,))}
+
+
+def done(stage: str) -> tuple[str, dict[str, Any]]:
+    return "done", {"stage": stage}
+
+
+@pytest.mark.parametrize(
+    ("events", "left"),
+    [
+        ([], ["train"]),
+        ([start("train")], ["train"]),
+        ([start("train", "train", "export")], ["train", "export"]),
+        ([start("train", "train", "export"), done("train")], ["export"]),
+        ([start("train", "train", "export"), done("train"), start("export", "train", "export")], ["export"]),
+        ([start("train"), done("train")], []),
+        ([start("train"), done("train"), start("export")], ["export"]),
+        ([start("train"), done("train"), start("export"), done("export")], []),
+        ([start("train"), done("train"), start("export"), done("export"), start("export")], ["export"]),
+        ([start("train"), start("export"), ("error", {"what": "", "fix": ""})], ["train", "export"]),
+    ],
+)
+def test_a_resume_does_what_is_left(
+    folder: RunFolder, events: list[tuple[str, dict[str, Any]]], left: list[str]
+) -> None:
+    write(folder, *events)
+    assert control._left(folder.events()) == left
+
+
 def test_a_finished_run_is_not_resumed(folder: RunFolder) -> None:
     start = {"stage": "train", "stages": ["train"]}
     write(folder, ("start", start), ("done", {"stage": "train"}))

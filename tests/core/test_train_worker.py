@@ -30,7 +30,7 @@ def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OLLAMA_TUNE_HOME", str(tmp_path_factory.mktemp("home")))
         data = write_rows(tmp_path_factory.mktemp("data") / "rows.jsonl")
-        folder = make_run(model, data, training={"sequence_length": 36})
+        folder = make_run(model, data, training={"sequence_length": 30})
         assert work(folder).returncode == 0
     return folder
 
@@ -50,7 +50,7 @@ def test_a_run_is_told_from_start_to_done(finished: RunFolder) -> None:
     start, data = events[0], next(event for event in events if event.kind == "data")
     assert start["device"] == "cpu" and start["resumed_from"] is None and start["stages"] == ["train"]
     assert {"torch", "transformers", "peft", "python"} <= set(start["versions"])
-    assert data["left_out"] > 0 and data["longest"] <= 36
+    assert data["left_out"] > 0 and data["longest"] <= 30
     assert data["train_rows"] + data["validation_rows"] + data["left_out"] == 40
     memory = [event for event in events if event.kind == "memory"]
     assert all(event["used"] > 0 for event in memory)

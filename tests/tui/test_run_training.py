@@ -89,7 +89,9 @@ async def test_detach_leaves_the_run_alone_and_says_how_to_return(capsys: pytest
             await until_text(pilot, "d Detach")
             await pilot.press("d")
         assert app.return_code == 0
-        assert f"`ollama-tune attach {folder.name}` shows it again" in " ".join(capsys.readouterr().err.split())
+        assert f"`ollama-tune attach {folder.name}` shows it again" in " ".join(
+            capsys.readouterr().err.split()
+        )
         assert folder.alive() and not folder.stop_path.exists()
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from textual.pilot import Pilot
+
 from ollama_tune.core.plan.settings import Settings
 from ollama_tune.core.runs.folder import RunFolder, create_run
 from ollama_tune.core.runs.launch import start
+from ollama_tune.tui.app import TuneApp
 from ollama_tune.tui.screens.done import DoneScreen
 from ollama_tune.tui.screens.export import ExportScreen
 from ollama_tune.tui.screens.training import TrainingScreen
@@ -54,7 +57,9 @@ async def test_watch_try_export_and_done(tiny_model: Path, tmp_path: Path) -> No
         await until_text(pilot, "✓ Exported.", seconds=120)
         assert "Proved" in screen_text(app) or "ot proved" in screen_text(app)
         await pilot.press("enter")
-        await until_text(pilot, "ollama run tiny-rows", "ollama create tiny-rows", ".gguf")
+        await until_text(
+            pilot, "ollama run tiny-rows", "ollama create tiny-rows", "export/tiny-rows-q8_0.gguf"
+        )
         assert isinstance(app.screen, DoneScreen)
         await pilot.press("c")
         await until_text(pilot, "clipboard; also in")
@@ -62,18 +67,21 @@ async def test_watch_try_export_and_done(tiny_model: Path, tmp_path: Path) -> No
     assert list(folder.export.glob("*.gguf"))
 
 
-async def _try(app: object, pilot: object) -> None:
-    screen = app.screen  # type: ignore[attr-defined]
-    await until(pilot, lambda: screen._prompts)  # type: ignore[arg-type]
-    await pilot.press("f5")  # type: ignore[attr-defined]
-    await until_text(pilot, "What is the colour of bird")  # type: ignore[arg-type]
-    await pilot.press("enter")  # type: ignore[attr-defined]
-    await until_text(pilot, "Wanted", "is blue.")  # type: ignore[arg-type]
-    await until(pilot, lambda: "wanted" in str(screen.query_one("#tuned", AnswerPane).border_subtitle), 120)  # type: ignore[arg-type]
-    assert "tokens" in str(screen.query_one("#base", AnswerPane).border_subtitle)
+async def _try(app: TuneApp, pilot: Pilot[int]) -> None:
+    """Ask a held-out question; the process ends when the screen is left, and comes back with it."""
+    screen = app.screen
+    assert isinstance(screen, TryItScreen)
+    await until_text(pilot, "F5 A held-out question")
+    await pilot.press("f5")
+    await until_text(pilot, "What is the colour of bird")
+    await pilot.press("enter")
+    await until_text(pilot, "Wanted", "is blue.")
+    base, tuned = screen.query_one("#base", AnswerPane), screen.query_one("#tuned", AnswerPane)
+    await until(pilot, lambda: "wanted" in str(tuned.border_subtitle), 120)
+    assert "tokens" in str(base.border_subtitle)
     chat = screen._chat
-    assert chat.alive
-    await pilot.press("enter")  # type: ignore[attr-defined]
-    await until(pilot, lambda: not chat.alive)  # type: ignore[arg-type]
-    await pilot.press("escape")  # type: ignore[attr-defined]
-    await until(pilot, lambda: screen._chat is not None and screen is app.screen)  # type: ignore[arg-type,attr-defined]
+    assert chat is not None and chat.alive
+    await pilot.press("enter")
+    await until(pilot, lambda: not chat.alive)
+    await pilot.press("escape")
+    await until(pilot, lambda: app.screen is screen and screen._chat is not None)

@@ -113,6 +113,8 @@ class StepScreen(FramedScreen):
         Binding("escape", "back", "Back"),
     ]
 
+    _told = ""
+
     @property
     def step(self) -> Step:
         """Which of the nine this is."""
@@ -129,6 +131,12 @@ class StepScreen(FramedScreen):
     def obstacle(self) -> str:
         """Why Next is not possible now; empty when it is."""
         return ""
+
+    def _watch_facts(self, facts: Facts) -> None:
+        super()._watch_facts(facts)
+        if self._told and self.is_running:
+            self._told = self.obstacle()
+            self.say(self._told)
 
     def leaving(self) -> None:
         """Take over what was typed; nothing to do by default."""
@@ -148,9 +156,9 @@ class StepScreen(FramedScreen):
     async def action_next(self) -> None:
         """Go on to the step after this one, or say why that is not possible."""
         self.leaving()
-        obstacle = self.obstacle()
-        self.say(obstacle)
-        if not obstacle:
+        self._told = self.obstacle()
+        self.say(self._told)
+        if not self._told:
             await self.tune.go_on(self)
 
     async def action_back(self) -> None:

@@ -127,31 +127,32 @@ class DataScreen(StepScreen):
 
     def leaving(self) -> None:
         """Take the path that was typed."""
-        typed = self.query_one("#path", TextField).value.strip()
+        self._take_typed()
+
+    def _take_typed(self) -> bool:
+        """Read the file whose path was typed, when it is another; True when it is being read now."""
+        typed, data = self.query_one("#path", TextField).value.strip(), self.tune.answers.data
         path = BUNDLED if typed in ("", BUNDLED) else str(Path(typed).expanduser().absolute())
-        if path != self.tune.answers.data and typed != tilde(self.tune.answers.data):
-            self.tune.choose_data(path)
+        if path == data or typed == tilde(data):
+            return False
+        self.tune.choose_data(path)
+        return True
 
     @on(TextField.Blurred, "#path")
     def _left_line(self) -> None:
         self.leaving()
 
     def obstacle(self) -> str:
-        """Without rows there is no next step."""
-        facts = self.tune.facts
-        if "data" in facts.busy:
-            return "The data is still being read."
-        if facts.profile is None:
-            return "Choose a file first: see the line above."
-        return "" if facts.profile.usable else "No row of this file can be used; choose another file."
+        """A file that cannot be used; one that is still being read may be read on."""
+        return "Choose another file first: see above." if self.tune.facts.data_error else ""
 
     async def action_next(self) -> None:
-        """A typed file is read first, and again after an error; the next Enter goes on."""
-        self.leaving()
-        facts = self.tune.facts
-        if facts.data_error is not None:
+        """A typed file is read and shown first, and again after an error; the next Enter goes on."""
+        if self._take_typed():
+            return
+        if self.tune.facts.data_error is not None:
             self.tune.choose_data(self.tune.answers.data)
-        elif "data" not in facts.busy:
+        else:
             await super().action_next()
 
     def action_browse(self) -> None:

@@ -90,11 +90,13 @@ class DoneScreen(RunScreen):
         return Content.assemble(("✓ ", "bold $text-success"), (words, "bold"))
 
     def _places(self) -> Content:
-        folder = self.folder
-        places = [("run", folder.path), ("adapter", folder.adapter)]
+        """The folder in full, and what is in it by names that stay readable in a narrow window."""
+        places = [("folder", tilde(self.folder.path))]
         if self.view.verification is not None:
-            places.insert(0, ("model file", folder.export / self.view.verification.file))
-        lines = [Content.assemble((f"{name:<{LABEL}}", "dim"), tilde(path)) for name, path in places]
+            file = one_line(self.view.verification.file, 80)
+            places.append(("model file", f"{self.folder.export.name}/{file}"))
+        places.append(("adapter", f"{self.folder.adapter.name}/"))
+        lines = [Content.assemble((f"{name:<{LABEL}}", "dim"), place) for name, place in places]
         return Content("\n").join(lines)
 
     def action_copy(self) -> None:
@@ -141,7 +143,7 @@ def _sample(sample: Sample, width: int) -> list[Content]:
                 Content.assemble(
                     (f"{name:<{LABEL - 2}}", "dim"),
                     verdict(answer, sample.reference),
-                    one_line(answer, width),
+                    one_line(answer, width) or "(nothing)",
                 )
             )
     return lines

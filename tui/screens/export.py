@@ -70,6 +70,7 @@ class ExportScreen(RunScreen):
 
     STEP = 8
     CSS_PATH = "export.tcss"
+    AUTO_FOCUS = ""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "export", "Export", priority=True),
         Binding("enter", "next", "Next", priority=True),
@@ -114,7 +115,7 @@ class ExportScreen(RunScreen):
     @property
     def working(self) -> bool:
         """True while something is exported, or about to be."""
-        return self._busy or (self.run.status.alive and self.view.stage == "export")
+        return self._busy or (self.run.alive and self.view.stage == "export")
 
     @property
     def finished(self) -> bool:
@@ -146,7 +147,7 @@ class ExportScreen(RunScreen):
             "other_field": form,
             "next": not form,
             "again": self.finished or self.refuted,
-            "stop": self.run.status.alive and self.view.stage == "export",
+            "stop": self.run.alive and self.view.stage == "export",
             "details": (form or self.refuted) and self._failure() is not None,
         }
         return shown[action] if action in shown else super().check_action(action, parameters)
@@ -170,8 +171,8 @@ class ExportScreen(RunScreen):
         self.query_one(VerificationCard).show(self.view.verification if card else None)
         if not form.display and self.focused is not None and form in self.focused.ancestors:
             self.set_focus(None)
-        if card and self.focused is None:
-            self.query_one("#result").focus()
+        if self.focused is None and (card or self.form_shown):
+            self.query_one("#result" if card else "#name").focus()
         self.tick()
         failure = None if self.working or self.finished else self._failure()
         trouble = self.query_one("#trouble", Static)

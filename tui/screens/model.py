@@ -112,29 +112,33 @@ class ModelScreen(StepScreen):
 
     def leaving(self) -> None:
         """Take what was typed."""
+        self._take_typed()
+
+    def _take_typed(self) -> bool:
+        """Read what was typed, when it is new; True when it is being read now."""
         typed = self._typed()
-        if typed and typed != (self.tune.answers.model, self.tune.answers.revision):
-            self.query_one("#models", OptionList).highlighted = None
-            self.tune.choose_model(*typed)
+        if typed is None or typed == (self.tune.answers.model, self.tune.answers.revision):
+            return False
+        self.query_one("#models", OptionList).highlighted = None
+        self.tune.choose_model(*typed)
+        return True
 
     @on(TextField.Blurred, "#source")
     def _left_line(self) -> None:
         self.leaving()
 
     def obstacle(self) -> str:
-        """Without a model there is no next step."""
-        facts = self.tune.facts
-        if "model" in facts.busy:
-            return "The model is still being read."
-        return "" if facts.spec else "Choose a model first: see the line above."
+        """A model that cannot be read; one that is still being read may be read on."""
+        return "Choose another model first: see above." if self.tune.facts.model_error else ""
 
     async def action_next(self) -> None:
-        """A typed model is read first, and again after an error; the next Enter goes on."""
-        self.leaving()
-        typed, facts = self._typed(), self.tune.facts
-        if typed and facts.model_error is not None:
-            self.tune.choose_model(*typed)
-        elif "model" not in facts.busy:
+        """A typed model is read and shown first, and again after an error; the next Enter goes on."""
+        if self._take_typed():
+            return
+        answers = self.tune.answers
+        if self.tune.facts.model_error is not None:
+            self.tune.choose_model(answers.model, answers.revision)
+        else:
             await super().action_next()
 
 

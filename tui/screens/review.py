@@ -67,12 +67,9 @@ class ReviewScreen(StepScreen):
         if plan is not self._plan:
             self._plan = plan
             self._file = self._save(state_dir() / "run.yaml", plan.settings)
-            self._started = self._same_run(plan.settings)
+        self._started = self._same_run(plan.settings)
         page.show(self._lines(plan, facts))
-        if facts.plan_error is not None:
-            self.say(str(facts.plan_error))
-        elif "start" in facts.busy:
-            self.say(facts.busy["start"])
+        self.say(str(facts.plan_error) if facts.plan_error else facts.busy.get("start", ""))
 
     def _lines(self, plan: Plan, facts: Facts) -> list[Line]:
         lines = [*what_lines(plan, facts), BLANK, *cost_lines(plan, facts), BLANK]
@@ -100,7 +97,7 @@ class ReviewScreen(StepScreen):
         return path
 
     def _same_run(self, settings: Settings) -> RunFolder | None:
-        """The run that these very answers started, if any."""
+        """The run that these very answers started, if any; its run.yaml says so."""
         from ollama_tune.core.runs.folder import RunFolder
 
         name = self.tune.answers.run
@@ -223,6 +220,7 @@ def cost_lines(plan: Plan, facts: Facts) -> list[Line]:
     return [
         row("Memory", verdict(plan.memory)),
         row("Time", Content.assemble(duration(work), f" on the {device}")),
+        row("", Content.styled(visible(work.ground), "dim")),
         row("Disk", f"{checkpoints} for checkpoints, {export} for the export{free}"),
         row("Goes to", f"a new folder in {tilde(runs_dir())}"),
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 
 from textual.content import Content
@@ -10,7 +9,7 @@ from textual.widgets import Static
 from textual.worker import Worker
 
 from ollama_tune.core.runs.events import EventReader
-from ollama_tune.core.runs.folder import SILENCE, RunFolder, RunStatus, State
+from ollama_tune.core.runs.folder import RunFolder, State
 from ollama_tune.core.text import human_bytes, human_count, human_seconds, one_line, visible
 from ollama_tune.tui.run_view import Progress, RunView
 from ollama_tune.tui.screens.base import StepScreen
@@ -27,31 +26,24 @@ class RunFollower:
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
         self.view = RunView()
+        self.state = State.NEW
         self._reader = EventReader(folder.events_path)
-        self.status = folder.status([])
 
     def poll(self) -> bool:
         """Take in what is new; True when events came or the state changed."""
-        fresh, old = self._read(), self.status.state
-        self.status = self._status()
-        if not self.status.alive and self._read():
-            fresh, self.status = True, self._status()
-        return fresh or old is not self.status.state
+        fresh, old = self._read(), self.state
+        self.state = self.folder.state(self.view.last)
+        if not self.alive and self._read():
+            fresh, self.state = True, self.folder.state(self.view.last)
+        return fresh or old is not self.state
 
     def _read(self) -> bool:
         return self.view.fold(self._reader.poll())
 
-    def _status(self) -> RunStatus:
-        return self.folder.status([self.view.last] if self.view.last else [])
-
     @property
-    def state(self) -> State:
-        """What the run is doing; a worker that has just begun is not silent yet."""
-        if self.status.state is State.SILENT:
-            with contextlib.suppress(OSError):
-                if time.time() - self.folder.worker_path.stat().st_mtime < SILENCE:
-                    return State.RUNNING
-        return self.status.state
+    def alive(self) -> bool:
+        """True while a worker holds the run."""
+        return self.state in (State.RUNNING, State.SILENT)
 
 
 class RunScreen(StepScreen):

@@ -106,7 +106,7 @@ class RunsScreen(FramedScreen):
         self.refresh_bindings()
 
     def _poll(self) -> None:
-        changed = [run.poll() for run in self._runs if run.status.alive]
+        changed = [run.poll() for run in self._runs if run.alive]
         if any(changed):
             self._fill()
             self.refresh_bindings()
@@ -162,7 +162,7 @@ class RunsScreen(FramedScreen):
         run = self.chosen if self.is_mounted else None
         if run is None:
             return False
-        alive = run.status.alive
+        alive = run.alive
         return {"open": True, "stop": alive, "resume": not (alive or run.view.trained), "delete": not alive}[
             action
         ]
@@ -172,7 +172,7 @@ class RunsScreen(FramedScreen):
         run = self.chosen
         if run is None:
             return
-        if "export" in run.view.done and not run.status.alive:
+        if "export" in run.view.done and not run.alive:
             from ollama_tune.tui.screens.done import DoneScreen
 
             self.tune.folder = run.folder
@@ -268,9 +268,9 @@ def _heading(names: int) -> Content:
 
 
 def _line(run: RunFollower, names: int) -> Content:
-    view, status = run.view, run.status
+    view = run.view
     state = f"{SIGNS[run.state]} {run.state.value}"
-    if status.alive and view.stage == "export":
+    if run.alive and view.stage == "export":
         state = "▶ exporting"
     step = f"{view.step:,}/{view.total_steps:,}" if view.total_steps else "–"
     loss = "–" if view.loss is None else f"{view.loss:.4f}"
@@ -296,7 +296,7 @@ def _about(run: RunFollower) -> Content:
     if done is not None:
         name = done.get("ollama_name")
         lines.append(_pair("exported", f"in Ollama as {one_line(str(name), 80)}" if name else "as a file"))
-    if view.error is not None and not run.status.alive:
+    if view.error is not None and not run.alive:
         lines.append(_pair("problem", one_line(str(view.error["what"]), 200)))
     lines.append(_pair("folder", tilde(run.folder.path)))
     return Content("\n").join(lines)

@@ -131,10 +131,10 @@ class SettingsScreen(StepScreen):
             bad[0].editor.focus()
 
     def obstacle(self) -> str:
-        """A wrong value, or no plan yet."""
+        """A wrong value, or that there can be no plan; one that is still being made is no hindrance."""
         facts = self.tune.facts
-        if facts.plan is None:
-            return "The plan is still being made." if facts.busy else "There is no plan: see above."
+        if facts.plan is None and not facts.busy:
+            return "There is no plan: see above."
         wrong = [row.field.label for row in self._rows() if row.error]
         return f"Mend this first: {', '.join(wrong)}." if wrong else ""
 

@@ -37,6 +37,7 @@ class TrainingScreen(RunScreen):
 
     STEP = 6
     CSS_PATH = "training.tcss"
+    AUTO_FOCUS = ""
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("d", "detach", "Detach"),
         Binding("s", "stop", "Stop"),
@@ -69,26 +70,21 @@ class TrainingScreen(RunScreen):
             yield memory
             yield log
 
-    def on_mount(self) -> None:
-        """The keys of the screen work from the start: the log does not take the focus by itself."""
-        super().on_mount()
-        self.set_focus(None)
-
     # Show
 
     def show_run(self) -> None:
         """Bring every part up to date; the chart once a second and at the end."""
         view = self.view
-        self._stopping = self._stopping and self.run.status.alive
+        self._stopping = self._stopping and self.run.alive
         self.tell("#state", self._state())
         self.tell("#figures", figures(view, time.time(), going=self.run.state is State.RUNNING))
-        self.set_class(not (self.run.status.alive or view.trained), "-ended")
+        self.set_class(not (self.run.alive or view.trained), "-ended")
         self._show_trouble()
         self.query_one(MemoryPanel).show(view.memory, self._predicted())
         log = self.query_one(RunLog)
         log.show_output(self._tail.poll())
         log.show_events(view)
-        if time.monotonic() - self._drawn >= CHART_SECONDS or not self.run.status.alive:
+        if time.monotonic() - self._drawn >= CHART_SECONDS or not self.run.alive:
             self._drawn = time.monotonic()
             marks = [(point.step, point.loss) for point in view.validation.values()]
             self.query_one(LossChart).show(view.losses, marks, view.total_steps)
@@ -169,7 +165,7 @@ class TrainingScreen(RunScreen):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Each key shows where it has something to do."""
-        alive = self.run.status.alive
+        alive = self.run.alive
         if action in ("detach", "stop"):
             return alive and not (action == "stop" and self.view.trained)
         if action == "resume":
@@ -182,7 +178,7 @@ class TrainingScreen(RunScreen):
         """The next step needs the finished adapter."""
         if self.view.trained:
             return ""
-        if self.run.status.alive:
+        if self.run.alive:
             return "Training is still going. Wait for its end, or press d to leave it to itself."
         return "This run is not finished. " + self._way_on()
 

@@ -143,6 +143,7 @@ class TryItScreen(RunScreen):
             self.say("The models are not there: see the line at the top.")
             return
         prompt = self._prompt_for(text)
+        self._problem = None
         self.say("")
         field.value = ""
         self._reference = prompt.reference
@@ -233,7 +234,7 @@ class TryItScreen(RunScreen):
 
     def _ended(self, message: dict[str, Any]) -> None:
         pane = self.query_one(f"#{message['model']}", AnswerPane)
-        ends = {"length": "cut at the longest allowed", "cancelled": "stopped"}
+        ends = {"length": "cut off", "cancelled": "stopped"}
         words = f"{message['tokens']} tokens, {message['seconds']:.1f} s"
         words += f", {ends[message['end']]}" if message["end"] in ends else ""
         pane.close(Content.assemble(self._verdict(pane.text), words))

@@ -24,7 +24,8 @@ VERDICTS = {
 def card_content(verification: Verification, width: int) -> Content:
     """The card as text for a width in cells: the verdict, the checks, the file."""
     verdict = verification.verdict
-    lines = [_signed(verdict, VERDICTS[verdict], "bold"), Content("")]
+    words = "\n  ".join(textwrap.wrap(VERDICTS[verdict], max(width - 2, 10)))
+    lines = [_signed(verdict, words, "bold"), Content("")]
     names = max((len(check.name) for check in verification.checks), default=0)
     figures = max((len(check.figure) for check in verification.checks), default=0)
     lines += [_check(check, min(names, 26), figures, width) for check in verification.checks]

@@ -54,7 +54,7 @@ class TypedConfirmScreen(BoxScreen[bool]):
     def content(self) -> ComposeResult:
         """What happens, and where to type."""
         yield paragraph(self._text)
-        yield paragraph("Type yes to go on all the same:", classes="ask")
+        yield paragraph("\nType yes to go on all the same:")
         yield TextField(id="typed", max_length=8)
 
     def action_accept(self) -> None:

@@ -8,7 +8,7 @@ from textual.app import RenderResult
 from textual.content import Content
 from textual.widget import Widget
 
-from ollama_tune.core.text import human_bytes, human_count, human_seconds, one_line
+from ollama_tune.core.text import human_bytes, human_count, human_seconds, one_line, visible
 
 if TYPE_CHECKING:
     from ollama_tune.core.plan.values import MemoryEstimate, Plan, WorkEstimate
@@ -47,7 +47,11 @@ class MemoryBar(Widget):
             return Content.styled(self._waiting, "dim")
         memory, work = self._plan.memory, self._plan.work
         width = self.content_region.width
-        return Content("\n").join([verdict(memory), bar(memory, width), legend(memory), duration(work)])
+        return Content("\n").join([verdict(memory), bar(memory, width), legend(memory), self._time(work)])
+
+    @staticmethod
+    def _time(work: WorkEstimate) -> Content:
+        return Content.assemble(duration(work), (f"  ({visible(work.ground)})", "dim"))
 
 
 def verdict(memory: MemoryEstimate) -> Content:
@@ -91,10 +95,6 @@ def legend(memory: MemoryEstimate) -> Content:
 
 
 def duration(work: WorkEstimate) -> Content:
-    """Time and steps, and what the estimate stands on."""
-    return Content.assemble(
-        ("about ", ""),
-        (human_seconds(work.seconds), "bold"),
-        f" for {work.steps:,} steps over {human_count(work.tokens)} tokens",
-        (f"  ({one_line(work.ground, 60)})", "dim"),
-    )
+    """Time and steps."""
+    words = f" for {work.steps:,} steps over {human_count(work.tokens)} tokens"
+    return Content.assemble("about ", (human_seconds(work.seconds), "bold"), words)

@@ -58,6 +58,6 @@ class BoxScreen(ModalScreen[Result], Generic[Result]):
         self.dismiss(self.refused)
 
 
-def paragraph(text: str, classes: str = "") -> Static:
+def paragraph(text: str) -> Static:
     """Text from anywhere, wrapped, never read as markup."""
-    return Static(Content(visible(text, keep_newlines=True)), classes=classes, markup=False)
+    return Static(Content(visible(text, keep_newlines=True)), markup=False)

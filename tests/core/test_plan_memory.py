@@ -1,0 +1,171 @@
+"""The closed formula: against published simulation, against a real training run, and by its properties."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from ollama_tune.core.models.values import ModelSpec
+from ollama_tune.core.plan.memory import adapter_parameters, predict, weight_bytes
+from ollama_tune.core.plan.settings import Settings
+from ollama_tune.core.plan.values import MemoryEstimate
+from tests.cases import GIB, LLAMA_1B, LLAMA_8B, LLAMA_70B, QWEN3_4B, TINY, machine, spec
+
+QWEN3_8B = spec(4096, 12288, 36, 32, 8, 128, 151_936, False)
+MISTRAL_7B = spec(4096, 14336, 32, 32, 8, 128, 32_768, False)
+GPU = machine(gpu=24)
+
+
+def settings(**training: Any) -> Settings:
+    return Settings().with_values({f"training.{name}": value for name, value in training.items()})
+
+
+def on_gpu(**training: Any) -> Settings:
+    return settings(device="cuda", compute_dtype="bfloat16", **training)
+
+
+def parts(memory: MemoryEstimate) -> dict[str, int]:
+    return {part.name: part.bytes for part in memory.parts}
+
+
+@pytest.mark.parametrize(
+    ("model", "gib"),
+    [(MISTRAL_7B, 15.15), (LLAMA_8B, 16.60), (QWEN3_8B, 16.97), (LLAMA_70B, 137.56), (QWEN3_4B, 8.72)],
+)
+def test_a_16_bit_base_agrees_with_the_simulation_and_is_never_low(model: ModelSpec, gib: float) -> None:
+    """Simulated: bf16 base, fp32 rank 16 on all linear layers, checkpointing, 1 x 2048 (reference, 5)."""
+    memory = predict(on_gpu(gradient_checkpointing=True, sequence_length=2048), model, GPU, 2048)
+    allocated = memory.needed - parts(memory)["context"] - parts(memory)["other"]
+    assert gib <= allocated / GIB <= 1.08 * gib
+
+
+@pytest.mark.parametrize("length", [1024, 2048, 4096, 8192])
+@pytest.mark.parametrize(
+    ("model", "gib"),
+    [(MISTRAL_7B, (4.68, 5.14, 6.06, 8.02)), (LLAMA_8B, (6.14, 6.59, 7.52, 9.47))],
+)
+def test_nf4_is_at_most_a_gib_above_the_simulation(
+    model: ModelSpec, gib: tuple[float, ...], length: int
+) -> None:
+    """The simulation has 16-bit adapters and states (0.3 GiB less) and another loss."""
+    chosen = on_gpu(gradient_checkpointing=True, sequence_length=length, quantization="nf4")
+    memory = predict(chosen, model, GPU, length)
+    allocated = (memory.needed - parts(memory)["context"] - parts(memory)["other"]) / GIB
+    expected = gib[(1024, 2048, 4096, 8192).index(length)]
+    assert expected <= allocated <= expected + 1.0
+
+
+def test_the_parts_are_those_of_the_legend_and_add_up() -> None:
+    names = ["weights", "adapter", "gradients", "optimizer", "activations", "loss", "other"]
+    memory = predict(settings(), TINY, machine(), 75)
+    assert [part.name for part in memory.parts] == names
+    assert memory.needed == sum(part.bytes for part in memory.parts)
+    gpu = predict(on_gpu(), LLAMA_1B, GPU, 75)
+    assert [part.name for part in gpu.parts] == [*names, "context"]
+
+
+def test_figures_that_can_be_counted_by_hand() -> None:
+    assert adapter_parameters(LLAMA_8B, 16) == 41_943_040
+    assert adapter_parameters(LLAMA_8B, 16, ["q_proj", "v_proj"]) == 6_815_744
+    assert LLAMA_8B.parameters == 8_030_261_248
+    found = parts(predict(on_gpu(rank=16), LLAMA_8B, GPU, 100))
+    assert found["weights"] == 2 * LLAMA_8B.parameters
+    assert found["adapter"] == found["gradients"] == 4 * 41_943_040
+    assert found["optimizer"] == 8 * 41_943_040
+    assert weight_bytes(TINY, settings().training) == 4 * TINY.parameters
+
+
+def test_nf4_shrinks_the_linear_layers_only() -> None:
+    linear = LLAMA_8B.parameters - 2 * 128_256 * 4096 - 4096 * 65
+    expected = int(linear * 0.515869140625) + 2 * (LLAMA_8B.parameters - linear)
+    assert weight_bytes(LLAMA_8B, on_gpu(quantization="nf4").training) == expected
+
+
+@pytest.mark.parametrize("model", [TINY, LLAMA_8B])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("name", ["batch_size", "sequence_length", "rank"])
+def test_more_never_needs_less(
+    model: ModelSpec, device: str, checkpointing: bool, quantization: str, name: str
+) -> None:
+    base = {"device": device, "gradient_checkpointing": checkpointing, "quantization": quantization}
+    base |= {"compute_dtype": "bfloat16", "batch_size": 2, "sequence_length": 256}
+    values = [16, 17, 32, 64, 128, 256, 500] if name != "batch_size" else [1, 2, 3, 4, 8, 64]
+    needed = [predict(settings(**base | {name: v}), model, GPU, 10_000).needed for v in values]
+    assert needed == sorted(needed)
+    assert needed[0] < needed[-1]
+
+
+def test_rows_shorter_than_the_limit_need_no_more_for_a_higher_limit() -> None:
+    low, high = (predict(settings(sequence_length=n), TINY, machine(), 75).needed for n in (128, 512))
+    assert low == high
+
+
+def test_checkpointing_and_dropout_change_the_activations() -> None:
+    plain = parts(predict(on_gpu(sequence_length=2048), LLAMA_8B, GPU, 2048))["activations"]
+    less = parts(predict(on_gpu(sequence_length=2048, gradient_checkpointing=True), LLAMA_8B, GPU, 2048))
+    more = parts(predict(on_gpu(sequence_length=2048, dropout=0.1), LLAMA_8B, GPU, 2048))["activations"]
+    assert less["activations"] < plain / 5
+    assert more > plain
+
+
+def test_free_memory_is_the_device_that_trains() -> None:
+    box = machine(ram=10, gpu=24)
+    assert predict(settings(), TINY, box, 75).free == box.host.ram_available
+    memory = predict(on_gpu(), TINY, box, 75)
+    assert memory.free == box.gpu.gpus[0].free - 24 * GIB // 50
+    assert memory.total == 24 * GIB
+    desktop = predict(on_gpu(), TINY, machine(gpu=24, display=True), 75)
+    assert memory.free - desktop.free == GIB // 2
+
+
+def test_without_a_gpu_nothing_fits_on_one() -> None:
+    memory = predict(on_gpu(), TINY, machine(), 75)
+    assert (memory.free, memory.fits) == (0, False)
+
+
+def test_unknown_targets_still_count() -> None:
+    assert adapter_parameters(TINY, 4, ["something_else"]) == 4 * 4 * 512
+
+
+MEASURE = """
+import json, resource, sys
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from peft import LoraConfig, get_peft_model
+from torch.nn.functional import cross_entropy
+torch.set_num_threads(1)
+base = LlamaForCausalLM(LlamaConfig(
+    vocab_size=4096, hidden_size=256, intermediate_size=768, num_hidden_layers=6,
+    num_attention_heads=4, num_key_value_heads=2, head_dim=64, tie_word_embeddings=True,
+    bos_token_id=None, eos_token_id=2, pad_token_id=0))
+model = get_peft_model(base, LoraConfig(r=16, target_modules="all-linear")).train()
+weights = [w for w in model.parameters() if w.requires_grad]
+optimizer = torch.optim.AdamW(weights, lr=1e-3)
+for rows, length in json.loads(sys.argv[1]):
+    ids = torch.randint(3, 4096, (rows, length))
+    mask = torch.ones_like(ids); mask[0, -3:] = 0
+    for _ in range(3):
+        hidden = base.model(input_ids=ids, attention_mask=mask, use_cache=False)[0]
+        states = hidden[:, length // 2 : -1].reshape(-1, 256).split(512)
+        targets = ids[:, length // 2 + 1 :].reshape(-1).split(512)
+        sum(cross_entropy(base.lm_head(s), t) for s, t in zip(states, targets)).backward()
+        optimizer.step(); optimizer.zero_grad()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def test_the_prediction_holds_for_a_real_run_on_the_cpu() -> None:
+    model = spec(256, 768, 6, 4, 2, 64, 4096, True)
+    shapes = [(2, 64), (8, 256)]
+    command = [sys.executable, "-W", "ignore", "-c", MEASURE, json.dumps(shapes)]
+    out = subprocess.run(command, check=True, capture_output=True, text=True)
+    for (rows, length), measured in zip(shapes, map(int, out.stdout.split()), strict=True):
+        chosen = settings(batch_size=rows, sequence_length=length)
+        needed = predict(chosen, model, machine(), length).needed
+        assert 0.95 * measured <= needed <= 1.5 * measured

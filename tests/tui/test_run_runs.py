@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import pytest
+from textual.widgets import OptionList
+
+from ollama_tune.core.runs.folder import RunFolder, create_run, list_runs
+from ollama_tune.tui.app import TuneApp
+from ollama_tune.tui.screens.done import DoneScreen
+from ollama_tune.tui.screens.runs import RunsScreen
+from ollama_tune.tui.screens.training import TrainingScreen
+from ollama_tune.tui.widgets.confirm import ConfirmScreen
+
+from .run_logs import NASTY, Log, alive, make_run, open_app, screen_text, until, until_text
+
+
+def run_in(state: str) -> RunFolder:
+    """A run whose log ends as a run in that state does."""
+    folder = make_run(state)
+    log = Log(folder)
+    log.training(30)
+    if state == "stopped":
+        log("stopped", stage="train", step=30, reason="the request to stop", resumable=True)
+    elif state == "failed":
+        log("error", what=f"It broke {NASTY}.", fix="Mend it.", details="")
+    elif state == "exported":
+        log.trained().exported()
+    return folder
+
+
+async def opened(app: TuneApp) -> None:
+    await app.push_screen(app.runs_screen())
+
+
+def choose(app: TuneApp, folder: RunFolder) -> None:
+    screen = app.screen
+    assert isinstance(screen, RunsScreen)
+    names = [run.folder.name for run in screen._runs]
+    screen.query_one(OptionList).highlighted = names.index(folder.name)
+
+
+async def test_every_state_is_shown_by_a_sign_and_a_word() -> None:
+    folders = [run_in(state) for state in ("crashed", "stopped", "failed", "exported", "running")]
+    app = open_app(folders[0])
+    with alive(folders[-1]):
+        async with app.run_test() as pilot:
+            await opened(app)
+            await until_text(pilot, "✗ crashed", "■ stopped", "✗ failed", "✓ finished", "▶ running", "30/200")
+            choose(app, folders[2])
+            await until_text(pilot, "problem", "It broke [/foo] [bold]x␛[2J")
+            choose(app, folders[3])
+            await until_text(pilot, "in Ollama as kitchen", "2.0% exact answers before, 95.8% after")
+
+
+async def test_a_live_run_is_followed() -> None:
+    folder = make_run()
+    log = Log(folder)
+    log.training(10)
+    app = open_app(folder)
+    with alive(folder):
+        async with app.run_test() as pilot:
+            await opened(app)
+            await until_text(pilot, "10/200")
+            log.step(11, 200, 0.123)
+            await until_text(pilot, "11/200", "0.1230")
+            await pilot.press("s")
+            await until_text(pilot, f"Stop {folder.name}?")
+            await pilot.press("y")
+            await until(pilot, folder.stop_path.exists)
+
+
+async def test_keys_show_only_where_they_do_something() -> None:
+    running, stopped, exported = run_in("running"), run_in("stopped"), run_in("exported")
+    app = open_app(running)
+    with alive(running):
+        async with app.run_test(size=(100, 24)) as pilot:
+            await opened(app)
+            await until_text(pilot, "▶ running")
+            for folder, shown, hidden in (
+                (running, ["s Stop"], ["r Resume", "x Delete"]),
+                (stopped, ["r Resume", "x Delete"], ["s Stop"]),
+                (exported, ["x Delete"], ["s Stop", "r Resume"]),
+            ):
+                choose(app, folder)
+                await until_text(pilot, folder.path.name, *shown)
+                await until(pilot, lambda hidden=hidden: not any(key in screen_text(app) for key in hidden))
+
+
+async def test_enter_opens_a_run_as_it_goes_and_the_end_of_an_exported_one() -> None:
+    stopped, exported = run_in("stopped"), run_in("exported")
+    app = open_app(stopped)
+    async with app.run_test() as pilot:
+        await opened(app)
+        await until_text(pilot, "■ stopped", "✓ finished")
+        for folder, kind in ((stopped, TrainingScreen), (exported, DoneScreen)):
+            choose(app, folder)
+            await pilot.press("enter")
+            await until(pilot, lambda kind=kind: isinstance(app.screen, kind))
+            assert app.screen.folder == folder  # type: ignore[attr-defined]
+            await app.pop_screen()
+            await until(pilot, lambda: isinstance(app.screen, RunsScreen))
+
+
+@pytest.mark.parametrize(("key", "left"), [("enter", 2), ("escape", 2), ("y", 1)])
+async def test_delete_names_the_run_and_its_size_and_only_y_says_yes(key: str, left: int) -> None:
+    kept, doomed = run_in("stopped"), run_in("crashed")
+    (doomed.path / "checkpoints").mkdir()
+    (doomed.path / "checkpoints" / "weights").write_bytes(bytes(3 << 20))
+    app = open_app(kept)
+    async with app.run_test() as pilot:
+        await opened(app)
+        await until_text(pilot, "■ stopped")
+        choose(app, doomed)
+        await pilot.press("x")
+        await until(pilot, lambda: isinstance(app.screen, ConfirmScreen))
+        await until_text(pilot, f"Delete run {doomed.name}, 3.0 MiB?")
+        await pilot.press(key)
+        await until(pilot, lambda: len(list_runs()) == left)
+        await until(pilot, lambda: isinstance(app.screen, RunsScreen) and len(app.screen._runs) == left)
+    assert kept.path.exists() and doomed.path.exists() is (left == 2)
+
+
+async def test_without_a_run_there_is_a_sentence() -> None:
+    folder = make_run()
+    app = open_app(folder)
+    async with app.run_test() as pilot:
+        await until_text(pilot, "Not started")
+        folder.settings_path.unlink()
+        await opened(app)
+        await until_text(pilot, "There is no run yet")
+
+
+async def test_a_run_with_an_odd_name_or_a_broken_log_is_listed() -> None:
+    folder = make_run()
+    odd = create_run(folder.settings(), "odd")
+    odd.path.rename(odd.path.with_name("[foo] \x1b[2J"))
+    folder.events_path.write_bytes(b'{"n": 0}\nnot json\n{"n": 1, "t": 5, "kind": "step", "step": "x"}\n')
+    app = open_app(folder)
+    async with app.run_test() as pilot:
+        await opened(app)
+        await until_text(pilot, "[foo] ␛[2J", folder.name, "✗ crashed", "· not started")
