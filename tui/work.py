@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ollama_tune.core.models.values import ModelSpec
     from ollama_tune.core.plan.values import Choice, Plan
 
+NEWS_EVERY = 0.2
 Probe = Callable[[], "Machine"]
 
 
@@ -191,12 +193,15 @@ class FactsApp(App[int]):
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="rows")
     def _measure(self, chat: ChatFormat, profile: DatasetProfile) -> None:
-        worker = get_current_worker()
+        worker, told = get_current_worker(), [time.monotonic()]
 
         def progress(done: int, total: int) -> None:
             if worker.is_cancelled:
                 raise Cancelled
-            self.post_message(messages.WorkAdvanced("rows", f"Counting tokens: {done:,} of {total:,} rows"))
+            if time.monotonic() - told[0] > NEWS_EVERY:
+                told[0] = time.monotonic()
+                text = f"Counting tokens: {done:,} of {total:,} rows"
+                self.post_message(messages.WorkAdvanced("rows", text))
 
         self._post(lambda: _measure(chat, profile.rows, progress), messages.RowsMeasured)
 

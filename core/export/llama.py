@@ -31,6 +31,8 @@ START_SECONDS = 60.0
 SLOWEST_DISK = 20e6
 ANSWER_SECONDS = 300.0
 LOG_TAIL = 4000
+SMALL = 200 << 20
+"""Bytes of a model below which llama.cpp's threads spend more time on waiting for each other than on work."""
 
 _T = TypeVar("_T")
 
@@ -178,6 +180,8 @@ def _serve(model: str, context: int, key: str) -> Any:
     params.ui = params.warmup = params.fit_params = params.endpoint_slots = False
     params.check_tensors = params.offline = True
     params.cache_ram_mib = 0
+    if Path(model).stat().st_size < SMALL:
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     return xllamacpp.Server(params)

@@ -70,13 +70,17 @@ def run_export(folder: RunFolder, emit: Emit, stopped: Stopped) -> Verification:
     except BaseException:
         exported.path.unlink(missing_ok=True)
         raise
-    verification = _name_file(order, exported, verification)
-    if verification.verdict != "fail":
-        verification = _publish(order, verification, conversations, reference, emit, stopped)
-    write_atomic(folder.export / REPORT, json.dumps(verification.to_dict(), indent=2))
-    emit("verification", **verification.to_dict())
+    verification = _report(order, _name_file(order, exported, verification), emit)
     if verification.verdict == "fail":
         raise _failed(verification)
+    verification = _publish(order, verification, conversations, reference, emit, stopped)
+    return _report(order, verification, emit)
+
+
+def _report(order: _Order, verification: Verification, emit: Emit) -> Verification:
+    """Store and tell the checks: once when the file is proved, and again with what Ollama made of it."""
+    write_atomic(order.folder.export / REPORT, json.dumps(verification.to_dict(), indent=2))
+    emit("verification", **verification.to_dict())
     return verification
 
 

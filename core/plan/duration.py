@@ -39,7 +39,7 @@ CPU_CORE_FLOPS = {"float32": 80e9, "bfloat16": 60e9}
 bfloat16: 160 there with AMX, far less on a CPU without 16-bit units, so a low figure."""
 CPU_SCALING = 0.85
 """n cores do the work of n to that power."""
-CPU_LAYER_SECONDS = 1.2e-3
+CPU_LAYER_SECONDS = 1.6e-3
 GPU_LAYER_SECONDS = 0.5e-3
 LOAD_BYTES = 1e9
 """Bytes of weights read a second."""

@@ -29,7 +29,7 @@ def make_plan(machine: Machine, spec: ModelSpec, lengths: Lengths, changed: Mapp
     _choose_rows(draft)
     _choose_adapter(draft)
     rows_a_step = _rows_a_step(draft)
-    draft.choose("training.epochs", rules.epochs(draft.rows, rows_a_step))
+    draft.choose("training.epochs", rules.epochs(draft.rows, rows_a_step, draft.spec.parameters))
     warnings = choose_memory(draft, rows_a_step)
     _choose_optimizer(draft)
     _choose_results(draft)

@@ -29,6 +29,7 @@ EXPONENTS = {"llama": 0.781, "qwen": 0.0775}
 LARGEST_RATE = 1e-2
 ANCHORED_FROM = 1024
 LEAST_STEPS = 100
+TINY_STEPS = 1000
 MAX_EPOCHS = 20
 TINY = 50_000_000
 
@@ -90,14 +91,20 @@ def effective_batch(train_rows: int) -> int:
     return min(max(power_of_two_below(train_rows / LEAST_STEPS), 4), 16)
 
 
-def epochs(train_rows: int, rows_a_step: int) -> Choice:
-    """3 below 1,000 rows, 2 below 20,000, else 1; more where that gives under 100 steps (R6)."""
+def epochs(train_rows: int, rows_a_step: int, parameters: int) -> Choice:
+    """3 below 1,000 rows, 2 below 20,000, else 1 (R6); more where that gives under 100 steps.
+
+    A tiny model gets 1,000 steps, which cost it seconds: it knows little and must learn more.
+    """
     usual = 3 if train_rows < 1000 else 2 if train_rows <= 20_000 else 1
-    needed = math.ceil(LEAST_STEPS * rows_a_step / max(train_rows, 1))
-    if needed > usual:
-        value = min(needed, MAX_EPOCHS)
-        return Choice(float(value), f"{train_rows} rows are few: {value} rounds give enough steps", TINKER)
-    return Choice(float(usual), f"usual for {train_rows:,} rows; more only memorises them", PRACTICE)
+    tiny = parameters < TINY
+    needed = math.ceil((TINY_STEPS if tiny else LEAST_STEPS) * rows_a_step / max(train_rows, 1))
+    if needed <= usual:
+        return Choice(float(usual), f"usual for {train_rows:,} rows; more only memorises them", PRACTICE)
+    value = min(needed, MAX_EPOCHS)
+    why = "a tiny model must learn more" if tiny else f"{train_rows} rows are few"
+    steps = math.ceil(train_rows / rows_a_step) * value
+    return Choice(float(value), f"{why}: {value} rounds make {steps:,} steps", TINKER)
 
 
 def rank(spec: ModelSpec, lengths: Lengths) -> Choice:

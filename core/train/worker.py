@@ -7,6 +7,7 @@ status 0 (done or stopped), 1 (an error, in the log) or 75 (another worker holds
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 import traceback
 from collections.abc import Sequence
@@ -91,23 +92,19 @@ def _work(session: Session, stage: str) -> dict[str, Any]:
 
 def _fail(session: Session, error: BaseException) -> None:
     """The event of an unforeseen error; never its message, which may quote a row of the data."""
-    log = session.folder.log_path
+    folder = session.folder
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    what = f"The worker met an unforeseen problem ({type(error).__name__})."
+    fix = f"Look into {folder.log_path}; `ollama-tune resume {folder.name}` tries again."
     if _out_of_memory(error):
         session.emit("out_of_memory", step=session.step, change=None)
-        session.finish(
-            "error",
-            what="The memory of the device was used up.",
-            fix="Start a run with a smaller batch_size or sequence_length, or with gradient_checkpointing.",
-            details=f"See {log}.",
-        )
-        return
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    session.finish(
-        "error",
-        what=f"The worker met an unforeseen problem ({type(error).__name__}).",
-        fix=f"Look into {log}; `ollama-tune resume {session.folder.name}` goes on from the last checkpoint.",
-        details=f"{type(error).__name__} in {Path(frame.filename).name}, line {frame.lineno}",
-    )
+        what = "The memory of the device was used up."
+        fix = "Start a run with a smaller batch_size or sequence_length, or with gradient_checkpointing."
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        what = "The disk is full."
+        fix = f"Free some space on the disk of {folder.path}; `ollama-tune resume {folder.name}` goes on."
+    place = f"{type(error).__name__} in {Path(frame.filename).name}, line {frame.lineno}"
+    session.finish("error", what=what, fix=fix, details=f"{place}; see {folder.log_path}")
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -212,9 +212,9 @@ def test_a_reference_made_on_other_weights_can_be_given_slack(case: Case, tmp_pa
         for answer in case.reference
     ]
     found = [
-        verdicts(
-            verify(exported, case.base, case.adapter, strange, slack=slack, max_new_tokens=LIMIT)
-        )["probabilities"]
+        verdicts(verify(exported, case.base, case.adapter, strange, slack=slack, max_new_tokens=LIMIT))[
+            "probabilities"
+        ]
         for slack in (0.0, 10.0)
     ]
     assert found == ["fail", "pass"]
@@ -272,5 +272,7 @@ def test_divergence_is_the_textbook_value_and_zero_for_equals() -> None:
 
 def test_a_verification_survives_its_file() -> None:
     checks = (Check("tensors", "pass", "1 of 1", "Fine."),)
-    value = Verification("pass", checks, "a.gguf", "0" * 64, 9, "f16", "name", {"gguf": "x"}, ("ollama run x",))
+    value = Verification(
+        "pass", checks, "a.gguf", "0" * 64, 9, "f16", "name", {"gguf": "x"}, ("ollama run x",)
+    )
     assert Verification.from_dict(json.loads(json.dumps(value.to_dict()))) == value

@@ -124,11 +124,21 @@ def test_the_effective_batch_gives_an_epoch_about_a_hundred_steps(rows: int, bat
 
 
 @pytest.mark.parametrize(
-    ("rows", "epochs"),
-    [(360, 3.0), (999, 3.0), (1000, 2.0), (20_000, 2.0), (20_001, 1.0), (50, 8.0), (4, 20.0)],
+    ("rows", "parameters", "epochs"),
+    [
+        (360, 10**9, 3.0),
+        (999, 10**9, 3.0),
+        (1000, 10**9, 2.0),
+        (20_000, 10**9, 2.0),
+        (20_001, 10**9, 1.0),
+        (50, 10**9, 8.0),
+        (4, 10**9, 20.0),
+        (360, 3 * 10**6, 12.0),
+        (20_000, 3 * 10**6, 2.0),
+    ],
 )
-def test_few_rows_are_seen_more_often(rows: int, epochs: float) -> None:
-    assert rules.epochs(rows, 4).value == epochs
+def test_few_rows_and_tiny_models_see_the_rows_more_often(rows: int, parameters: int, epochs: float) -> None:
+    assert rules.epochs(rows, 4, parameters).value == epochs
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -155,6 +156,7 @@ SECRET = "a row of the data"
     ("error", "kind", "words"),
     [
         (KeyError(SECRET), "error", "unforeseen problem (KeyError)"),
+        (OSError(errno.ENOSPC, SECRET), "error", "The disk is full"),
         (MemoryError(), "out_of_memory", "memory of the device was used up"),
         (
             RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),

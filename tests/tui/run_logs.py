@@ -20,7 +20,7 @@ from ollama_tune.core.runs import folder as folder_module
 from ollama_tune.core.runs.events import EventWriter
 from ollama_tune.core.runs.folder import RunFolder, RunLock, create_run
 from ollama_tune.tui.app import Start, TuneApp
-from ollama_tune.tui.screens import export, run_screen, training
+from ollama_tune.tui.screens import export, run_screen, runs, training
 from ollama_tune.tui.state import WizardState
 
 NASTY = "[/foo] [bold]x\x1b[2J\x1b]52;c;aGk=\x07 \u202eabc\u202c [red"
@@ -56,7 +56,7 @@ class Clock:
         self.now = BEGIN
         shown = {name: getattr(time, name) for name in ("sleep", "monotonic")}
         double = SimpleNamespace(time=lambda: self.now, **shown)
-        for module in (events_module, folder_module, run_screen, training, export):
+        for module in (events_module, folder_module, run_screen, training, export, runs):
             monkeypatch.setattr(module, "time", double)
 
     def pass_by(self, seconds: float) -> None:

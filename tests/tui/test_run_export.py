@@ -9,7 +9,9 @@ import pytest
 from textual.widgets import Input
 
 from ollama_tune.core.export.values import Check, Verification
+from ollama_tune.core.models.spec import read_spec
 from ollama_tune.core.runs.folder import RunFolder
+from ollama_tune.core.text import human_bytes
 from ollama_tune.tui.screens.done import DoneScreen
 from ollama_tune.tui.screens.export import ExportScreen
 from ollama_tune.tui.widgets.card import card_content
@@ -63,14 +65,11 @@ async def test_the_form_comes_with_a_name_sizes_and_what_happens_without_ollama(
     trained: tuple[RunFolder, Log],
 ) -> None:
     app = open_app(trained[0], 8)
+    parameters = read_spec("bundled").parameters
     async with app.run_test() as pilot:
-        await until_text(
-            pilot,
-            "demo-model-tickets",
-            "(•) q8_0      3.7 MiB",
-            "( ) f16       7.0 MiB",
-            "– No Ollama answers",
-        )
+        await until_text(pilot, "demo-model-tickets", "(•) q8_0", "( ) bf16", "– No Ollama answers")
+        assert human_bytes(parameters * 34 / 32) in screen_text(app)
+        assert screen_text(app).count(human_bytes(parameters * 2)) == 2
         assert "left in the run's folder" in " ".join(screen_text(app).split())
         await pilot.press("tab", "down")
         assert app.screen.query_one(ChoiceList).value == "f16"

@@ -72,9 +72,13 @@ class FramedScreen(Screen[None]):
         self.watch(self.tune, "facts", self._watch_facts)
 
     def _watch_facts(self, facts: Facts) -> None:
-        if self.is_running:
+        if self.is_running and self.is_current:
             self.facts_changed(facts)
             self.refresh_bindings()
+
+    def on_screen_resume(self) -> None:
+        """A screen that was covered missed the facts of that time."""
+        self._watch_facts(self.tune.facts)
 
     def facts_changed(self, facts: Facts) -> None:
         """Show what is known now; called in the screen's own time, never from a thread."""

@@ -11,7 +11,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 from textual.widgets import Static
-from textual.worker import get_current_worker
+from textual.worker import Worker, get_current_worker
 
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.text import one_line, visible
@@ -124,6 +124,10 @@ class DataScreen(StepScreen):
             text = marked(message.example) if message.example else Content("")
             self.query_one("#text", Static).update(sentence(message.error) if message.error else text)
             self.query_one("#text-scroll").scroll_home(animate=False)
+
+    def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
+        """An error in this screen's own thread is the application's to tell."""
+        self.tune.on_worker_state_changed(event)
 
     def leaving(self) -> None:
         """Take the path that was typed."""

@@ -17,11 +17,11 @@ from textual.widgets import Input, Static
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.plan.settings import ExportSettings, GgufType
 from ollama_tune.core.runs.folder import RunFolder, State
-from ollama_tune.core.text import human_bytes, one_line, visible
+from ollama_tune.core.text import one_line, visible
 from ollama_tune.tui.screens.run_screen import RunScreen, working
 from ollama_tune.tui.text import tilde
 from ollama_tune.tui.widgets.card import VerificationCard
-from ollama_tune.tui.widgets.choice import ChoiceList
+from ollama_tune.tui.widgets.choice import GgufTypes
 from ollama_tune.tui.widgets.errors import ErrorScreen, sentence
 from ollama_tune.tui.widgets.form import TextField
 from ollama_tune.tui.widgets.log import RunLog
@@ -30,11 +30,6 @@ if TYPE_CHECKING:
     from ollama_tune.core.machine.values import OllamaStatus
     from ollama_tune.core.models.values import ModelSpec
 
-TYPES = {
-    "q8_0": "8 bit, half the size: the usual choice",
-    "f16": "16 bit: closest to what was trained",
-    "bf16": "16 bit, wider range: for models made in bf16",
-}
 EXAMPLE = "for example kitchen-tickets"
 FREE_SECONDS = 10.0
 
@@ -97,7 +92,7 @@ class ExportScreen(RunScreen):
             yield TextField(visible(self._request.name or ""), placeholder=EXAMPLE, id="name")
             yield Static(id="name-note", markup=False)
             yield Static("Weights in the file", classes="label")
-            yield ChoiceList(_lines(None), self._request.type, id="type")
+            yield GgufTypes(self._request.type, id="type")
             yield Static("Ollama", classes="label")
             yield Static("Looking for Ollama …", id="ollama", markup=False)
         yield Static(id="trouble", markup=False)
@@ -241,13 +236,12 @@ class ExportScreen(RunScreen):
         name = self.query_one("#name", TextField)
         if not name.value and message.suggestion:
             name.value = message.suggestion
-        self.query_one(ChoiceList).show(_lines(message.spec))
+        self.query_one(GgufTypes).show_sizes(message.spec)
         self.query_one("#ollama", Static).update(_ollama_line(message.ollama))
         if message.spec is not None and self.impossible:
             reason = f"{message.spec.export_reason} The adapter is in {tilde(self.folder.adapter)}."
             self._error = TuneError("This model cannot be exported.", reason)
-        self.show_run()
-        self.refresh_bindings()
+        self.show_now()
 
     # The form
 
@@ -283,14 +277,10 @@ class ExportScreen(RunScreen):
         if name is None:
             self.query_one("#name").focus()
             return
-        chosen = cast("GgufType", self.query_one(ChoiceList).value)
+        chosen = cast("GgufType", self.query_one(GgufTypes).value)
         self._busy, self._error, self._again = True, None, True
-        self._show_all()
+        self.show_now()
         self._check(ExportSettings(name=name, type=chosen, push=self._request.push))
-
-    def _show_all(self) -> None:
-        self.show_run()
-        self.refresh_bindings()
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="export")
     def _check(self, request: ExportSettings) -> None:
@@ -329,7 +319,7 @@ class ExportScreen(RunScreen):
             self._start(request)
             return
         self._busy = False
-        self._show_all()
+        self.show_now()
         self.query_one("#name").focus()
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="export")
@@ -349,7 +339,7 @@ class ExportScreen(RunScreen):
         self._busy, self._error = False, message.error
         self._again = message.error is not None
         self.run.poll()
-        self._show_all()
+        self.show_now()
 
     # Other keys
 
@@ -360,7 +350,7 @@ class ExportScreen(RunScreen):
     def action_again(self) -> None:
         """Back to the form; what was exported stays until the next one is done."""
         self._again = True
-        self._show_all()
+        self.show_now()
         self.query_one("#name").focus()
 
     def action_stop(self) -> None:
@@ -389,23 +379,13 @@ class ExportScreen(RunScreen):
 
 def begin_export(folder: RunFolder, request: ExportSettings) -> None:
     """Write the request into the run's folder and start a worker on it; a training one may just be ending."""
-    import yaml
-
-    from ollama_tune.core.files import write_atomic
     from ollama_tune.core.runs.control import wait_until_free
+    from ollama_tune.core.runs.folder import write_export_request
     from ollama_tune.core.runs.launch import start
 
     wait_until_free(folder, FREE_SECONDS)
-    write_atomic(folder.export_request_path, yaml.safe_dump(request.model_dump(), sort_keys=False))
+    write_export_request(folder, request.model_dump())
     start(folder, "export")
-
-
-def _lines(spec: ModelSpec | None) -> list[tuple[str, str]]:
-    """Each type with its size for this model, where that is known, and what it means."""
-    from ollama_tune.core.plan.duration import TYPE_BYTES
-
-    sizes = {name: human_bytes(spec.parameters * TYPE_BYTES[name]) if spec else "" for name in TYPES}
-    return [(name, f"{sizes[name]:>10}  {meaning}") for name, meaning in TYPES.items()]
 
 
 def _ollama_line(status: OllamaStatus) -> Content:

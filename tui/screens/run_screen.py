@@ -96,6 +96,11 @@ class RunScreen(StepScreen):
             self._phase = self._keys()
             self.refresh_bindings()
 
+    def show_now(self) -> None:
+        """Show everything at once, after something the person did."""
+        self.show_run()
+        self.refresh_bindings()
+
     def _keys(self) -> tuple[object, ...]:
         """What decides which keys work."""
         return self.run.state, self.view.stage, tuple(self.view.done)
@@ -123,7 +128,7 @@ def working(view: RunView, now: float) -> Content:
     since = view.phase_since or now
     progress = progress_content(view.progress)
     if progress:
-        return Content.assemble((f"{text}  ", "bold"), progress)
+        return Content.assemble(progress, (f"  {text}", "bold"))
     return Content.assemble((text, "bold"), f" … {human_seconds(max(now - since, 0))}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -282,8 +283,8 @@ def _when(moment: float) -> str:
     """The time of today, else the day."""
     if not moment:
         return "–"
-    then = datetime.datetime.fromtimestamp(moment)
-    return f"{then:%H:%M}" if then.date() == datetime.date.today() else f"{then:%d %b}"
+    then, now = (datetime.datetime.fromtimestamp(t) for t in (moment, time.time()))
+    return f"{then:%H:%M}" if then.date() == now.date() else f"{then:%d %b}"
 
 
 def _about(run: RunFollower) -> Content:

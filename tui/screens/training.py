@@ -226,8 +226,7 @@ class TrainingScreen(RunScreen):
         """Go on from the last checkpoint."""
         self._starting, self._refused = True, None
         self.say("")
-        self.show_run()
-        self.refresh_bindings()
+        self.show_now()
         self._resume(self.tune.take_warm())
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="resume")
@@ -245,8 +244,7 @@ class TrainingScreen(RunScreen):
     def _resumed(self, message: Resumed) -> None:
         self._starting, self._refused = False, message.error
         self.run.poll()
-        self.show_run()
-        self.refresh_bindings()
+        self.show_now()
 
 
 def _finished(view: RunView) -> Content:

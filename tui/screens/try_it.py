@@ -146,19 +146,21 @@ class TryItScreen(RunScreen):
         self._problem = None
         self.say("")
         field.value = ""
-        self._reference = prompt.reference
-        self.tell(
-            "#question",
-            Content.assemble(("Question   ", "dim"), one_line(prompt.shown, LONGEST)),
-            layout=True,
-        )
-        self._tell_reference()
-        for pane in self.query(AnswerPane):
-            pane.clear()
+        self._show_question(prompt)
         limit = self.folder.settings().evaluation.max_new_tokens
         self._asked = self._chat.ask(list(prompt.messages), max_new_tokens=limit)
         self._tell_state()
         self.refresh_bindings()
+
+    def _show_question(self, prompt: Prompt) -> None:
+        """The question and what is wanted, over empty answers."""
+        self._reference = prompt.reference
+        question = Content.assemble(("Question   ", "dim"), one_line(prompt.shown, LONGEST))
+        wanted = Content.assemble(("Wanted     ", "dim"), one_line(self._reference, LONGEST))
+        self.tell("#question", question, layout=True)
+        self.tell("#reference", wanted if self._reference else Content(""), layout=True)
+        for pane in self.query(AnswerPane):
+            pane.clear()
 
     def _prompt_for(self, text: str) -> Prompt:
         """The held-out question with its whole conversation, or a question of one's own."""
@@ -265,10 +267,6 @@ class TryItScreen(RunScreen):
         if self._asked is not None:
             return Content("Both models answer: first the base model, then the tuned one …")
         return Content("Ask both models the same; Enter in the empty field goes on to Export.")
-
-    def _tell_reference(self) -> None:
-        known = Content.assemble(("Wanted     ", "dim"), one_line(self._reference, LONGEST))
-        self.tell("#reference", known if self._reference else Content(""), layout=True)
 
 
 def read_held_out(folder: RunFolder) -> tuple[Prompt, ...]:

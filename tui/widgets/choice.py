@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual import events
 from textual.app import RenderResult
@@ -13,7 +13,17 @@ from textual.content import Content
 from textual.message import Message
 from textual.widget import Widget
 
+from ollama_tune.core.text import human_bytes
+
+if TYPE_CHECKING:
+    from ollama_tune.core.models.values import ModelSpec
+
 Line = tuple[str, str]
+GGUF_TYPES = {
+    "q8_0": "8 bit, half the size: the usual choice",
+    "f16": "16 bit: closest to what was trained",
+    "bf16": "16 bit, wider range: for models made in bf16",
+}
 
 
 class ChoiceList(Widget, can_focus=True):
@@ -69,3 +79,21 @@ class ChoiceList(Widget, can_focus=True):
         style = "bold reverse" if chosen and self.has_focus else "bold" if chosen else ""
         sign = "(•)" if chosen else "( )"
         return Content.assemble((f"{sign} {value:<6}", style), f" {meaning}")
+
+
+class GgufTypes(ChoiceList):
+    """The number formats of an exported file, with the size of the file once the model is known."""
+
+    def __init__(self, chosen: str, *, id: str | None = None) -> None:
+        super().__init__(_gguf_lines(None), chosen, id=id)
+
+    def show_sizes(self, spec: ModelSpec | None) -> None:
+        """Put the file's size before each meaning; None leaves it out."""
+        self.show(_gguf_lines(spec))
+
+
+def _gguf_lines(spec: ModelSpec | None) -> list[Line]:
+    from ollama_tune.core.plan.duration import TYPE_BYTES
+
+    sizes = {name: human_bytes(spec.parameters * TYPE_BYTES[name]) if spec else "" for name in GGUF_TYPES}
+    return [(name, f"{sizes[name]:>10}  {meaning}") for name, meaning in GGUF_TYPES.items()]

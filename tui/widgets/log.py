@@ -7,6 +7,7 @@ from collections import deque
 from pathlib import Path
 
 from rich.text import Text
+from textual import events
 from textual.widgets import RichLog
 
 from ollama_tune.core.text import one_line
@@ -84,10 +85,10 @@ class RunLog(RichLog):
         self._texts.append(text)
         self.write(text)
 
-    def on_resize(self) -> None:
+    def on_resize(self, event: events.Resize) -> None:
         """Break the lines anew for another width."""
-        if self.size.width not in (0, self._width):
-            self._width = self.size.width
+        if event.size.width not in (0, self._width):
+            self._width = event.size.width
             self.clear()
             for text in self._texts:
                 self.write(text)

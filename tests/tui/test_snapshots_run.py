@@ -1,0 +1,178 @@
+"""What the screens of a run look like, at 80x24 and 120x40 (new pictures: `pytest --snapshot-update`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.app import App
+from textual.pilot import Pilot
+from textual.widgets import Input
+
+from ollama_tune.core.paths import runs_dir
+from ollama_tune.core.plan.settings import Settings
+from ollama_tune.core.runs.folder import RunFolder
+from ollama_tune.tui.screens.try_it import Prompt, TryItScreen
+from ollama_tune.tui.widgets.answer import AnswerPane
+
+from .run_logs import Clock, Log, alive, open_app, until_text
+
+SIZES = pytest.mark.parametrize("size", [(80, 24), (120, 40)], ids=lambda size: f"{size[0]}x{size[1]}")
+Compare = Callable[..., bool]
+Size = tuple[int, int]
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Clock]:
+    """The same time, home and colours on every machine."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    yield Clock(monkeypatch)
+    monkeypatch.undo()
+    time.tzset()
+
+
+def run_called(name: str, model: str = "bundled") -> RunFolder:
+    path = runs_dir() / name
+    path.mkdir()
+    folder = RunFolder(path)
+    Settings().with_value("model.source", model).save(folder.settings_path)
+    return folder
+
+
+@pytest.fixture
+def folder() -> RunFolder:
+    return run_called("2026-11-21-1130-kitchen")
+
+
+def picture(compare: Compare, app: App[Any], size: Size, *texts: str) -> bool:
+    """Compare the screen once the texts are on it."""
+
+    async def prepare(pilot: Pilot[Any]) -> None:
+        await until_text(pilot, *texts)
+        await pilot.pause()
+
+    return compare(app, terminal_size=size, run_before=prepare)
+
+
+@SIZES
+def test_training(size: Size, folder: RunFolder, clock: Clock, snap_compare: Compare) -> None:
+    Log(folder, clock).training(120)
+    with alive(folder):
+        assert picture(snap_compare, open_app(folder), size, "step 120 of 200", "Checkpoint at step 100")
+
+
+def test_training_in_a_small_window(folder: RunFolder, clock: Clock, snap_compare: Compare) -> None:
+    Log(folder, clock).training(120)
+    with alive(folder):
+        assert picture(snap_compare, open_app(folder), (60, 18), "step 120 of 200", "Checkpoint at")
+
+
+def test_training_without_colour(
+    folder: RunFolder, clock: Clock, snap_compare: Compare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    Log(folder, clock).training(120)
+    with alive(folder):
+        assert picture(snap_compare, open_app(folder), (80, 24), "step 120 of 200", "Checkpoint at step 100")
+
+
+@SIZES
+def test_crashed(size: Size, folder: RunFolder, clock: Clock, snap_compare: Compare) -> None:
+    Log(folder, clock).training(120)
+    folder.log_path.write_text(
+        "Traceback (most recent call last):\nRuntimeError: [/foo] \x1b[31mno\nKilled\n"
+    )
+    assert picture(snap_compare, open_app(folder), size, "Killed", "r Resume")
+
+
+@SIZES
+def test_try_it(
+    size: Size, folder: RunFolder, clock: Clock, snap_compare: Compare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that answers is tested elsewhere; here its words are put in."""
+    monkeypatch.setattr(TryItScreen, "_open", lambda self: setattr(self, "_ready", True))
+    Log(folder, clock).trained()
+
+    async def prepare(pilot: Pilot[Any]) -> None:
+        await until_text(pilot, "F5 A held-out question")
+        screen = pilot.app.screen
+        assert isinstance(screen, TryItScreen)
+        screen._show_question(Prompt((), "Two teas and a bun, please.", "2 TEA | 1 BUN"))
+        for name, answer in (
+            ("base", "With pleasure! Two teas and a bun.\nAnything else?"),
+            ("tuned", "2 TEA | 1 BUN"),
+        ):
+            screen.query_one(f"#{name}", AnswerPane).add(answer)
+            screen._ended({"model": name, "end": "stop", "tokens": 12, "seconds": 0.4})
+        await until_text(pilot, "✓ as wanted", "✗ not as wanted")
+
+    assert snap_compare(open_app(folder, 7), terminal_size=size, run_before=prepare)
+
+
+@SIZES
+def test_export_form(size: Size, clock: Clock, tiny_model: Path, snap_compare: Compare) -> None:
+    folder = run_called("2026-11-21-1130-kitchen", str(tiny_model))
+    Log(folder, clock).trained()
+    assert picture(snap_compare, open_app(folder, 8), size, "tiny-tickets", "No Ollama answers", "KiB")
+
+
+def test_export_with_a_wrong_name(clock: Clock, tiny_model: Path, snap_compare: Compare) -> None:
+    folder = run_called("2026-11-21-1130-kitchen", str(tiny_model))
+    Log(folder, clock).trained()
+
+    async def prepare(pilot: Pilot[Any]) -> None:
+        await until_text(pilot, "tiny-tickets", "No Ollama answers", "KiB")
+        pilot.app.screen.query_one("#name", Input).value = "my kitchen"
+        await pilot.press("enter")
+        await until_text(pilot, "✗ The model")
+
+    assert snap_compare(open_app(folder, 8), terminal_size=(80, 24), run_before=prepare)
+
+
+def test_export_at_work(folder: RunFolder, clock: Clock, snap_compare: Compare) -> None:
+    log = Log(folder, clock).trained()
+    log.start(stage="export").phase("Merging the adapter and writing kitchen-q8_0.gguf.")
+    log("progress", 1.0, name="writing", done=3 << 20, total=4 << 20, unit="B")
+    with alive(folder):
+        assert picture(snap_compare, open_app(folder, 8), (80, 24), "3.0 MiB of 4.0 MiB", "Export started.")
+
+
+@SIZES
+def test_verification_card(size: Size, folder: RunFolder, clock: Clock, snap_compare: Compare) -> None:
+    Log(folder, clock).trained().exported("kitchen")
+    assert picture(snap_compare, open_app(folder, 8), size, "Proved with remarks", "Enter Next")
+
+
+@SIZES
+def test_done(size: Size, folder: RunFolder, clock: Clock, snap_compare: Compare) -> None:
+    Log(folder, clock).trained().exported("kitchen")
+    assert picture(snap_compare, open_app(folder, 9), size, "ollama run kitchen", "✓ T2 B1")
+
+
+@SIZES
+def test_runs(size: Size, clock: Clock, snap_compare: Compare) -> None:
+    names = (
+        "2026-11-21-1131-kitchen",
+        "2026-11-21-1130-demo",
+        "2026-11-20-0915-llama-3.2-1b-with-a-long-name",
+    )
+    first, second, third = (run_called(name) for name in reversed(names))
+    Log(first, clock).training(60)
+    Log(second, clock).trained().exported("kitchen")
+    Log(third, clock).training(90)
+    app = open_app(third)
+
+    async def prepare(pilot: Pilot[Any]) -> None:
+        await pilot.app.push_screen(app.runs_screen())
+        await until_text(pilot, "✗ crashed", "✓ finished", "▶ running", "90/200", "s Stop")
+
+    with alive(third):
+        assert snap_compare(app, terminal_size=size, run_before=prepare)
