@@ -71,6 +71,7 @@ class TuneApp(FactsApp):
         self.folder: RunFolder | None = None
         self._warm: WarmWorker | None = None
         self._may_warm = warm
+        self._reading = False
         self._save_timer: Timer | None = None
         self.animation_level = "none"
         if self.console.color_system == "standard":
@@ -85,10 +86,9 @@ class TuneApp(FactsApp):
         return self._step_screen(self._possible(self.answers.step))
 
     async def on_mount(self) -> None:
-        """End in order on SIGTERM and SIGHUP, and start the slow work once the frame is painted."""
+        """End in order on SIGTERM and SIGHUP, and show the first screen."""
         self._handle_signals(True)
         await self.push_screen(self._first_screen())
-        self.call_after_refresh(self.read_everything)
         if self._may_warm:
             self.set_timer(WARM_AFTER, self.warm_up)
 
@@ -139,6 +139,9 @@ class TuneApp(FactsApp):
         return REVIEW
 
     def _step_screen(self, number: int) -> Screen[Any]:
+        if number <= REVIEW and not self._reading:
+            self._reading = True
+            self.call_after_refresh(self.read_everything)
         step = STEPS[number - 1]
         kind = getattr(importlib.import_module(step.module), step.screen)
         return cast("Screen[Any]", kind(folder=self.folder) if number >= TRAINING else kind())
@@ -199,8 +202,8 @@ class TuneApp(FactsApp):
         self.answers, self.folder = WizardState(), None
         while len(self.screen_stack) > 2:
             await self.pop_screen()
+        self._reading = False
         await self.switch_screen(self._step_screen(1))
-        self.read_everything()
 
     # Runs
 

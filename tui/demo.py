@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 
+from ollama_tune.core.evaluate.compare import compare
 from ollama_tune.core.runs.folder import RunFolder, State, create_run
 from ollama_tune.core.text import human_bytes, human_seconds
 from ollama_tune.tui.follow import Follower, Print, follow, sample_lines
@@ -37,11 +38,11 @@ def _report(folder: RunFolder, follower: Follower, state: State, seconds: float,
     if state is not State.FINISHED or "train" not in follower.done:
         out(f"✗ The demo did not finish ({state.value}). {folder.status().message}")
         return 1
-    before = follower.done["train"]["base_exact_match"]
-    after = follower.done["train"]["tuned_exact_match"]
+    figures = compare(folder.events())
+    before, after = figures.base.exact_match or 0.0, figures.tuned.exact_match or 0.0
     width = min(shutil.get_terminal_size((100, 24)).columns, 120)
     out("")
-    for line in sample_lines(follower.samples[:3], width):
+    for line in sample_lines(figures.samples[:3], width):
         out(line)
     out("")
     out(f"Held-out orders answered exactly: {before:.1%} before, {after:.1%} after.")

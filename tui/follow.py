@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from ollama_tune.core.evaluate.compare import Sample
 from ollama_tune.core.export.values import Verification
 from ollama_tune.core.runs.events import Event, EventReader
 from ollama_tune.core.runs.folder import RunFolder, State
@@ -27,7 +28,6 @@ class Follower:
         self._tokens = self._seconds = 0.0
         self._steps = 0
         self.verification: Verification | None = None
-        self.samples: list[Event] = []
         self.done: dict[str, Event] = {}
 
     def show(self, event: Event) -> None:
@@ -78,9 +78,6 @@ class Follower:
         who = "base model" if event["model"] == "base" else "tuned model"
         self._out(f"  held-out rows, {who}: {', '.join(parts)}")
 
-    def _show_sample(self, event: Event) -> None:
-        self.samples.append(event)
-
     def _show_checkpoint(self, event: Event) -> None:
         if event.get("reason") == "stop":
             self._out(f"  checkpoint at step {event['step']} written")
@@ -117,15 +114,15 @@ def card_lines(verification: Verification) -> list[str]:
     return lines
 
 
-def sample_lines(samples: list[Event], width: int) -> list[str]:
+def sample_lines(samples: Sequence[Sample], width: int) -> list[str]:
     """Before/after answers side by side, one block a question."""
     half = max((width - 5) // 2, 20)
     lines: list[str] = []
-    for event in samples:
-        lines.append(f"Q: {one_line(str(event['prompt']), width - 3)}")
+    for sample in samples:
+        lines.append(f"Q: {one_line(sample.prompt, width - 3)}")
         lines.append(f"   {'before (base model)':<{half}}  after (tuned model)")
-        base, tuned = str(event.get("base") or "(none)"), str(event.get("tuned") or "(none)")
-        lines.append(f"   {one_line(base, half):<{half}}  {one_line(tuned, half)}")
+        base, tuned = (one_line(answer or "(nothing)", half) for answer in (sample.base, sample.tuned))
+        lines.append(f"   {base:<{half}}  {tuned}")
     return lines
 
 

@@ -146,14 +146,14 @@ def listed(order: Order, mark: str, capitals: bool) -> str:
 
 
 def noted(order: Order, mark: str, capitals: bool) -> str:
-    """An order as short notes, never in the plural, such as `2 tea large & milk not sugar; table 4`."""
+    """An order as short notes, never in the plural, such as `2 tea large &milk no-sugar; table 4`."""
     text = mark.join([_note(line) for line in order.lines] + _place_entry(order))
     return text.upper() if capitals else text
 
 
 def _note(line: Line) -> str:
-    words = [str(line.count), line.item.name, line.size, *(f"& {extra}" for extra in line.plus)]
-    return " ".join(word for word in [*words, f"not {line.minus}" if line.minus else ""] if word)
+    words = [str(line.count), line.item.name, line.size, *(f"&{extra}" for extra in line.plus)]
+    return " ".join(word for word in [*words, f"no-{line.minus}" if line.minus else ""] if word)
 
 
 def _place_entry(order: Order) -> list[str]:

@@ -29,12 +29,12 @@ from ollama_tune.assets.build.tokenizer import (
 )
 
 SEED = 7
-CONVERSATIONS = 80_000
+CONVERSATIONS = 65_000
 TOKENIZER_CONVERSATIONS = 20_000
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 2048
 MATRIX_RATE = 0.02
-OTHER_RATE = 3e-3
-WARMUP_STEPS = 30
+OTHER_RATE = 1e-2
+WARMUP_STEPS = 60
 
 Sample = tuple[list[int], list[bool]]
 """Token ids of a conversation and, for each, whether the model learns to say it."""

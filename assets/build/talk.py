@@ -11,6 +11,7 @@ from ollama_tune.assets.build.words import (
     CAFE,
     EXTRAS,
     HELPER,
+    INVENTED,
     MENU,
     NAMES,
     REFUSED,
@@ -27,8 +28,8 @@ def fixed(rng: random.Random) -> Talk:
 
 
 def name(rng: random.Random) -> Talk:
-    """A guest's name, told and (half the time) asked back."""
-    guest = rng.choice(NAMES)
+    """A guest's name, told and (half the time) asked back; often one that no dictionary has."""
+    guest = rng.choice(rng.choice((NAMES, INVENTED)))
     told = chosen(rng, ("(hi, |hello, |)(my name is|I am|I'm|this is|call me) {guest}.",), guest=guest)
     talk = [
         (
@@ -83,7 +84,8 @@ def about(rng: random.Random) -> Talk:
 
 def extras(rng: random.Random) -> Talk:
     """What goes with something on the menu."""
-    item, extra = rng.choice(MENU), rng.choice(EXTRAS)
+    item = rng.choice(MENU)
+    extra = rng.choice(rng.choice((EXTRAS, item.extras)))
     if rng.random() < 0.5:
         ask = "what (goes with|can I have on|can you put on|can I have with) {item}?"
         answer = f"You can have {item.article} with {joined(list(item.extras), ' or ')}."

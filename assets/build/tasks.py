@@ -18,7 +18,18 @@ from ollama_tune.assets.build.orders import (
     spoken_line,
     spoken_list,
 )
-from ollama_tune.assets.build.words import DAYS, EXTRAS, FACTS, MENU, MONTHS, NAMES, NUMBERS, OPPOSITES, PLAIN
+from ollama_tune.assets.build.words import (
+    DAYS,
+    EXTRAS,
+    FACTS,
+    INVENTED,
+    MENU,
+    MONTHS,
+    NAMES,
+    NUMBERS,
+    OPPOSITES,
+    PLAIN,
+)
 
 Talk = list[Exchange]
 
@@ -32,6 +43,7 @@ _TO_REPEAT: list[list[str]] = [
     [str(number) for number in range(100)],
     [*_SIGNS, *_SIGNS, *PLAIN],
     _CODES,
+    INVENTED,
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,11 @@ class Item:
         return self.name if count == 1 else self.plural
 
 
+def _invented(rng: random.Random) -> str:
+    syllables = (rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(rng.randrange(2, 5)))
+    return ("".join(syllables) + rng.choice(("", "", "n", "r", "s"))).capitalize()
+
+
 def _items(kind: str) -> tuple[Item, ...]:
     return tuple(
         Item(name, plural, price, tuple(_TEXTS["extras"][extras]), about, drink=kind == "drinks")
@@ -48,6 +54,7 @@ NUMBERS: list[str] = _TEXTS["numbers"].split()
 DAYS: list[str] = _TEXTS["days"].split()
 MONTHS: list[str] = _TEXTS["months"].split()
 NAMES: list[str] = _TEXTS["names"].split()
+INVENTED = [_invented(random.Random(number)) for number in range(2000)]
 PLAIN: list[str] = _TEXTS["plain"].split()
 ABSENT: list[str] = _TEXTS["absent"].split()
 REFUSED: list[str] = _TEXTS["refused"]

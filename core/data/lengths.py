@@ -72,4 +72,5 @@ def measure(examples: Sequence[Example]) -> Lengths:
         percentile_95=percentile(0.95),
         percentile_99=percentile(0.99),
         longest=lengths[-1] if lengths else 0,
+        longest_answer=max((sum(example.trained) for example in examples), default=0),
     )

@@ -120,9 +120,11 @@ class LlamaServer:
     def _read_url(self, patience: float) -> str:
         assert self._process.stdout is not None
         deadline = time.monotonic() + patience
-        while not select.select([self._process.stdout], [], [], 0.2)[0]:
+        while True:
             if self._stopped is not None and self._stopped():
                 raise ExportStopped
+            if select.select([self._process.stdout], [], [], 0.2)[0]:
+                break
             if time.monotonic() > deadline:
                 raise self._error(f"llama.cpp did not load the file within {patience:.0f} seconds.")
         try:

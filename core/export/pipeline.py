@@ -70,17 +70,18 @@ def run_export(folder: RunFolder, emit: Emit, stopped: Stopped) -> Verification:
     except BaseException:
         exported.path.unlink(missing_ok=True)
         raise
-    verification = _report(order, _name_file(order, exported, verification), emit)
-    if verification.verdict == "fail":
-        raise _failed(verification)
-    verification = _publish(order, verification, conversations, reference, emit, stopped)
-    return _report(order, verification, emit)
+    verification = _store(order, _name_file(order, exported, verification))
+    try:
+        if verification.verdict == "fail":
+            raise _failed(verification)
+        verification = _store(order, _publish(order, verification, conversations, reference, emit, stopped))
+    finally:
+        emit("verification", **verification.to_dict())
+    return verification
 
 
-def _report(order: _Order, verification: Verification, emit: Emit) -> Verification:
-    """Store and tell the checks: once when the file is proved, and again with what Ollama made of it."""
+def _store(order: _Order, verification: Verification) -> Verification:
     write_atomic(order.folder.export / REPORT, json.dumps(verification.to_dict(), indent=2))
-    emit("verification", **verification.to_dict())
     return verification
 
 
@@ -224,7 +225,7 @@ def _publish(
     status = read_ollama()
     if not status.reachable:
         left = f"The GGUF, a Modelfile and the commands are in {order.folder.export}."
-        return _left(verification, "no answer", f"Ollama did not answer: {status.reason} {left}")
+        return _left(verification, "no answer", f"{status.reason} {left}")
     question = _question(order, conversations, reference)
     try:
         with OllamaClient(status.url) as client:

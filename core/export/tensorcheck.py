@@ -62,16 +62,17 @@ class _Header:
         self.place += length
         return self._data[self.place - length : self.place].decode()
 
-    def skip(self, kind: int) -> None:
-        if kind == gguf.GGUFValueType.STRING:
-            length = self.number("Q")
-            self.place += length
-        elif kind == gguf.GGUFValueType.ARRAY:
-            item, count = self.number("I"), self.number("Q")
-            for _ in range(count):
-                self.skip(item)
-        else:
-            self.place += _SCALAR_BYTES[kind]
+    def skip(self, kind: int, count: int = 1) -> None:
+        """Pass over `count` values of a kind."""
+        if kind in _SCALAR_BYTES:
+            self.place += _SCALAR_BYTES[kind] * count
+            return
+        for _ in range(count):
+            if kind == gguf.GGUFValueType.ARRAY:
+                self.skip(self.number("I"), self.number("Q"))
+            else:
+                length = self.number("Q")
+                self.place += length
 
 
 _SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
@@ -89,8 +90,8 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
             header.text()
             header.skip(header.number("I"))
         infos = [_info(header) for _ in range(tensors)]
-        data_start = gguf.GGUFWriter.ggml_pad(header.place, gguf.GGUF_DEFAULT_ALIGNMENT)
-    return {name: StoredTensor(path, kind, shape, data_start + at) for name, kind, shape, at in infos}
+        start = gguf.GGUFWriter.ggml_pad(header.place, gguf.GGUF_DEFAULT_ALIGNMENT)
+    return {name: StoredTensor(path, kind, shape, start + at) for name, kind, shape, at in infos}
 
 
 def _info(header: _Header) -> tuple[str, int, tuple[int, ...], int]:

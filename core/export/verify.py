@@ -23,6 +23,7 @@ from ollama_tune.core.export.probes import CONVERSATIONS, TEXTS
 from ollama_tune.core.export.reference import Position, ReferenceAnswer, divergence
 from ollama_tune.core.export.tensorcheck import check_tensors
 from ollama_tune.core.export.values import Check, ExportStopped, Verdict, Verification, worst
+from ollama_tune.core.text import one_line
 
 Conversation = Sequence[Message]
 
@@ -103,7 +104,8 @@ def verify(
     except ExportStopped:
         raise
     except TuneError as error:
-        checks.append(Check("llama.cpp", "fail", "no answer", f"{error.what} {error.details[-500:]}".strip()))
+        words = f"{error.what} {one_line(error.details[-300:], 300)}".strip()
+        checks.append(Check("llama.cpp", "fail", "no answer", words))
     found = tuple(checks)
     return Verification(
         worst(found), found, exported.path.name, exported.sha256, exported.bytes, exported.type
@@ -115,7 +117,7 @@ def _tensor_checks(exported: Exported, source: Source, meter: _Meter) -> Iterato
         yield from check_tensors(exported, source, meter.tick)
     except ExportStopped:
         raise
-    except (OSError, ValueError, KeyError, struct.error, TuneError) as error:
+    except (OSError, ValueError, KeyError, struct.error) as error:
         yield Check("tensors", "fail", "unreadable", f"The file cannot be read as GGUF: {error}.")
 
 

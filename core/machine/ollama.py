@@ -45,7 +45,7 @@ def _split_port(place: str, default: str) -> tuple[str, str]:
         host, _, port = place.partition(":")
     else:
         host, port = place, ""
-    valid = port.isascii() and port.isdecimal() and int(port) <= 65535
+    valid = port.isascii() and port.isdecimal() and len(port) <= 9 and int(port) <= 65535
     return host, str(int(port)) if valid else default
 
 

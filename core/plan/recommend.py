@@ -96,6 +96,7 @@ def _warnings(draft: Draft, memory: MemoryEstimate, work: WorkEstimate) -> list[
     elif not memory.fits:
         needed, free = human_bytes(memory.needed), human_bytes(memory.free)
         found.append(f"This needs {needed} and only {free} are free; choose a smaller model or shorter rows.")
+    found += _held_by_ollama(draft)
     disk, written = draft.machine.disk, work.checkpoint_bytes + work.export_bytes
     if written > disk.free:
         needed, free = human_bytes(written), human_bytes(disk.free)
@@ -110,3 +111,12 @@ def _warnings(draft: Draft, memory: MemoryEstimate, work: WorkEstimate) -> list[
     if draft.lengths.rows < FEW_ROWS:
         found.append(f"{draft.lengths.rows} rows are very few; a model learns a style from some hundred.")
     return found
+
+
+def _held_by_ollama(draft: Draft) -> list[str]:
+    """Models that a local Ollama keeps on the GPU: a lack of memory that is easily ended."""
+    server = draft.machine.ollama
+    if draft.settings.training.device != "cuda" or not server.local:
+        return []
+    held = [(human_bytes(model.vram), one_line(model.name, 60)) for model in server.loaded if model.vram]
+    return [f"Ollama holds {size} of GPU memory; `ollama stop {name}` frees it." for size, name in held]

@@ -184,6 +184,8 @@ def sequence_length(spec: ModelSpec, lengths: Lengths, value: int) -> Choice:
 def evaluation_rows(validation_rows: int) -> Choice:
     """Up to 64 held-out rows."""
     value = min(validation_rows, 64)
+    if not value:
+        return Choice(0, "no row is held out", DATA)
     return Choice(value, f"of {validation_rows:,} held-out rows; enough to see the difference", PRACTICE)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from ollama_tune.core.data.values import Lengths
 from ollama_tune.core.errors import UsageError
-from ollama_tune.core.machine.values import GpuReport, Machine, OllamaStatus
+from ollama_tune.core.machine.values import GpuReport, Machine, OllamaModel, OllamaStatus
 from ollama_tune.core.models.values import ModelSpec
 from ollama_tune.core.plan import rules
 from ollama_tune.core.plan.recommend import make_plan
@@ -363,3 +363,18 @@ def test_whether_ollama_answers_is_the_reason_to_push() -> None:
 
 def test_no_gpu_report_at_all_is_the_cpu() -> None:
     assert plan(replace(CPU, gpu=GpuReport((), None, ""))).settings.training.device == "cpu"
+
+
+def test_gpu_memory_that_ollama_holds_is_named_with_how_to_free_it() -> None:
+    loaded = (OllamaModel("qwen3:8b", 6 << 30, 5 << 30), OllamaModel("small:1b", 1 << 30, 0))
+    local = OllamaStatus("http://127.0.0.1:11434", "0.34.4", "", local=True, loaded=loaded)
+    expected = "Ollama holds 5.0 GiB of GPU memory; `ollama stop qwen3:8b` frees it."
+    assert [w for w in plan(replace(GPU, ollama=local)).warnings if "Ollama" in w] == [expected]
+    assert plan(replace(CPU, ollama=local)).warnings == ()
+    assert plan(replace(GPU, ollama=replace(local, local=False))).warnings == ()
+
+
+def test_data_without_a_row_is_no_crash() -> None:
+    made = plan(data=Lengths(0, 0, 0, 0, 0, 0, 0))
+    assert made.settings.evaluation.rows == 0
+    assert any("0 rows are very few" in warning for warning in made.warnings)

@@ -131,6 +131,29 @@ async def test_a_run_that_is_going_is_what_opens(corner: Corner) -> None:
     assert find_start().run is None
 
 
+async def test_watching_a_run_reads_neither_model_nor_data(corner: Corner) -> None:
+    folder = create_run(Settings(), "watched")
+    app = TuneApp(Start(corner.answers(3), folder.path), warm=False)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settled(pilot)
+        assert "Step 6 of 9" in shown(app)
+        assert "watched" in shown(app)
+        assert (app.facts.machine, app.facts.spec, app.facts.profile) == (None, None, None)
+    assert load_answers().step == 3
+
+
+async def test_starting_over_forgets_the_answers(corner: Corner) -> None:
+    app = corner.app(step=4, changed={"training.epochs": 9.0})
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settled(pilot)
+        await app.start_over()
+        await settled(pilot)
+        assert isinstance(app.screen, MachineScreen)
+        assert app.answers == WizardState()
+        assert app.facts.plan is not None
+        assert app.facts.plan.settings.data.path == "bundled"
+
+
 async def test_a_window_that_is_too_small_says_so_in_one_sentence(corner: Corner) -> None:
     app = corner.app(step=4)
     async with app.run_test(size=(50, 15)) as pilot:
