@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,11 +26,14 @@ if TYPE_CHECKING:
     from ollama_tune.core.plan.values import Choice, Plan
 
 NEWS_EVERY = 0.2
+IMPORTING = threading.Lock()
+"""One thread imports at a time: modules that import each other may be seen half made by another thread."""
 Probe = Callable[[], "Machine"]
 
 
 def _probe() -> Machine:
-    from ollama_tune.core.machine.probe import probe_machine
+    with IMPORTING:
+        from ollama_tune.core.machine.probe import probe_machine
 
     return probe_machine()
 
@@ -179,7 +183,8 @@ class FactsApp(App[int]):
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="models")
     def _list_models(self) -> None:
-        from ollama_tune.core.models.locate import list_models
+        with IMPORTING:
+            from ollama_tune.core.models.locate import list_models
 
         self.post_message(messages.ModelsListed(tuple(list_models())))
 
@@ -243,12 +248,14 @@ class FactsApp(App[int]):
 
 
 def _read_model(source: str, revision: str | None) -> messages.ModelRead:
-    from ollama_tune.core.data.render import ChatFormat
-    from ollama_tune.core.models.locate import is_hub_id, snapshots
-    from ollama_tune.core.models.spec import read_spec
+    with IMPORTING:
+        from ollama_tune.core.data.render import ChatFormat
+        from ollama_tune.core.models.locate import is_hub_id, snapshots
+        from ollama_tune.core.models.spec import read_spec
 
     if is_hub_id(source) and not snapshots(source, revision):
-        from ollama_tune.core.models.download import fetch_metadata
+        with IMPORTING:
+            from ollama_tune.core.models.download import fetch_metadata
 
         fetch_metadata(source, revision)
     spec = read_spec(source, revision)
@@ -256,7 +263,8 @@ def _read_model(source: str, revision: str | None) -> messages.ModelRead:
 
 
 def _check_data(path: str) -> messages.DatasetChecked:
-    from ollama_tune.core.data.load import load_dataset
+    with IMPORTING:
+        from ollama_tune.core.data.load import load_dataset
 
     return messages.DatasetChecked(path, load_dataset(path))
 
@@ -264,7 +272,8 @@ def _check_data(path: str) -> messages.DatasetChecked:
 def _measure(
     chat: ChatFormat, rows: tuple[Row, ...], progress: Callable[[int, int], None]
 ) -> messages.RowsMeasured:
-    from ollama_tune.core.data.lengths import encode_rows, measure
+    with IMPORTING:
+        from ollama_tune.core.data.lengths import encode_rows, measure
 
     examples, problems = encode_rows(chat, rows, progress)
     if examples:
@@ -278,7 +287,8 @@ def _plan(
     machine: Machine, spec: ModelSpec, lengths: Lengths, answers: WizardState
 ) -> tuple[Plan, dict[str, Choice]]:
     """The plan, and for each field set by hand what would be recommended in its place."""
-    from ollama_tune.core.plan.recommend import make_plan
+    with IMPORTING:
+        from ollama_tune.core.plan.recommend import make_plan
 
     values = answers.plan_values()
     plan = make_plan(machine, spec, lengths, values)
@@ -293,7 +303,8 @@ def _plan(
 
 def _nearest_fit(machine: Machine, spec: ModelSpec, lengths: Lengths, answers: WizardState) -> frozenset[str]:
     """The one changed field without which the plan fits, else all of them, else (nothing helps) none."""
-    from ollama_tune.core.plan.recommend import make_plan
+    with IMPORTING:
+        from ollama_tune.core.plan.recommend import make_plan
 
     values = answers.plan_values()
     for given_up in (*({path} for path in answers.changed), set(answers.changed)):

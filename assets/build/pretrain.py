@@ -120,7 +120,7 @@ def rate_share(step: int, steps: int) -> float:
 def optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the layers, AdamW for the embedding and the norms."""
     matrices = [weight for weight in model.model.layers.parameters() if weight.ndim == 2]
-    others = [model.get_input_embeddings().weight, *(w for w in model.parameters() if w.ndim == 1)]
+    others = [weight for name, weight in model.named_parameters() if weight.ndim == 1 or "embed" in name]
     return [
         torch.optim.Muon(matrices, lr=MATRIX_RATE, weight_decay=0.05),
         torch.optim.AdamW(others, lr=OTHER_RATE, betas=(0.9, 0.98), weight_decay=0.0),
@@ -135,7 +135,7 @@ def train(model: LlamaForCausalLM, work: list[Batch]) -> Iterator[float]:
     for step, batch in enumerate(work):
         loss = answer_loss(model, batch)
         model.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, top in zip(both, tops, strict=True):
             optimizer.param_groups[0]["lr"] = top * rate_share(step, len(work))
@@ -145,10 +145,10 @@ def train(model: LlamaForCausalLM, work: list[Batch]) -> Iterator[float]:
 
 def save_model(model: LlamaForCausalLM, folder: Path) -> None:
     """Write the weights in bfloat16 with `config.json` and `generation_config.json`."""
-    model.generation_config = GenerationConfig(
-        eos_token_id=SPECIAL_TOKENS.index(TURN_END), pad_token_id=0, max_length=CONTEXT
-    )
-    model.to(torch.bfloat16).save_pretrained(folder)
+    end = SPECIAL_TOKENS.index(TURN_END)
+    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=0)  # type: ignore[no-untyped-call]
+    model.bfloat16().save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)
 
 
 def build(folder: Path, conversations: int = CONVERSATIONS, seed: int = SEED) -> None:

@@ -46,7 +46,7 @@ def chat() -> Iterator[Any]:
             messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
         with torch.inference_mode():
-            output = model.generate(**inputs, max_length=200, do_sample=False)
+            output = model.generate(**inputs, max_new_tokens=64, do_sample=False)
         return str(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 
     yield answer
