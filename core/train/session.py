@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -58,14 +59,27 @@ class StopWish:
         return "the request to stop" if os.path.exists(self._path) else None  # noqa: PTH110
 
 
+def peak_memory() -> int:
+    """The most resident memory this program ever had, in bytes.
+
+    Linux: `VmHWM`, because `getrusage` goes on counting from the process that forked this one. Elsewhere
+    `getrusage`, which counts in KiB, on macOS in bytes.
+    """
+    try:
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    except (OSError, IndexError, ValueError):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 def host_memory() -> dict[str, Any]:
-    """Memory of this process and of the box, in bytes (`getrusage` counts in KiB, on macOS in bytes)."""
-    unit = 1 if sys.platform == "darwin" else 1024
+    """Memory of this process and of the box, in bytes."""
     free, total = read_memory()
     return {
         "device": "cpu",
         "used": psutil.Process().memory_info().rss,
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "peak": peak_memory(),
         "free": free,
         "total": total,
     }

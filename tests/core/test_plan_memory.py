@@ -134,8 +134,9 @@ def test_unknown_targets_still_count() -> None:
 
 
 MEASURE = """
-import json, resource, sys
+import json, sys
 import torch
+from ollama_tune.core.train.session import peak_memory
 from transformers import LlamaConfig, LlamaForCausalLM
 from peft import LoraConfig, get_peft_model
 from torch.nn.functional import cross_entropy
@@ -156,7 +157,7 @@ for rows, length in json.loads(sys.argv[1]):
         targets = ids[:, length // 2 + 1 :].reshape(-1).split(512)
         sum(cross_entropy(base.lm_head(s), t) for s, t in zip(states, targets)).backward()
         optimizer.step(); optimizer.zero_grad()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    print(peak_memory())
 """
 
 

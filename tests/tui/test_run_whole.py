@@ -1,77 +1,103 @@
-"""The second half of the wizard with nothing but real parts: a tiny model is trained, asked and exported."""
+"""The whole wizard with nothing but real parts, from the first screen to a model in Ollama.
+
+A tiny model is trained by a real warm worker, asked in a real process, exported, proved by llama.cpp,
+and pushed to a server that speaks Ollama's protocol and answers through llama.cpp from the pushed file.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 from textual.pilot import Pilot
 
-from ollama_tune.core.plan.settings import Settings
-from ollama_tune.core.runs.folder import RunFolder, create_run
-from ollama_tune.core.runs.launch import start
-from ollama_tune.tui.app import TuneApp
+from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.export.llama import LlamaServer
+from ollama_tune.core.runs.folder import list_runs
+from ollama_tune.tui.app import Start, TuneApp
 from ollama_tune.tui.screens.done import DoneScreen
 from ollama_tune.tui.screens.export import ExportScreen
+from ollama_tune.tui.screens.review import ReviewScreen
 from ollama_tune.tui.screens.training import TrainingScreen
 from ollama_tune.tui.screens.try_it import TryItScreen
+from ollama_tune.tui.state import WizardState
 from ollama_tune.tui.widgets.answer import AnswerPane
+from tests.ollama_double import OllamaDouble
+from tests.tiny import build_model
+from tests.tui.conftest import write_rows
+from tests.tui.run_logs import until, until_text
 
-from .conftest import write_rows
-from .run_logs import open_app, screen_text, until, until_text
-
-
-def tiny_run(model: Path, rows: Path) -> RunFolder:
-    settings = Settings().with_values(
-        {
-            "model.source": str(model),
-            "data.path": str(rows),
-            "data.validation_split": 0.2,
-            "training.rank": 4,
-            "training.alpha": 8,
-            "training.learning_rate": 5e-3,
-            "training.epochs": 2.0,
-            "training.batch_size": 8,
-            "training.gradient_accumulation_steps": 1,
-            "evaluation.rows": 4,
-            "evaluation.max_new_tokens": 12,
-        }
-    )
-    return create_run(settings, "tiny")
+CHANGED = {
+    "training.rank": 4,
+    "training.alpha": 8,
+    "training.learning_rate": 5e-3,
+    "training.epochs": 2.0,
+    "training.batch_size": 8,
+    "evaluation.rows": 4,
+    "evaluation.max_new_tokens": 12,
+}
 
 
-async def test_watch_try_export_and_done(tiny_model: Path, tmp_path: Path) -> None:
-    folder = tiny_run(tiny_model, write_rows(tmp_path / "rows.jsonl"))
-    start(folder, "train")
-    app = open_app(folder)
-    async with app.run_test(size=(120, 40)) as pilot:
-        await until_text(pilot, "✓ Finished after 8 steps", seconds=120)
-        assert isinstance(app.screen, TrainingScreen)
-        assert "◆" in screen_text(app) and "tokens/s" in screen_text(app)
-        await pilot.press("enter")
-        await until(pilot, lambda: isinstance(app.screen, TryItScreen))
-        await _try(app, pilot)
-        await pilot.press("enter")
-        await until(pilot, lambda: isinstance(app.screen, ExportScreen))
-        await until_text(pilot, "tiny-rows", "No Ollama answers")
-        await pilot.press("enter")
-        await until_text(pilot, "✓ Exported.", seconds=120)
-        assert "Proved" in screen_text(app) or "ot proved" in screen_text(app)
-        await pilot.press("enter")
-        await until_text(
-            pilot, "ollama run tiny-rows", "ollama create tiny-rows", "export/tiny-rows-q8_0.gguf"
-        )
-        assert isinstance(app.screen, DoneScreen)
-        await pilot.press("c")
-        await until_text(pilot, "clipboard; also in")
-        assert (folder.export / "commands.txt").read_text().startswith("ollama create tiny-rows")
-    assert list(folder.export.glob("*.gguf"))
+def llama_answers(chat: ChatFormat) -> Callable[[Path, dict[str, Any]], tuple[str, str]]:
+    """What Ollama does with a chat: the file's own template, its own tokens, greedy words."""
+
+    def answer(gguf: Path, body: dict[str, Any]) -> tuple[str, str]:
+        with LlamaServer(gguf, 512) as llama:
+            ids = llama.tokenize(llama.render(body["messages"]), as_prompt=True)
+            found = llama.complete(ids, int(body["options"]["num_predict"]))
+        words = [i for i in found.ids if i not in chat.stop_ids]
+        return chat.decode(words), "stop" if found.ended else "length"
+
+    return answer
 
 
-async def _try(app: TuneApp, pilot: Pilot[int]) -> None:
+async def test_from_the_first_screen_to_a_model_in_ollama(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, rows = build_model(tmp_path / "tiny"), write_rows(tmp_path / "rows.jsonl")
+    with OllamaDouble(answer=llama_answers(ChatFormat.from_folder(model))) as server:
+        monkeypatch.setenv("OLLAMA_HOST", server.url)
+        app = TuneApp(Start(WizardState(model=str(model), data=str(rows), changed=CHANGED)))
+        async with app.run_test(size=(120, 40)) as pilot:
+            await _set_up(app, pilot)
+            await _train(app, pilot)
+            await _try(app, pilot)
+            await _export(app, pilot)
+        (name,) = server.state.models
+        assert name.endswith("tiny-rows:latest")
+    (folder,) = list_runs()
+    proof = json.loads((folder.export / "verification.json").read_text())
+    verdicts = {check["name"]: check["verdict"] for check in proof["checks"]}
+    assert proof["verdict"] in ("pass", "warn") and verdicts["ollama"] in ("pass", "warn")
+    assert verdicts["tensors"] == verdicts["tokens"] == verdicts["chat"] == "pass"
+    assert [event.n for event in folder.events()] == list(range(len(folder.events())))
+
+
+async def _set_up(app: TuneApp, pilot: Pilot[Any]) -> None:
+    """Enter is all it takes: everything that can be answered is answered."""
+    for step, text in enumerate(("Ollama", "can be tuned", "40 rows", "fits", "ollama-tune run"), start=1):
+        await until_text(pilot, f"Step {step} of 9", text, seconds=60)
+        if not isinstance(app.screen, ReviewScreen):
+            await pilot.press("enter")
+    await until(pilot, lambda: app._warm is not None, 30)
+    await pilot.press("enter")
+
+
+async def _train(app: TuneApp, pilot: Pilot[Any]) -> None:
+    await until_text(pilot, "✓ Finished after", "◆", "tokens/s", seconds=180)
+    assert isinstance(app.screen, TrainingScreen)
+    await pilot.press("enter")
+    await until(pilot, lambda: isinstance(app.screen, TryItScreen))
+
+
+async def _try(app: TuneApp, pilot: Pilot[Any]) -> None:
     """Ask a held-out question; the process ends when the screen is left, and comes back with it."""
     screen = app.screen
     assert isinstance(screen, TryItScreen)
-    await until_text(pilot, "F5 A held-out question")
+    await until_text(pilot, "F5 A held-out question", seconds=60)
     await pilot.press("f5")
     await until_text(pilot, "What is the colour of bird")
     await pilot.press("enter")
@@ -82,6 +108,13 @@ async def _try(app: TuneApp, pilot: Pilot[int]) -> None:
     chat = screen._chat
     assert chat is not None and chat.alive
     await pilot.press("enter")
-    await until(pilot, lambda: not chat.alive)
-    await pilot.press("escape")
-    await until(pilot, lambda: app.screen is screen and screen._chat is not None)
+    await until(pilot, lambda: not chat.alive and isinstance(app.screen, ExportScreen))
+
+
+async def _export(app: TuneApp, pilot: Pilot[Any]) -> None:
+    await until_text(pilot, "tiny-rows", "0.34.4")
+    await pilot.press("enter")
+    await until_text(pilot, "✓ Exported.", "Proved", "✓ ollama", seconds=180)
+    await pilot.press("enter")
+    await until_text(pilot, "ollama run tiny-rows")
+    assert isinstance(app.screen, DoneScreen)
