@@ -1,4 +1,4 @@
-"""A strict stand-in for an Ollama server on a loopback port, by its protocol (reference/ollama.md 2, 7).
+"""A strict stand-in for an Ollama server on a loopback port, by its protocol.
 
 It refuses what a real one refuses, and also what a careful client never sends. With an `answer`
 function, `/api/chat` can be answered by a real llama.cpp from the stored GGUF file.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ollama_tune.core.evaluate.compare import Sample
 from ollama_tune.core.export.values import Verification
 from ollama_tune.core.runs.events import Event
 from ollama_tune.core.text import human_bytes, one_line
@@ -57,16 +58,6 @@ class Checkpoint:
     bytes: int
     best: bool
     reason: str
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A held-out prompt with its reference and both answers, as they are: not yet fit for a screen."""
-
-    prompt: str
-    reference: str
-    base: str | None
-    tuned: str | None
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,7 @@ Both are frozen and replaced as a whole. Nothing here imports Textual, and nothi
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ollama_tune.core.files import write_atomic
 from ollama_tune.core.paths import runs_dir, state_dir
+from ollama_tune.core.runs.lock import is_held
 
 if TYPE_CHECKING:
     from ollama_tune.core.data.render import ChatFormat
@@ -147,19 +146,4 @@ def live_run() -> Path | None:
     It asks the lock files alone: reading a run's settings would cost the first frame 0.1 s.
     """
     locks = sorted(runs_dir().glob("*/lock"), key=lambda path: path.parent.name, reverse=True)
-    return next((path.parent for path in locks if _held(path)), None)
-
-
-def _held(lock: Path) -> bool:
-    """As `RunFolder.alive`: a shared probe, so that two viewers do not see each other."""
-    try:
-        descriptor = os.open(lock, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+    return next((path.parent for path in locks if is_held(path)), None)

@@ -1,6 +1,6 @@
 """A model's way into Ollama over HTTP: blob, create, check, copy; never files of the server.
 
-Facts of the protocol: reference/ollama.md sections 2, 7 and 9. What the server says is untrusted text.
+The protocol is that of Ollama 0.30 and later (docs/api.md there). What the server says is untrusted text.
 """
 
 from __future__ import annotations

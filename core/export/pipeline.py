@@ -31,7 +31,7 @@ Stopped = Callable[[], bool]
 UNVERIFIED, FAILED = ".unverified.gguf", ".failed.gguf"
 REPORT = "verification.json"
 NF4_SLACK = 0.05
-"""Nats between a model trained on 4-bit weights and the same adapter on 16-bit ones (GGUF reference, 6.3)."""
+"""Nats allowed between a model trained on 4-bit weights and the same adapter on 16-bit ones."""
 USUAL_CONTEXT = 4096
 """Ollama's own context length on small machines; the model gets this or more, unless it knows only less."""
 INTERVAL = 0.5

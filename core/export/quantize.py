@@ -23,7 +23,7 @@ class TensorType:
     """One format: `block` numbers become `bytes` bytes. `encode` takes float32 (rows, columns).
 
     `error` is the relative RMS error that rounding to this format costs on Gaussian weights
-    (gguf reference, measured); `file_type` is what `general.file_type` says.
+    (measured); `file_type` is what `general.file_type` says.
     """
 
     name: str

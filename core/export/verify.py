@@ -44,7 +44,7 @@ class Gate:
     agreement: float
 
 
-# Proposals of the GGUF reference: three to seven times what llama.cpp measures on 8B models.
+# Three to seven times the divergence that llama.cpp publishes for 8B models (tools/perplexity/README.md).
 GATES = {
     "f32": Gate(0.005, 0.02, 0.95),
     "f16": Gate(0.005, 0.02, 0.95),

@@ -47,7 +47,7 @@ def _memory(draft: Draft, values: Values) -> MemoryEstimate:
 
 
 def _candidates(draft: Draft, rows_a_step: int) -> Iterator[Values]:
-    """The search order of the planning reference, section 8; the effective batch never changes.
+    """What is given up, in this order, until the plan fits; the effective batch never changes.
 
     Fewer rows at once, checkpointing, a smaller number format, then shorter rows, then a lower rank.
     """

@@ -142,7 +142,7 @@ class _Batch:
         return min(HEAP_COPIES * buffer, HEAP_LIMIT)
 
     def _saved(self) -> int:
-        """One layer's tensors that backward needs (planning reference, section 4).
+        """One layer's tensors that backward needs.
 
         Autocast gives every adapter its own 16-bit copy of its input; in float32 adapters share
         theirs. With more than one row SDPA gets keys and values repeated for all heads, and a mask.

@@ -1,6 +1,7 @@
 """The rules behind the recommended values: each returns a value with the numbers that chose it.
 
-Rule numbers (R1-R8, R11) are those of the planning reference; sources are named in each choice.
+Each choice names its source: "LoRA Without Regret" (2025), the Tinker cookbook's LoRA primer, QLoRA
+(arXiv 2305.14314), a figure of this box or data, or practice where there is no better evidence.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def device(machine: Machine) -> Choice:
 
 
 def gpu_dtype(machine: Machine) -> Choice:
-    """bfloat16 from compute capability 8.0 on; float16 before (R9: it overflows more easily)."""
+    """bfloat16 from compute capability 8.0 on; float16 before (it overflows more easily)."""
     capability = machine.gpu.gpus[0].compute_capability if machine.gpu.gpus else None
     if capability is None or capability >= (8, 0):
         known = f"compute capability {capability[0]}.{capability[1]}" if capability else "this GPU"
@@ -75,7 +76,7 @@ def gpu_dtype(machine: Machine) -> Choice:
 
 
 def validation_split(rows: int) -> Choice:
-    """10 % of the rows, at least 20 where that leaves most for training, 5 % of many (R6)."""
+    """10 % of the rows, at least 20 where that leaves most for training, 5 % of many."""
     if rows < 5:
         return Choice(0.0, f"{rows} rows are too few to keep any out", PRACTICE)
     if rows >= 4000:
@@ -87,12 +88,12 @@ def validation_split(rows: int) -> Choice:
 
 
 def effective_batch(train_rows: int) -> int:
-    """Rows a step: small is better for LoRA, and an epoch should have about 100 steps (R5)."""
+    """Rows a step: small is better for LoRA, and an epoch should have about 100 steps."""
     return min(max(power_of_two_below(train_rows / LEAST_STEPS), 4), 16)
 
 
 def epochs(train_rows: int, rows_a_step: int, parameters: int) -> Choice:
-    """3 below 1,000 rows, 2 below 20,000, else 1 (R6); more where that gives under 100 steps.
+    """3 below 1,000 rows, 2 below 20,000, else 1; more where that gives under 100 steps.
 
     A tiny model gets 1,000 steps, which cost it seconds: it knows little and must learn more.
     """
@@ -108,7 +109,7 @@ def epochs(train_rows: int, rows_a_step: int, parameters: int) -> Choice:
 
 
 def rank(spec: ModelSpec, lengths: Lengths) -> Choice:
-    """As many adapter parameters as trained tokens, between rank 16 and 128 (R4)."""
+    """As many adapter parameters as trained tokens, between rank 16 and 128."""
     per_rank = max(adapter_parameters(spec, 1), 1)
     wanted = power_of_two_above(lengths.trained_tokens / per_rank)
     value = min(max(wanted, 16), 128)
@@ -117,7 +118,7 @@ def rank(spec: ModelSpec, lengths: Lengths) -> Choice:
 
 
 def learning_rate(spec: ModelSpec, rank: int) -> Choice:
-    """5e-5 x 10 x (2000/H)^p; from hidden size 1024 on no more than the usual rate for small batches (R2).
+    """5e-5 x 10 x (2000/H)^p; from hidden size 1024 on no more than the usual rate for small batches.
 
     Below that width there is no evidence for the usual rate, and small models need larger steps.
     """
@@ -138,7 +139,7 @@ def _anchor(parameters: int, rank: int) -> float:
 
 
 def warmup(steps: int) -> Choice:
-    """5 % of the steps (R7)."""
+    """5 % of the steps."""
     return Choice(0.05, f"the first {max(round(steps * 0.05), 1)} of {steps} steps start gently", PRACTICE)
 
 
@@ -155,7 +156,7 @@ def micro_batch_target(lengths: Lengths, rows_a_step: int, on_gpu: bool) -> int:
 
 
 def sequence_lengths(spec: ModelSpec, lengths: Lengths) -> list[int]:
-    """Lengths to try, best first: all rows whole, then 99 % and 95 % of them (R11); multiples of 64."""
+    """Lengths to try, best first: all rows whole, then 99 % and 95 % of them; multiples of 64."""
     limit = spec.context_length if spec.context_length >= 16 else 1 << 20
     wanted = (lengths.longest, lengths.percentile_99, lengths.percentile_95)
     found = [max(min(round_up(length, 64), limit), 16) for length in wanted]

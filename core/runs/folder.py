@@ -21,6 +21,7 @@ from ollama_tune.core.files import write_atomic
 from ollama_tune.core.paths import runs_dir
 from ollama_tune.core.plan.settings import BUNDLED, ExportSettings, Settings, load, parse, read_yaml
 from ollama_tune.core.runs.events import Event, last_event, read_events
+from ollama_tune.core.runs.lock import is_held
 
 SILENCE = 60.0
 TAIL = 20
@@ -134,18 +135,8 @@ class RunFolder:
         return read_events(self.events_path)
 
     def alive(self) -> bool:
-        """True while a worker holds the lock; `LOCK_SH`, so that two viewers do not see each other."""
-        try:
-            descriptor = os.open(self.lock_path, os.O_RDONLY)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
-        return False
+        """True while a worker holds the lock."""
+        return is_held(self.lock_path)
 
     def status(self, events: list[Event] | None = None) -> RunStatus:
         """State = lock + last event. Pass the events when a reader has them already."""

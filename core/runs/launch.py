@@ -157,8 +157,9 @@ def environment() -> dict[str, str]:
 def nice_worker() -> None:
     """Be polite to the interface and to everything else: nice 10, and no busy waiting.
 
-    To be called before torch is imported, which also learns to number GPUs as NVML does. OpenMP's threads spin while they wait for each other; where
-    another process uses a core, that makes small steps five to ten times slower (measured).
+    To be called before torch is imported. OpenMP's threads spin while they wait for each other; where
+    another process uses a core, that makes small steps five to ten times slower (measured). GPUs are
+    numbered as NVML numbers them.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")

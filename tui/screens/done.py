@@ -10,10 +10,11 @@ from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.widgets import Static
 
+from ollama_tune.core.evaluate.compare import Sample
 from ollama_tune.core.evaluate.metrics import exact_match
 from ollama_tune.core.files import write_atomic
 from ollama_tune.core.text import one_line, visible
-from ollama_tune.tui.run_view import RunView, Sample
+from ollama_tune.tui.run_view import RunView
 from ollama_tune.tui.screens.run_screen import RunScreen
 from ollama_tune.tui.text import tilde
 from ollama_tune.tui.widgets.bar import level

@@ -16,10 +16,10 @@ from textual.message import Message
 from textual.widgets import Input, Static
 
 from ollama_tune.core.errors import TuneError
+from ollama_tune.core.evaluate.compare import Sample
 from ollama_tune.core.evaluate.metrics import exact_match
 from ollama_tune.core.runs.folder import RunFolder
 from ollama_tune.core.text import human_seconds, one_line, visible
-from ollama_tune.tui.run_view import Sample
 from ollama_tune.tui.screens.run_screen import RunScreen
 from ollama_tune.tui.widgets.answer import AnswerPane
 from ollama_tune.tui.widgets.form import TextField
