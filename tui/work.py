@@ -250,15 +250,9 @@ class FactsApp(App[int]):
 def _read_model(source: str, revision: str | None) -> messages.ModelRead:
     with IMPORTING:
         from ollama_tune.core.data.render import ChatFormat
-        from ollama_tune.core.models.locate import is_hub_id, snapshots
-        from ollama_tune.core.models.spec import read_spec
+        from ollama_tune.core.models.describe import describe
 
-    if is_hub_id(source) and not snapshots(source, revision):
-        with IMPORTING:
-            from ollama_tune.core.models.download import fetch_metadata
-
-        fetch_metadata(source, revision)
-    spec = read_spec(source, revision)
+    spec = describe(source, revision)
     return messages.ModelRead(source, revision, spec, ChatFormat.from_folder(spec.folder))
 
 

@@ -10,7 +10,7 @@ from ollama_tune.core.data.load import load_dataset
 from ollama_tune.core.data.render import ChatFormat
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.machine.probe import probe_machine
-from ollama_tune.core.models.spec import read_spec
+from ollama_tune.core.models.describe import describe
 from ollama_tune.core.plan.recommend import make_plan
 from ollama_tune.core.plan.settings import BUNDLED
 from ollama_tune.core.plan.values import Plan
@@ -18,7 +18,7 @@ from ollama_tune.core.plan.values import Plan
 
 def prepare(model: str, data: str, changed: Mapping[str, Any]) -> Plan:
     """Probe the box, read model and data, and recommend settings; `changed` are the person's own."""
-    spec = read_spec(model, changed.get("model.revision"))
+    spec = describe(model, changed.get("model.revision"))
     profile = load_dataset(data)
     examples, problems = encode_rows(ChatFormat.from_folder(spec.folder), profile.rows)
     if not examples:

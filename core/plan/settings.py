@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ollama_tune.core.errors import UsageError
 from ollama_tune.core.files import write_atomic
@@ -111,6 +111,19 @@ class ExportSettings(_Section):
     """Number format of the exported weights."""
     push: bool = True
     """Send the file to Ollama when one answers; else leave the file and the commands."""
+
+    @field_validator("name")
+    @classmethod
+    def _ollama_takes_it(cls, name: str | None) -> str | None:
+        """A name that Ollama would refuse must show before hours of training, not after."""
+        from ollama_tune.core.plan.names import check_ollama_name
+
+        if name is not None:
+            try:
+                check_ollama_name(name)
+            except UsageError as error:
+                raise ValueError(error.what.removesuffix(".")) from error
+        return name
 
 
 class Settings(_Section):
