@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,6 +95,7 @@ class RunView:
         self.before: float | None = None
         self.after: float | None = None
         self.memory: Memory | None = None
+        self.predicted: Mapping[str, int] = {}
         self.checkpoints: list[Checkpoint] = []
         self.samples: dict[tuple[str, str], Sample] = {}
         self.warnings: dict[str, str] = {}
@@ -213,6 +214,7 @@ class RunView:
         self.train_rows = int(event.get("train_rows") or self.train_rows)
         self.validation_rows = int(event.get("validation_rows") or self.validation_rows)
         self.left_out = int(event.get("left_out") or self.left_out)
+        self.predicted = event.get("predicted") or self.predicted
 
     def _phase(self, event: Event) -> None:
         self.phase, self.phase_since = one_line(str(event["text"]), WIDE), event.t

@@ -177,7 +177,13 @@ def predict(settings: Settings, spec: ModelSpec, machine: Machine, longest: int)
     On the CPU `free` is the RAM available; on a GPU the driver's free memory less a spare for the
     desktop and for what changes during the run.
     """
-    training = settings.training
+    free, total = _free(settings.training.device, machine)
+    parts = predict_parts(settings.training, spec, longest)
+    return MemoryEstimate(settings.training.device, parts, free, total, "formula from the model's shape")
+
+
+def predict_parts(training: TrainingSettings, spec: ModelSpec, longest: int) -> tuple[MemoryPart, ...]:
+    """The parts of the peak; `longest` is the longest row in tokens."""
     batch = _Batch(spec, training, max(min(longest, training.sequence_length), 1))
     adapter = 4 * adapter_parameters(spec, training.rank, training.targets)
     parts = {
@@ -192,9 +198,7 @@ def predict(settings: Settings, spec: ModelSpec, machine: Machine, longest: int)
         parts["context"] = CUDA_CONTEXT
     else:
         parts["other"] += PYTHON_BASE + batch.heap()
-    free, total = _free(training.device, machine)
-    found = tuple(MemoryPart(name, count) for name, count in parts.items())
-    return MemoryEstimate(training.device, found, free, total, "formula from the model's shape")
+    return tuple(MemoryPart(name, count) for name, count in parts.items())
 
 
 def _free(device: str, machine: Machine) -> tuple[int, int]:

@@ -7,7 +7,8 @@ Kinds and their fields (units: bytes, seconds, tokens; every event also has `n`,
                   path, path_reason. Written at once; what is known only after reading the data is null
                   here and follows in `data`. Steps after `resumed_from` are done again and come again:
                   the last `step` event of a step counts.
-    data          total_steps, train_rows, validation_rows, left_out, tokens (one epoch), longest (row)
+    data          total_steps, train_rows, validation_rows, left_out, tokens (one epoch), longest (row),
+                  predicted{name: bytes} (the peak of memory, by part)
     phase         name, text (one sentence for a person)
     progress      name, done, total, unit ("B", "rows", "tokens")
     step          step, total_steps, epoch, loss (a supervised token), learning_rate, gradient_norm,

@@ -19,6 +19,7 @@ from ollama_tune.core.machine.host import read_host
 from ollama_tune.core.models.download import download
 from ollama_tune.core.models.locate import is_complete, is_hub_id, snapshots
 from ollama_tune.core.models.spec import read_spec
+from ollama_tune.core.plan.memory import predict_parts
 from ollama_tune.core.runs.launch import environment
 from ollama_tune.core.train import checkpoint
 from ollama_tune.core.train.batches import StepPlan, supervised
@@ -57,7 +58,7 @@ def train(session: Session, stages: Sequence[str]) -> dict[str, Any]:
     folder = _base_folder(session)
     session.phase("reading_data", "Reading the data and turning it into tokens.")
     chat = ChatFormat.from_folder(folder, _first_day(session))
-    material = _read(session, chat)
+    material = _read(session, chat, folder)
     session.phase("loading_model", "Loading the libraries and the model.")
     model = _load(session, folder)
     trainer, generator = _prepare(session, model, chat, material, found)
@@ -148,7 +149,7 @@ def _cuda_memory(torch: Any) -> dict[str, Any]:
     }
 
 
-def _read(session: Session, chat: ChatFormat) -> Material:
+def _read(session: Session, chat: ChatFormat, folder: Path) -> Material:
     """Read, split and encode the rows, leave out those that are too long, and tell the figures."""
     settings = session.settings
     rows = load_dataset(settings.data.path).rows
@@ -169,6 +170,8 @@ def _read(session: Session, chat: ChatFormat) -> Material:
         )
     held = _held(chat, held_rows, limit, settings.evaluation.rows)
     material = Material(training, validation, held, len(rows) - len(training) - len(validation))
+    longest = max(len(example.ids) for example in training)
+    parts = predict_parts(settings.training, read_spec(str(folder)), longest)
     session.emit(
         "data",
         total_steps=StepPlan([len(example.ids) for example in training], settings.training).total_steps,
@@ -176,7 +179,8 @@ def _read(session: Session, chat: ChatFormat) -> Material:
         validation_rows=len(validation),
         left_out=material.left_out,
         tokens=sum(len(example.ids) for example in training),
-        longest=max(len(example.ids) for example in training),
+        longest=longest,
+        predicted={part.name: part.bytes for part in parts},
     )
     return material
 

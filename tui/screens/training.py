@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -80,7 +79,7 @@ class TrainingScreen(RunScreen):
         self.tell("#figures", figures(view, time.time(), going=self.run.state is State.RUNNING))
         self.set_class(not (self.run.alive or view.trained), "-ended")
         self._show_trouble()
-        self.query_one(MemoryPanel).show(view.memory, self._predicted())
+        self.query_one(MemoryPanel).show(view.memory, view.predicted)
         log = self.query_one(RunLog)
         log.show_output(self._tail.poll())
         log.show_events(view)
@@ -95,11 +94,6 @@ class TrainingScreen(RunScreen):
         log = self._tail.poll()
         if log:
             self.query_one(RunLog).show_output(log)
-
-    def _predicted(self) -> Mapping[str, int] | None:
-        plan = self.tune.facts.plan
-        own = self.tune.answers.run == self.folder.name
-        return {part.name: part.bytes for part in plan.memory.parts} if plan and own else None
 
     def _state(self) -> Content:
         if self._starting:
