@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ollama_tune.core.data.lengths import encode_rows
@@ -19,7 +18,9 @@ from ollama_tune.core.machine.host import read_host
 from ollama_tune.core.models.download import download
 from ollama_tune.core.models.locate import is_complete, is_hub_id, snapshots
 from ollama_tune.core.models.spec import read_spec
+from ollama_tune.core.models.values import ModelSpec
 from ollama_tune.core.plan.memory import predict_parts
+from ollama_tune.core.plan.settings import TrainingSettings
 from ollama_tune.core.runs.launch import environment
 from ollama_tune.core.train import checkpoint
 from ollama_tune.core.train.batches import StepPlan, supervised
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from ollama_tune.core.train.loop import Trainer
 
 PATH = "transformers + peft"
+SMALL_PRODUCT = 0.2e9
+"""Arithmetic operations of a matrix product that one core does in about two milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,11 @@ class Material:
     validation: list[Example]
     held: Held
     left_out: int
+
+    @property
+    def longest(self) -> int:
+        """The longest training row in tokens."""
+        return max(len(example.ids) for example in self.training)
 
     @property
     def measured(self) -> bool:
@@ -55,12 +63,12 @@ def train(session: Session, stages: Sequence[str]) -> dict[str, Any]:
     _start(session, stages, found)
     for name in damaged:
         session.warn(f"The checkpoint {name} is damaged.", "The run goes on from the one before it.")
-    folder = _base_folder(session)
+    spec = _base_model(session)
     session.phase("reading_data", "Reading the data and turning it into tokens.")
-    chat = ChatFormat.from_folder(folder, _first_day(session))
-    material = _read(session, chat, folder)
+    chat = ChatFormat.from_folder(spec.folder, _first_day(session))
+    material = _read(session, chat, spec)
     session.phase("loading_model", "Loading the libraries and the model.")
-    model = _load(session, folder)
+    model = _load(session, spec, material.longest)
     trainer, generator = _prepare(session, model, chat, material, found)
     base = _measure_base(session, trainer, generator, material)
     session.phase("training", f"Training on {len(material.training)} rows.")
@@ -100,13 +108,13 @@ def _start(session: Session, stages: Sequence[str], found: Checkpoint | None) ->
     )
 
 
-def _base_folder(session: Session) -> Path:
-    """The folder of the base model's files, checked; a hub id's weights are downloaded where missing."""
+def _base_model(session: Session) -> ModelSpec:
+    """The base model's files, checked; a hub id's weights are downloaded where missing."""
     source, revision = session.settings.model.source, session.settings.model.revision
     if is_hub_id(source) and not any(map(is_complete, snapshots(source, revision))):
         session.phase("downloading", f"Downloading {source}.")
         download(source, revision, session.progress("downloading", "B"))
-    return read_spec(source, revision).folder
+    return read_spec(source, revision)
 
 
 def _first_day(session: Session) -> datetime | None:
@@ -114,7 +122,16 @@ def _first_day(session: Session) -> datetime | None:
     return datetime.fromtimestamp(session.history[0].t) if session.history else None
 
 
-def _load(session: Session, folder: Path) -> Any:
+def useful_threads(spec: ModelSpec, training: TrainingSettings, longest: int) -> int:
+    """All cores, or one where even the largest product of a micro-batch is over before a second helps.
+
+    A function of the run alone, never of how busy the box is: a resumed run must add in the same order.
+    """
+    product = 2 * training.batch_size * longest * spec.hidden_size * spec.intermediate_size
+    return 1 if product < SMALL_PRODUCT else read_host().cores
+
+
+def _load(session: Session, spec: ModelSpec, longest: int) -> Any:
     """The model with a fresh adapter; from here on the signs of life tell its parts in memory."""
     import torch
 
@@ -122,10 +139,10 @@ def _load(session: Session, folder: Path) -> Any:
 
     settings = session.settings
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(read_host().cores)
-    base = load_base(folder, settings.training)
+        torch.set_num_threads(useful_threads(spec, settings.training, longest))
+    base = load_base(spec.folder, settings.training)
     weights = tensor_bytes(base.parameters())
-    name = settings.model.source if is_hub_id(settings.model.source) else str(folder)
+    name = settings.model.source if is_hub_id(settings.model.source) else str(spec.folder)
     model = add_adapter(base, settings.training, name)
     adapter = tensor_bytes(trainable(model).values())
     parts = {"weights": weights, "adapter": adapter, "gradients": adapter, "optimizer": 2 * adapter}
@@ -149,7 +166,7 @@ def _cuda_memory(torch: Any) -> dict[str, Any]:
     }
 
 
-def _read(session: Session, chat: ChatFormat, folder: Path) -> Material:
+def _read(session: Session, chat: ChatFormat, spec: ModelSpec) -> Material:
     """Read, split and encode the rows, leave out those that are too long, and tell the figures."""
     settings = session.settings
     rows = load_dataset(settings.data.path).rows
@@ -170,8 +187,7 @@ def _read(session: Session, chat: ChatFormat, folder: Path) -> Material:
         )
     held = _held(chat, held_rows, limit, settings.evaluation.rows)
     material = Material(training, validation, held, len(rows) - len(training) - len(validation))
-    longest = max(len(example.ids) for example in training)
-    parts = predict_parts(settings.training, read_spec(str(folder)), longest)
+    parts = predict_parts(settings.training, spec, material.longest)
     session.emit(
         "data",
         total_steps=StepPlan([len(example.ids) for example in training], settings.training).total_steps,
@@ -179,7 +195,7 @@ def _read(session: Session, chat: ChatFormat, folder: Path) -> Material:
         validation_rows=len(validation),
         left_out=material.left_out,
         tokens=sum(len(example.ids) for example in training),
-        longest=longest,
+        longest=material.longest,
         predicted={part.name: part.bytes for part in parts},
     )
     return material
