@@ -9,7 +9,8 @@ from pathlib import Path
 from ollama_tune.assets.build.orders import Order, draw_order, spoken, ticket
 
 SEED = 11
-ROWS = 400
+ROWS = 500
+MOST_ITEMS = 2
 MOST_ALIKE = 0.6
 
 Shingles = frozenset[tuple[str, ...]]
@@ -43,7 +44,7 @@ def draw_tickets(count: int = ROWS, seed: int = SEED) -> list[tuple[str, str]]:
     seen: set[frozenset[tuple[object, ...]]] = set()
     worded: list[Shingles] = []
     while len(rows) < count:
-        order = draw_order(rng)
+        order = draw_order(rng, MOST_ITEMS)
         text = spoken(rng, order)
         pieces = shingles(text)
         if contents(order) in seen or any(alike(pieces, other) > MOST_ALIKE for other in worded):

@@ -73,7 +73,7 @@ def answer_setup(terminal: Terminal, model: Path, data: Path) -> None:
     if "Step 2" in terminal.text:
         terminal.press("enter")
     terminal.wait("Step 3 of 9")
-    terminal.wait("400 rows", 30)
+    terminal.wait("500 rows", 30)
     terminal.press("ctrl+u", str(data))
     terminal.press("enter", pause=0.6)
     terminal.wait(f"{ROWS} rows", 30)
