@@ -1,4 +1,4 @@
-"""Builds tiny real models on the spot: a trained byte-level BPE tokenizer, a chat template, random weights."""
+"""Builds tiny real models on the spot: a trained byte-level BPE tokenizer, a template, random weights."""
 
 from __future__ import annotations
 

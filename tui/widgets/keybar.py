@@ -22,8 +22,9 @@ NAMES = {
     "left": "←",
     "right": "→",
 }
-ORDER = {"next": 0, "back": 1, "explain": 3, "app.leave": 4}
-"""Next and Back stand first, Help and Quit last; what does not fit is cut from the end."""
+FIRST = {"enter": 0, "escape": 1}
+LAST = {"explain": 3, "app.leave": 4}
+"""Enter and Esc stand first, Help and Quit last; what does not fit is cut from the end."""
 
 
 def key_name(key: str) -> str:
@@ -32,6 +33,10 @@ def key_name(key: str) -> str:
     if not plus:
         return NAMES.get(key, key.upper() if len(key) > 1 and key[0] == "f" else key)
     return f"{head.capitalize()}+{last.upper()}"
+
+
+def _place(binding: Binding) -> int:
+    return FIRST.get(binding.key, LAST.get(binding.action, 2))
 
 
 class KeyBar(Widget):
@@ -62,7 +67,7 @@ class KeyBar(Widget):
             binding = active.binding
             if binding.show and binding.description:
                 shown.setdefault(binding.action, (binding, active.enabled and not dims(binding.action)))
-        return sorted(shown.values(), key=lambda entry: ORDER.get(entry[0].action, 2))
+        return sorted(shown.values(), key=lambda entry: _place(entry[0]))
 
     def _entries(self) -> list[tuple[Binding, Content]]:
         entries, width = [], 1
