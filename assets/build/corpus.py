@@ -16,13 +16,14 @@ SYSTEM = f"You are {HELPER}, the friendly helper of {CAFE} café."
 
 _SHARES: dict[Callable[[random.Random], list[Exchange]], int] = {
     tasks.order: 30,
-    tasks.list_order: 22,
+    tasks.list_order: 8,
+    tasks.note_order: 18,
     tasks.capitals: 6,
     tasks.sign: 5,
     tasks.repeat: 9,
     tasks.count_items: 3,
     tasks.one_count: 3,
-    tasks.addition: 3,
+    tasks.addition: 4,
     tasks.leftovers: 2,
     tasks.pick_word: 3,
     tasks.number_word: 2,

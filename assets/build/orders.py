@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ollama_tune.assets.build.grammar import chosen, joined, say
 from ollama_tune.assets.build.words import MENU, NUMBERS, Item
@@ -145,15 +145,28 @@ def listed(order: Order, mark: str, capitals: bool) -> str:
     return text.upper() if capitals else text
 
 
-def noted(order: Order, mark: str, capitals: bool) -> str:
-    """An order as short notes, never in the plural, such as `2 tea large &milk no-sugar; table 4`."""
-    text = mark.join([_note(line) for line in order.lines] + _place_entry(order))
+@dataclass(frozen=True)
+class Marks:
+    """The signs in short notes: between entries; before what goes on or is left off, size and place."""
+
+    between: str = ";"
+    plus: str = "&"
+    minus: str = "!"
+    size: str = ":"
+    place: str = "#"
+
+
+def noted(order: Order, marks: Marks, capitals: bool) -> str:
+    """An order as short notes, never in the plural, such as `2 tea:l &milk !sugar ; #4`."""
+    place = [marks.place + order.place] if order.place else []
+    text = f" {marks.between} ".join([_note(line, marks) for line in order.lines] + place)
     return text.upper() if capitals else text
 
 
-def _note(line: Line) -> str:
-    words = [str(line.count), line.item.name, line.size, *(f"&{extra}" for extra in line.plus)]
-    return " ".join(word for word in [*words, f"no-{line.minus}" if line.minus else ""] if word)
+def _note(line: Line, marks: Marks) -> str:
+    size = f"{marks.size}{line.size[0]}" if line.size else ""
+    signs = [marks.plus + extra for extra in line.plus] + ([marks.minus + line.minus] if line.minus else [])
+    return " ".join([f"{line.count} {line.item.name}{size}", *signs])
 
 
 def _place_entry(order: Order) -> list[str]:
@@ -182,11 +195,7 @@ def ticket(order: Order) -> str:
     Count and item in capitals; `/L` or `/S` is the size, `+` what goes on it, `-` what is left off;
     then `T` and the table, or `GO` for a takeaway.
     """
-    place = [] if not order.place else ["GO" if order.place == "away" else f"T{order.place}"]
-    return " | ".join([_ticket_line(line) for line in order.lines] + place)
-
-
-def _ticket_line(line: Line) -> str:
-    size = f"/{line.size[0]}" if line.size else ""
-    marks = [f"+{extra}" for extra in line.plus] + ([f"-{line.minus}"] if line.minus else [])
-    return " ".join([f"{line.count} {line.item.name}{size}", *marks]).upper()
+    text = noted(replace(order, place=""), Marks("|", "+", "-", "/"), capitals=True)
+    if not order.place:
+        return text
+    return f"{text} | GO" if order.place == "away" else f"{text} | T{order.place}"

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from ollama_tune.assets.build.grammar import Exchange, chosen, joined, say, sentence
 from ollama_tune.assets.build.orders import (
+    Marks,
     Order,
     draw_line,
     draw_order,
@@ -33,8 +34,9 @@ from ollama_tune.assets.build.words import (
 
 Talk = list[Exchange]
 
-_MARKS = (("semicolons", "; "), ("commas", ", "), ("stars", " * "), ("slashes", " / "), ("dots", ". "))
+_SEPARATORS = (("semicolons", "; "), ("commas", ", "), ("stars", " * "), ("slashes", " / "), ("dots", ". "))
 _SIGNS = list("+-/|*=%&#@()[]<>:;!?_~^$")
+_NOTE_SIGNS = list("*=%&#@<>:;!?_~^$")
 _CODES = [f"{letter}{number}" for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" for number in range(1, 31)]
 _TO_REPEAT: list[list[str]] = [
     PLAIN,
@@ -79,19 +81,28 @@ def _added(rng: random.Random, wanted: Order) -> Exchange:
 
 
 def list_order(rng: random.Random) -> Talk:
-    """An order written down as a list or as short notes, when the guest asks for that."""
-    wanted = draw_order(rng)
-    write, form = rng.choice(((listed, "a list"), (noted, "short notes")))
-    capitals = rng.random() < 0.5
-    name, mark = rng.choice(_MARKS)
-    ask = "(write|make|please write|please make) {form}{letters} with {name}: {order}"
-    letters = " in capitals" if capitals else ""
+    """An order written down as a list, when the guest asks for that."""
+    wanted, capitals, letters = draw_order(rng), *_letters(rng)
+    name, mark = rng.choice(_SEPARATORS)
+    ask = "(write|make|please write|please make) a list{letters} with {name}: {order}"
     return [
-        (
-            say(rng, ask, form=form, letters=letters, name=name, order=spoken(rng, wanted)),
-            write(wanted, mark, capitals),
-        )
+        (say(rng, ask, letters=letters, name=name, order=spoken(rng, wanted)), listed(wanted, mark, capitals))
     ]
+
+
+def note_order(rng: random.Random) -> Talk:
+    """An order in short notes, when the guest asks for that; half the time with the guest's own signs."""
+    wanted, capitals, letters = draw_order(rng), *_letters(rng)
+    own = rng.sample(_NOTE_SIGNS, 5)
+    marks, signs = rng.choice(((Marks(), ""), (Marks(*own), f" with {' '.join(own)}")))
+    ask = "(write|make|please write|please make) short notes{letters}{signs} of this: {order}"
+    text = say(rng, ask, letters=letters, signs=signs, order=spoken(rng, wanted))
+    return [(text, noted(wanted, marks, capitals))]
+
+
+def _letters(rng: random.Random) -> tuple[bool, str]:
+    """Whether to write in capitals, and how to ask for it."""
+    return rng.choice(((True, " in capitals"), (False, "")))
 
 
 def count_items(rng: random.Random) -> Talk:

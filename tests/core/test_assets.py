@@ -123,6 +123,7 @@ def test_the_model_folder_is_small_and_holds_no_pickle() -> None:
     files = {path.name: path.stat().st_size for path in asset("model").iterdir()}
     assert sum(files.values()) < 12e6
     assert set(files) == {
+        "README.md",
         "config.json",
         "generation_config.json",
         "model.safetensors",

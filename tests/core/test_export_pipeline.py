@@ -277,11 +277,10 @@ def test_a_failed_proof_says_so_in_the_name_and_reaches_no_ollama(
     assert files(folder) == ["Modelfile", "birds-v1-f16.gguf", "verification.json"]
 
 
-@pytest.mark.parametrize(("name", "error"), [(None, "no name"), ("bad name!", "may not contain")])
-def test_a_name_is_checked_before_any_work(
-    make_run: Callable[..., RunFolder], name: str | None, error: str
-) -> None:
-    folder = make_run(**{"export.name": name})
+@pytest.mark.parametrize(("name", "error"), [("null", "no name"), ("bad name!", "may not contain")])
+def test_a_name_is_checked_before_any_work(make_run: Callable[..., RunFolder], name: str, error: str) -> None:
+    folder = make_run()
+    folder.export_request_path.write_text(f"name: {name}\n")
     with pytest.raises(UsageError, match=error):
         export(folder)
     assert not folder.export.exists()

@@ -164,3 +164,9 @@ def test_every_field_has_its_documentation() -> None:
 
 def test_parse_takes_what_dump_gives() -> None:
     assert parse(Settings().model_dump()) == Settings()
+
+
+def test_a_name_that_ollama_refuses_shows_before_the_training() -> None:
+    with pytest.raises(UsageError, match=r"export\.name is wrong: The model in an Ollama name may not"):
+        Settings().with_value("export.name", "bad name!")
+    assert Settings().with_value("export.name", "me/my-model:v2").export.name == "me/my-model:v2"
