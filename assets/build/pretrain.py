@@ -3,8 +3,8 @@
 The same seed gives the same corpus, the same `tokenizer.json` and the same batches on every machine.
 The weights are equal bit for bit on the same machine with the same torch and the same number of threads;
 elsewhere the order of the sums differs, so the weights agree only in what the model has learned.
-Takes about 10 minutes on 2 free CPU cores; on shared ones set `OMP_WAIT_POLICY=PASSIVE`, so that threads that
-wait for each other leave the cores to others.
+Takes about 15 minutes on 2 CPU cores. Where others use them too, set `OMP_WAIT_POLICY=PASSIVE`: threads
+that wait for each other then leave the cores alone.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from ollama_tune.assets.build.orders import Order, draw_order, spoken, ticket
 SEED = 11
 ROWS = 500
 MOST_ITEMS = 2
+MOST_MARKS = 2
 MOST_ALIKE = 0.6
 
 Shingles = frozenset[tuple[str, ...]]
@@ -45,6 +46,8 @@ def draw_tickets(count: int = ROWS, seed: int = SEED) -> list[tuple[str, str]]:
     worded: list[Shingles] = []
     while len(rows) < count:
         order = draw_order(rng, MOST_ITEMS)
+        if any(len(line.plus) + bool(line.minus) > MOST_MARKS for line in order.lines):
+            continue
         text = spoken(rng, order)
         pieces = shingles(text)
         if contents(order) in seen or any(alike(pieces, other) > MOST_ALIKE for other in worded):
