@@ -109,7 +109,7 @@ def card_lines(verification: Verification) -> list[str]:
     lines = [f"Proof of {one_line(verification.file, 60)} ({human_bytes(verification.bytes)}):"]
     for check in verification.checks:
         name, figure = one_line(check.name, 24), one_line(check.figure, 30)
-        lines.append(f"  {SIGNS[check.verdict]} {name:<24} {figure:<30} {one_line(check.text, 100)}")
+        lines.append(f"  {SIGNS[check.verdict]} {name:<24} {figure:<30} {one_line(check.text, 240)}")
     lines.append(f"  => {words[verification.verdict]}: sha256 {verification.sha256[:16]}…")
     return lines
 
