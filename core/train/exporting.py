@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Sequence
 from typing import Any
 
 from ollama_tune.core.export.values import ExportStopped
-from ollama_tune.core.runs.launch import environment
 from ollama_tune.core.train.session import Session, host_memory
 
 
 def export(session: Session, stages: Sequence[str]) -> dict[str, Any]:
     """Export the run's adapter; returns the fields of the `done` event."""
-    settings = session.settings
-    session.emit(
-        "start",
-        stage="export",
-        stages=list(stages),
-        pid=os.getpid(),
-        device=settings.training.device,
-        versions=environment(),
-        model=settings.model.source,
-    )
+    session.start("export", stages)
     from ollama_tune.core.export.pipeline import run_export
 
     session.gauge = host_memory

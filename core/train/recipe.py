@@ -21,7 +21,6 @@ from ollama_tune.core.models.spec import read_spec
 from ollama_tune.core.models.values import ModelSpec
 from ollama_tune.core.plan.memory import predict_parts
 from ollama_tune.core.plan.settings import TrainingSettings
-from ollama_tune.core.runs.launch import environment
 from ollama_tune.core.train import checkpoint
 from ollama_tune.core.train.batches import StepPlan, supervised
 from ollama_tune.core.train.checkpoint import Checkpoint
@@ -89,15 +88,9 @@ def train(session: Session, stages: Sequence[str]) -> dict[str, Any]:
 
 
 def _start(session: Session, stages: Sequence[str], found: Checkpoint | None) -> None:
-    settings = session.settings
-    session.emit(
-        "start",
-        stage="train",
-        stages=list(stages),
-        pid=os.getpid(),
-        device=settings.training.device,
-        versions=environment(),
-        model=settings.model.source,
+    session.start(
+        "train",
+        stages,
         total_steps=None,
         resumed_from=found.state.step if found else None,
         train_rows=None,

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ollama_tune.core.machine.host import read_memory
 from ollama_tune.core.plan.settings import Settings
 from ollama_tune.core.runs.events import Event, EventWriter
 from ollama_tune.core.runs.folder import RunFolder
+from ollama_tune.core.runs.launch import environment
 
 HEARTBEAT = 2.0
 PROGRESS_INTERVAL = 0.5
@@ -115,6 +116,19 @@ class Session:
     def emit(self, kind: str, **data: Any) -> Event:
         """Append an event to the run's log."""
         return self.writer.write(kind, **data)
+
+    def start(self, stage: str, stages: Sequence[str], **data: Any) -> None:
+        """Write the `start` event of a stage: what runs, where, and on which versions."""
+        self.emit(
+            "start",
+            stage=stage,
+            stages=list(stages),
+            pid=os.getpid(),
+            device=self.settings.training.device,
+            versions=environment(),
+            model=self.settings.model.source,
+            **data,
+        )
 
     def phase(self, name: str, text: str) -> None:
         """Say what is being done now; ends the run first if that was asked for."""
