@@ -53,9 +53,12 @@ class ChatFormat:
     (`merges_system`), the system text is put before the first user text, in training and in use alike.
     """
 
-    def __init__(self, folder: Path, tokenizer: Tokenizer, template: ChatTemplate) -> None:
+    def __init__(
+        self, folder: Path, tokenizer: Tokenizer, template: ChatTemplate, config: Path | None = None
+    ) -> None:
         special = tokenizer_files.special_tokens(folder)
         self.folder = folder
+        self._config = config or folder
         self.template = template.source
         self.bos_token = special.get("bos_token")
         self.eos_token = special.get("eos_token")
@@ -66,20 +69,30 @@ class ChatFormat:
         self.merges_system = not self._carries_system()
 
     @classmethod
-    def from_folder(cls, folder: Path, now: datetime | None = None) -> ChatFormat:
+    def from_folder(
+        cls,
+        folder: Path,
+        now: datetime | None = None,
+        *,
+        template: str | None = None,
+        config: Path | None = None,
+    ) -> ChatFormat:
         """Read a model folder. `now` is the date a template may print; default the present moment.
+
+        `template` replaces the folder's own chat template; `config` is the folder whose config files name
+        the ending and padding ids where `folder` holds a tokenizer only.
 
         Raises `TuneError` without a chat template, without or with a damaged `tokenizer.json`, and
         when the template cannot render a single question.
         """
-        source = tokenizer_files.chat_template(folder)
+        source = template if template is not None else tokenizer_files.chat_template(folder)
         if source is None:
             raise TuneError(
                 "This is a base model without a chat template: it has no form for questions and answers.",
                 "Choose a chat model (its name often ends in -Instruct, -it or -chat).",
             )
-        template = ChatTemplate(source, tokenizer_files.special_tokens(folder), now)
-        return cls(folder, load_tokenizer(folder), template)
+        compiled = ChatTemplate(source, tokenizer_files.special_tokens(folder), now)
+        return cls(folder, load_tokenizer(folder), compiled, config)
 
     def _carries_system(self) -> bool:
         """True when a system text shows in a prompt, in one exchange and in two."""
@@ -126,7 +139,7 @@ class ChatFormat:
     @cached_property
     def stop_ids(self) -> frozenset[int]:
         """Ids that end an answer: those configured, the tokenizer's eos, and end tokens of the template."""
-        ids = set(tokenizer_files.configured_id(self.folder, "eos_token_id"))
+        ids = set(tokenizer_files.configured_id(self._config, "eos_token_id"))
         texts = [text for text in END_TOKENS if text in self.template] + [self.eos_token or ""]
         ids.update(self._id(text) for text in texts if self._id(text) >= 0)
         return frozenset(i for i in ids if i < self.vocabulary_size)
@@ -154,7 +167,7 @@ class ChatFormat:
     @cached_property
     def pad_id(self) -> int:
         """The id that fills short rows of a batch; never trained on."""
-        configured = tokenizer_files.configured_id(self.folder, "pad_token_id")
+        configured = tokenizer_files.configured_id(self._config, "pad_token_id")
         candidates = (self._id(self._pad_token or ""), *configured, self._id(self.eos_token or ""))
         return next((i for i in candidates if 0 <= i < self.vocabulary_size), 0)
 

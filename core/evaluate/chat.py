@@ -23,10 +23,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ollama_tune.core.data.render import ChatFormat
 from ollama_tune.core.data.values import Message
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.models.locate import resolve
+from ollama_tune.core.runs.chat import run_chat
 from ollama_tune.core.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Chat:
             raise TuneError(what, "Wait until its training is done.")
         settings = folder.settings()
         base_folder = resolve(settings.model.source, settings.model.revision)
-        self._format = ChatFormat.from_folder(base_folder)
+        self._format = run_chat(folder, base_folder)
 
         from ollama_tune.core.evaluate.generate import Generator
         from ollama_tune.core.train.loop import autocast

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,18 +22,13 @@ from gguf.gguf_writer import WriterState
 
 from ollama_tune.core.data.render import ChatFormat
 from ollama_tune.core.errors import TuneError
-from ollama_tune.core.export.architectures import (
-    EMBEDDING,
-    Config,
-    TensorPlan,
-    plan_tensors,
-    read_config,
-)
 from ollama_tune.core.export.merge import Adapter, MergedRows, Weights
 from ollama_tune.core.export.quantize import TYPES, TensorType, encode, one_thread_each, type_of
+from ollama_tune.core.export.tensors import EMBEDDING, TensorPlan, plan_tensors
 from ollama_tune.core.export.tokenizer import tokenizer_fields
 from ollama_tune.core.export.values import ExportStopped
 from ollama_tune.core.files import atomic_file
+from ollama_tune.core.models.architectures import Config, read_config
 from ollama_tune.core.text import human_bytes, one_line
 
 CHUNK = 1 << 17
@@ -73,8 +68,13 @@ class Exported:
 
 
 @contextlib.contextmanager
-def open_source(base: Path, adapter: Path | None) -> Iterator[Source]:
-    """Read and check everything but the weights: architecture, adapter, tokenizer. Raises `TuneError`."""
+def open_source(
+    base: Path, adapter: Path | None, chat: ChatFormat, tokenizer: Mapping[str, Any] | None = None
+) -> Iterator[Source]:
+    """Read and check everything but the weights: architecture, adapter, tokenizer. Raises `TuneError`.
+
+    `chat` is the tokenizer and template of the training; `tokenizer` replaces the keys made from it.
+    """
     config = read_config(base)
     with contextlib.ExitStack() as stack:
         weights = Weights.of_model(base)
@@ -86,7 +86,7 @@ def open_source(base: Path, adapter: Path | None) -> Iterator[Source]:
         if lora is not None:
             lora.check_targets(plans)
         vocabulary = weights.shapes[f"{EMBEDDING}.weight"][0]
-        fields = config.fields(vocabulary) | tokenizer_fields(base, ChatFormat.from_folder(base), vocabulary)
+        fields = config.fields(vocabulary) | dict(tokenizer or tokenizer_fields(chat, vocabulary))
         yield Source(config, tuple(plans), MergedRows(weights, lora), fields)
 
 
@@ -98,6 +98,9 @@ def export_gguf(
     progress: Progress | None = None,
     stopped: Stopped | None = None,
     *,
+    chat: ChatFormat | None = None,
+    tokenizer: Mapping[str, Any] | None = None,
+    importance: Path | None = None,
     name: str | None = None,
 ) -> Exported:
     """Write base + adapter as `output` in the format `type` (f32, f16, bf16 or q8_0).
@@ -107,7 +110,8 @@ def export_gguf(
     """
     kind = TYPES[type]
     _clear_leftovers(output)
-    with open_source(base, adapter) as source, _clear_disk_errors(output):
+    chat = chat or ChatFormat.from_folder(base)
+    with open_source(base, adapter, chat, tokenizer) as source, _clear_disk_errors(output):
         require_space(output.parent, source.size(kind))
         with atomic_file(output) as file:
             sink = _Sink(file, source.size(kind), progress, stopped)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ollama_tune.core.errors import TuneError
-from ollama_tune.core.export.architectures import TensorPlan, require_json
+from ollama_tune.core.export.tensors import TensorPlan
+from ollama_tune.core.models.architectures import require_json
 from ollama_tune.core.models.weights import weight_names
 from ollama_tune.core.text import one_line
 

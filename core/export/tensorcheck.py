@@ -15,9 +15,9 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from ollama_tune.core.export.architectures import TensorPlan
 from ollama_tune.core.export.gguf import Exported, Source
 from ollama_tune.core.export.quantize import TYPES, TensorType, one_thread_each, type_of
+from ollama_tune.core.export.tensors import TensorPlan
 from ollama_tune.core.export.values import Check
 
 TOLERANCE = 1.8

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import gguf
@@ -12,7 +11,8 @@ import gguf
 from ollama_tune.core.data.render import ChatFormat, load_tokenizer
 from ollama_tune.core.data.values import Message
 from ollama_tune.core.errors import TuneError
-from ollama_tune.core.export.architectures import require_json
+from ollama_tune.core.export.template import exported_template
+from ollama_tune.core.models.architectures import require_json
 from ollama_tune.core.text import one_line
 
 _OTHER_MODEL = "Choose another base model, or a newer ollama-tune that knows this tokenizer."
@@ -28,26 +28,16 @@ PRE_TOKENIZERS: Mapping[str, str] = {
 _COVERING_SPLITS = (("Isolated", False), ("Removed", True))
 _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
-# Ollama swaps an embedded template for a similar one of its own when fewer than 100 edits part them; a
-# comment of 200 characters keeps every one of them away. The words that would make Ollama believe in
-# special abilities must not be in it.
-TEMPLATE_COMMENT = (
-    "{# This is the chat template the model was tuned with, unchanged below this comment. The comment is "
-    "long on purpose: Ollama replaces a template that closely resembles one it knows by its own version, "
-    "which can render differently by a few characters, and then the model would see text unlike the text "
-    "it was trained on. #}\n"
-)
 
-
-def tokenizer_fields(folder: Path, chat: ChatFormat, rows: int) -> dict[str, Any]:
-    """All `tokenizer.*` keys for a base model folder; `rows` is the number of embedding rows.
+def tokenizer_fields(chat: ChatFormat, rows: int) -> dict[str, Any]:
+    """All `tokenizer.*` keys for the tokenizer of `chat`; `rows` is the number of embedding rows.
 
     Raises `TuneError` by name for a tokenizer that is not byte-level BPE, or whose rules llama.cpp
     is not known to have.
     """
-    data = require_json(folder / "tokenizer.json")
+    data = require_json(chat.folder / "tokenizer.json")
     model = _byte_level_model(data)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(chat.folder)
     added = {i: (token.content, token.special) for i, token in tokenizer.get_added_tokens_decoder().items()}
     tokens, types = _tokens(tokenizer.get_vocab(with_added_tokens=False), added, rows)
     fields: dict[str, Any] = {
@@ -60,7 +50,7 @@ def tokenizer_fields(folder: Path, chat: ChatFormat, rows: int) -> dict[str, Any
         "tokenizer.ggml.add_eos_token": False,
         "tokenizer.ggml.add_space_prefix": False,
         "tokenizer.ggml.padding_token_id": chat.pad_id,
-        "tokenizer.chat_template": TEMPLATE_COMMENT + chat.template,
+        "tokenizer.chat_template": exported_template(chat),
     }
     return fields | _special_ids(chat, tokens)
 

@@ -76,6 +76,7 @@ def verify(
     adapter: Path,
     reference: Sequence[ReferenceAnswer],
     *,
+    chat: ChatFormat | None = None,
     conversations: Sequence[Conversation] = (),
     slack: float = 0.0,
     max_new_tokens: int = 64,
@@ -88,9 +89,9 @@ def verify(
     `max_new_tokens`; `conversations` are held-out prompts to render. `slack` (nats) widens the KL gates
     for a reference made on 4-bit weights.
     """
-    chat = ChatFormat.from_folder(base)
+    chat = chat or ChatFormat.from_folder(base)
     chats = [*CONVERSATIONS, *conversations[: 2 * PROMPTS]]
-    with open_source(base, adapter) as source:
+    with open_source(base, adapter, chat) as source:
         questions = sum(len(answer.positions) + 1 for answer in reference)
         meter = _Meter(len(source.plans) + len(TEXTS) + 2 * len(chats) + questions, progress, stopped)
         checks = [*_tensor_checks(exported, source, meter)]

@@ -21,7 +21,8 @@ ALL_LINEAR: Literal["all-linear"] = "all-linear"
 Quantization = Literal["none", "nf4"]
 Schedule = Literal["cosine", "linear", "constant"]
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
-GgufType = Literal["f16", "bf16", "q8_0"]
+GgufType = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_k_s", "q4_0"]
+ExportForm = Literal["merged", "adapter", "adapter_gguf"]
 
 
 class _Section(BaseModel):
@@ -109,6 +110,13 @@ class ExportSettings(_Section):
     """The model's name in Ollama; empty means that the run ends without an export."""
     type: GgufType = "q8_0"
     """Number format of the exported weights."""
+    importance: bool = True
+    """Let the 4- to 6-bit types keep what the held-out rows use most (an importance matrix)."""
+    system: str | None = None
+    """A system prompt stored with the model in Ollama; empty means none."""
+    also: list[ExportForm] = []
+    """What is written besides the GGUF: `merged` (16-bit safetensors folder), `adapter` (PEFT folder),
+    `adapter_gguf` (the adapter alone, for llama.cpp)."""
     push: bool = True
     """Send the file to Ollama when one answers; else leave the file and the commands."""
 

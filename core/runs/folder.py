@@ -120,6 +120,11 @@ class RunFolder:
         """`export.yaml`: the export asked for after training; `run.yaml` itself is never rewritten."""
         return self.path / "export.yaml"
 
+    @property
+    def chat_template_path(self) -> Path:
+        """`chat_template.jinja`: the template of the training with everything pinned that could change."""
+        return self.path / "chat_template.jinja"
+
     def settings(self) -> Settings:
         """The run's settings."""
         return load(self.settings_path)

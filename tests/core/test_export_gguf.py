@@ -14,12 +14,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from ollama_tune.core.errors import TuneError
-from ollama_tune.core.export.architectures import read_config
 from ollama_tune.core.export.gguf import export_gguf, require_space
 from ollama_tune.core.export.llama import LlamaServer
 from ollama_tune.core.export.quantize import TYPES
 from ollama_tune.core.export.reference import divergence
 from ollama_tune.core.export.values import ExportStopped
+from ollama_tune.core.models.architectures import read_config
 from tests.core.export_parts import (
     LLAMA3_ROPE,
     PROMPT,

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ollama_tune.core.errors import TuneError
-from ollama_tune.core.export.architectures import TensorPlan, plan_tensors, read_config
 from ollama_tune.core.export.merge import Adapter, MergedRows, Weights
+from ollama_tune.core.export.tensors import TensorPlan, plan_tensors
+from ollama_tune.core.models.architectures import read_config
 from tests.core.export_parts import build_adapter, build_llama, load
 
 
@@ -29,7 +30,7 @@ def plans_of(base: Path, adapter: Adapter) -> tuple[Weights, dict[str, TensorPla
 
 def straight(plan: TensorPlan) -> TensorPlan:
     """The same tensor in the order of the base."""
-    return TensorPlan(plan.name, plan.key, plan.module, plan.shape)
+    return TensorPlan(plan.name, plan.keys, plan.modules, plan.shape)
 
 
 @pytest.mark.parametrize(

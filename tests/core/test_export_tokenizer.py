@@ -15,9 +15,9 @@ from ollama_tune.core.errors import TuneError
 from ollama_tune.core.export.gguf import export_gguf
 from ollama_tune.core.export.llama import LlamaServer
 from ollama_tune.core.export.probes import CONVERSATIONS, TEXTS
+from ollama_tune.core.export.template import TEMPLATE_COMMENT
 from ollama_tune.core.export.tokenizer import (
     PRE_TOKENIZERS,
-    TEMPLATE_COMMENT,
     pre_tokenizer,
     tokenizer_fields,
 )
@@ -92,7 +92,7 @@ def test_the_digest_names_published_rules(name: str) -> None:
 def test_llama_cpp_cuts_text_by_the_same_rules(tmp_path: Path, name: str) -> None:
     base = model_with(tmp_path / "base", RULES[name]())
     chat = ChatFormat.from_folder(base)
-    assert tokenizer_fields(base, chat, 960)["tokenizer.ggml.pre"] == name
+    assert tokenizer_fields(chat, 960)["tokenizer.ggml.pre"] == name
     with serve(base, tmp_path) as llama:
         wrong = [text for text in TEXTS if llama.tokenize(text) != chat.encode(text)[0]]
     # llama.cpp's own versions of these two rules do not count marks as letters.
@@ -138,7 +138,7 @@ def test_other_kinds_of_tokenizers_are_refused_by_name(tmp_path: Path) -> None:
     for change, named in (({"byte_fallback": True}, "SentencePiece"), ({"type": "Unigram"}, "Unigram")):
         (base / "tokenizer.json").write_text(json.dumps(data | {"model": data["model"] | change}))
         with pytest.raises(TuneError, match=named):
-            tokenizer_fields(base, chat, 400)
+            tokenizer_fields(chat, 400)
 
 
 def test_token_types_gaps_and_ids(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_token_types_gaps_and_ids(tmp_path: Path) -> None:
     size = len(data["model"]["vocab"])
     data["added_tokens"].append({"id": size, "content": "<plain>", **plain})
     (base / "tokenizer.json").write_text(json.dumps(data))
-    fields = tokenizer_fields(base, ChatFormat.from_folder(base), size + 3)
+    fields = tokenizer_fields(ChatFormat.from_folder(base), size + 3)
     tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
     assert tokens[:3] == ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     assert types[:4] == [3, 3, 3, 1]
@@ -158,13 +158,13 @@ def test_token_types_gaps_and_ids(tmp_path: Path) -> None:
     assert fields["tokenizer.ggml.padding_token_id"] == 0
     assert fields["tokenizer.ggml.add_bos_token"] is False
     with pytest.raises(TuneError, match=f"token id {size}, but the model has only {size} embedding rows"):
-        tokenizer_fields(base, ChatFormat.from_folder(base), size)
+        tokenizer_fields(ChatFormat.from_folder(base), size)
 
 
 def test_every_id_that_ends_an_answer_is_written(tmp_path: Path) -> None:
     base = build_llama(tmp_path)
     change_json(base / "generation_config.json", eos_token_id=[2, 0])
-    fields = tokenizer_fields(base, ChatFormat.from_folder(base), 400)
+    fields = tokenizer_fields(ChatFormat.from_folder(base), 400)
     assert (fields["tokenizer.ggml.eos_token_id"], fields["tokenizer.ggml.eot_token_id"]) == (2, 0)
 
 
@@ -174,7 +174,7 @@ def test_a_model_that_names_no_end_is_refused(tmp_path: Path) -> None:
     for name in ("generation_config.json", "config.json"):
         change_json(base / name, eos_token_id=None)
     with pytest.raises(TuneError, match="never stop"):
-        tokenizer_fields(base, ChatFormat.from_folder(base), 400)
+        tokenizer_fields(ChatFormat.from_folder(base), 400)
 
 
 @pytest.mark.parametrize("in_template", [True, False])

@@ -10,7 +10,7 @@ import pytest
 
 from ollama_tune.core.data.render import ChatFormat
 from ollama_tune.core.data.values import Message
-from ollama_tune.core.export import architectures, merge
+from ollama_tune.core.export import merge
 from ollama_tune.core.export.gguf import Exported, export_gguf
 from ollama_tune.core.export.probes import CONVERSATIONS
 from ollama_tune.core.export.quantize import TYPES
@@ -18,6 +18,7 @@ from ollama_tune.core.export.reference import ReferenceAnswer, divergence, read_
 from ollama_tune.core.export.tensorcheck import read_tensors
 from ollama_tune.core.export.values import Check, ExportStopped, Verification
 from ollama_tune.core.export.verify import compute_reference, verify
+from ollama_tune.core.models import architectures
 from tests.core.export_parts import LLAMA3_ROPE, build_adapter, build_llama
 
 LIMIT = 16

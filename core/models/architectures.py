@@ -1,25 +1,19 @@
-"""Which model families can become GGUF, and what each writes: one table row a Hugging Face class."""
+"""Which model families can become GGUF, and what sets them apart: one table row a Hugging Face class."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import gguf
 
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.models.tokenizer_files import read_json
 from ollama_tune.core.text import one_line
 
-EMBEDDING = "model.embed_tokens"
-HEAD = "lm_head"
-_SKIPPED = re.compile(r"\.rotary_emb\.inv_freq$")
-_OTHER_MODEL = "Choose another base model, or a newer ollama-tune that knows this one."
-_BROKEN = "Download the base model again or choose another."
+OTHER_MODEL = "Choose another base model, or a newer ollama-tune that knows this one."
+BROKEN = "Download the base model again or choose another."
 
 
 @dataclass(frozen=True)
@@ -31,7 +25,6 @@ class Architecture:
     """
 
     name: str
-    tensors: gguf.MODEL_ARCH
     permuted: tuple[str, ...]
     activation: str
     layer: tuple[str, ...]
@@ -43,9 +36,7 @@ _LLAMA_LAYER = (
     *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
 )
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "LlamaForCausalLM": Architecture(
-        "llama", gguf.MODEL_ARCH.LLAMA, ("q_proj", "k_proj"), "silu", _LLAMA_LAYER
-    ),
+    "LlamaForCausalLM": Architecture("llama", ("q_proj", "k_proj"), "silu", _LLAMA_LAYER),
 }
 
 
@@ -136,7 +127,7 @@ def read_config(folder: Path) -> Config:
         return _config(architecture, data)
     except (KeyError, TypeError, ValueError) as error:
         raise TuneError(
-            f"The base model's config.json lacks a usable value for the export ({error}).", _BROKEN
+            f"The base model's config.json lacks a usable value for the export ({error}).", BROKEN
         ) from error
 
 
@@ -146,13 +137,13 @@ def find_architecture(data: Mapping[str, Any]) -> Architecture:
     name = str(names[0]) if isinstance(names, list) and names else "an unnamed architecture"
     if data.get("auto_map"):
         raise TuneError(
-            f"The base model brings its own code ({one_line(name, 60)}), which is never run.", _OTHER_MODEL
+            f"The base model brings its own code ({one_line(name, 60)}), which is never run.", OTHER_MODEL
         )
     if name not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise TuneError(
             f"The architecture {one_line(name, 60)} cannot be exported to GGUF; supported: {known}.",
-            _OTHER_MODEL,
+            OTHER_MODEL,
         )
     return ARCHITECTURES[name]
 
@@ -164,7 +155,7 @@ def _config(architecture: Architecture, data: Mapping[str, Any]) -> Config:
         raise TuneError(
             f"llama.cpp computes this architecture with {architecture.activation} only, "
             f"and the base model uses {one_line(str(activation), 40)}.",
-            _OTHER_MODEL,
+            OTHER_MODEL,
         )
     return Config(
         architecture=architecture,
@@ -192,96 +183,16 @@ def _rope(data: Mapping[str, Any]) -> dict[str, Any]:
         raise TuneError(
             f"The position encoding of the base model ({what}) cannot be exported; "
             f"supported: {', '.join(_ROPE_NEEDS)} without changes to their details.",
-            _OTHER_MODEL,
+            OTHER_MODEL,
         )
     for name in ("rope_theta", *_ROPE_NEEDS[kind]):
         float(rope[name])
     return rope
 
 
-@dataclass(frozen=True)
-class TensorPlan:
-    """One tensor of the GGUF: its name there, its name in the base, and the module an adapter calls it by.
-
-    `shape` is as in safetensors (rows, columns) or (rows,). `heads` > 0 means that the rows are
-    permuted within that many heads. `values` holds a computed tensor that is in no file.
-    """
-
-    name: str
-    key: str
-    module: str
-    shape: tuple[int, ...]
-    heads: int = 0
-    values: tuple[float, ...] | None = None
-
-    @property
-    def rows(self) -> int:
-        """How many rows: the first dimension."""
-        return self.shape[0]
-
-    @property
-    def columns(self) -> int:
-        """Numbers a row; 1 for vectors."""
-        return math.prod(self.shape[1:])
-
-
-def plan_tensors(
-    config: Config, shapes: Mapping[str, tuple[int, ...]], adapted: Iterable[str]
-) -> list[TensorPlan]:
-    """Every tensor of the GGUF in the order of the base's files (`shapes`: name -> shape there).
-
-    A head that is not in the files is the embedding used twice, and so it is in a GGUF; only when the
-    adapter targets it (`adapted`: module names) it gets rows of its own, made from the embedding.
-    """
-    names = gguf.get_tensor_name_map(config.architecture.tensors, config.layers)
-    _require_all(config, shapes)
-    plans = [_plan(config, names, key, shape) for key, shape in shapes.items() if not _SKIPPED.search(key)]
-    if f"{HEAD}.weight" not in shapes and HEAD in adapted:
-        plans.append(TensorPlan("output.weight", f"{EMBEDDING}.weight", HEAD, shapes[f"{EMBEDDING}.weight"]))
-    if factors := config.rope_factors():
-        plans.append(TensorPlan("rope_freqs.weight", "", "", (len(factors),), values=tuple(factors)))
-    return plans
-
-
-def _require_all(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    needed = [EMBEDDING, "model.norm"] + ([] if config.tied else [HEAD])
-    needed += [f"model.layers.{i}.{part}" for i in range(config.layers) for part in config.architecture.layer]
-    missing = [name for name in needed if f"{name}.weight" not in shapes]
-    if missing:
-        raise TuneError(
-            f"The base model lacks {len(missing)} of the weights its config.json asks for, "
-            f"such as {missing[0]}.weight.",
-            _BROKEN,
-        )
-
-
-def _plan(config: Config, names: gguf.TensorNameMap, key: str, shape: tuple[int, ...]) -> TensorPlan:
-    module, _, _ = key.rpartition(".")
-    name = names.get_name(key, try_suffixes=(".weight", ".bias"))
-    if name is None or len(shape) not in (1, 2):
-        raise TuneError(
-            f"The base model has a weight that has no place in the GGUF: {one_line(key, 100)}.", _OTHER_MODEL
-        )
-    heads = _heads(config, module)
-    if heads and shape[0] != heads * config.head_dim:
-        raise TuneError(
-            f"The weight {one_line(key, 100)} has {shape[0]} rows, but config.json says {heads} heads "
-            f"of {config.head_dim}.",
-            _BROKEN,
-        )
-    return TensorPlan(name, key, module, shape, heads)
-
-
-def _heads(config: Config, module: str) -> int:
-    projection = module.rpartition(".")[2]
-    if projection not in config.architecture.permuted:
-        return 0
-    return config.heads if projection == "q_proj" else config.key_value_heads
-
-
 def require_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file that must be there; anything else is a `TuneError`."""
     data = read_json(path)
     if data is None:
-        raise TuneError(f"{path} is missing.", _BROKEN)
+        raise TuneError(f"{path} is missing.", BROKEN)
     return data

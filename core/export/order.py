@@ -1,0 +1,54 @@
+"""What is to be exported, and how the work tells its progress."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.models.architectures import read_config
+from ollama_tune.core.plan.settings import ExportSettings, Settings
+from ollama_tune.core.runs.folder import RunFolder
+
+Emit = Callable[..., Any]
+Stopped = Callable[[], bool]
+
+USUAL_CONTEXT = 4096
+"""Ollama's own context length on small machines; the model gets this or more, unless it knows only less."""
+INTERVAL = 0.5
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be exported, checked before any work."""
+
+    folder: RunFolder
+    settings: Settings
+    wanted: ExportSettings
+    name: str
+    stem: str
+    base: Path
+    chat: ChatFormat
+
+    @property
+    def context(self) -> int:
+        """The context length Ollama is told: never below the trained length, never above the model's own."""
+        wanted = max(self.settings.training.sequence_length, USUAL_CONTEXT)
+        return min(wanted, read_config(self.base).context)
+
+
+def progress(emit: Emit, name: str, unit: str) -> Callable[[int, int], None]:
+    """A callback that writes at most two events a second, and the last one always."""
+    last = 0.0
+
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done >= total or now - last >= INTERVAL:
+            last = now
+            emit("progress", name=name, done=done, total=total, unit=unit)
+
+    return report
