@@ -9,7 +9,7 @@ help:
 	@echo "make demo     install into $(VENV) and run the whole job on the bundled model and data"
 	@echo "make install  install into $(VENV)"
 	@echo "make test     lint, types and all tests in a fresh virtual environment"
-	@echo "make bench    measurements (never part of the tests)"
+	@echo "make bench    measurements (never part of the tests); make bench-export: against the usual way"
 	@echo "make picture  draw assets/wizard.png again"
 
 python-version:
@@ -50,10 +50,13 @@ types:
 bench:
 	@$(PYTHON) -m tests.bench.start
 
+bench-export:
+	@$(PYTHON) -m tests.bench.export
+
 picture:
 	@$(PYTHON) -m tests.bench.picture --size 110x32 assets/wizard.png $(dir $(PYTHON))ollama-tune attach
 
 clean:
 	rm -rf build dist *.egg-info $(VENV)
 
-.PHONY: help python-version install demo test check lint types bench picture clean
+.PHONY: help python-version install demo test check lint types bench bench-export picture clean

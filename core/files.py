@@ -1,9 +1,11 @@
-"""Files that are whole or absent: written beside, synced, then renamed."""
+"""Files and folders that are whole or absent: written beside, synced, then renamed."""
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import BinaryIO
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries, so that a rename inside it survives a power cut."""
+    """Flush a folder's entries (or a closed file), so that a rename inside it survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -40,3 +42,28 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a small file so that readers see the old content or the new, never half of it."""
     with atomic_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder (mode 0700) that becomes `path` only if the block ends without an error.
+
+    A folder that had the name before goes when the new one is complete; leftovers of killed writers go first.
+    """
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    try:
+        yield part
+        for file in part.iterdir():
+            sync_folder(file)
+        sync_folder(part)
+        old = path.with_name(f".{path.name}.old.part")
+        if path.exists():
+            path.rename(old)
+        part.rename(path)
+        sync_folder(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise

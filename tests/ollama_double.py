@@ -22,28 +22,36 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tests.ollama_state import Answer, Faults, Model, Refusal, Request, State
+from tests.ollama_chat import chat, generate
+from tests.ollama_engine import LlamaEngine
+from tests.ollama_models import check_request, creation_lines, details, shown
+from tests.ollama_state import DIGEST, Answer, Engine, Faults, Model, Refusal, Request, State
 
-DIGEST = re.compile(r"sha256[:-][0-9a-fA-F]{64}")
 PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
 NAMESPACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,79}")
-CREATE_FIELDS = {"model", "files", "parameters", "stream", "system", "template", "license"}
-OLD_CREATE_FIELDS = {"adapters", "quantize", "from"}
-ZERO = f"sha256:{0:064d}"
 
 
 class OllamaDouble:
-    """`with OllamaDouble() as server:` … `server.url`. Unexpected failures inside it fail the test."""
+    """`with OllamaDouble() as server:` … `server.url`. Unexpected failures inside it fail the test.
+
+    Models run in a real llama.cpp unless another engine is given; `answer` replaces the answers to chats
+    alone. `disk` is the size of the server's disk in bytes.
+    """
 
     def __init__(
         self,
         *,
         version: str = "0.34.4",
-        answer: Answer = lambda gguf, body: ("It is blue.", "stop"),
+        answer: Answer | None = None,
+        engine: Engine | None = None,
         faults: Faults | None = None,
+        disk: int | None = None,
     ) -> None:
         self._folder = tempfile.TemporaryDirectory()
-        self.state = State(version, Path(self._folder.name), answer, faults or Faults())
+        self._own = LlamaEngine()
+        folder = Path(self._folder.name)
+        (folder / "blobs").mkdir()
+        self.state = State(version, folder, answer, engine or self._own, faults or Faults(), disk)
 
         class Bound(_Handler):
             state = self.state
@@ -71,6 +79,7 @@ class OllamaDouble:
         self._server.shutdown()
         self._thread.join(10)
         self._server.server_close()
+        self._own.close()
         self._folder.cleanup()
         if kind is None and self.state.problems:
             raise AssertionError("the double failed") from self.state.problems[0]
@@ -88,6 +97,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     timeout = 20
     state: State
 
@@ -106,6 +116,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _check_address(self) -> None:
         """The Host header must be local; the refusal has no body, and neither are bytes read."""
         host = self.headers.get("Host", "").rpartition(":")[0]
+        if self.state.faults.key not in (None, self.headers.get("Authorization", "").removeprefix("Bearer ")):
+            self._record(None)
+            self.close_connection = True
+            raise Refusal(401, "unauthorized")
         if self.state.faults.forbidden or host not in ("127.0.0.1", "localhost"):
             self._record(None)
             self.close_connection = True
@@ -174,7 +188,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _receive(self, digest: str, path: Path) -> None:
         if "Content-Length" not in self.headers:
             raise Refusal(411, "a careful client says how much it sends")
+        if Request("HEAD", self.path, None) not in self.state.requests:
+            raise AssertionError("a careful client asks before it sends a file")
         length, received = int(self.headers["Content-Length"]), 0
+        self.state.take_room(length)
         seen = hashlib.sha256()
         temporary = tempfile.NamedTemporaryFile(dir=self.state.folder, delete=False)  # noqa: SIM115
         with temporary as file:
@@ -198,6 +215,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _break_upload(self, received: int, length: int) -> None:
         faults = self.state.faults
+        if faults.slow_upload:
+            time.sleep(faults.slow_upload)
         if faults.stall_mid_upload and received > length // 4:
             self._record(received)
             self.state.closing.wait(20)
@@ -238,73 +257,21 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _create(self, body: dict[str, Any]) -> None:
         name = self._name(body.get("model"))
-        model = self._checked(body)
+        check_request(self.state, body)
         if body.get("stream") is False:
             raise Refusal(400, "the double only streams")
         self.send_response(200)
         self.send_header("Content-Type", "application/x-ndjson")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        for line in self._create_lines(name, model):
+        for line in creation_lines(self.state, name, body):
             content = json.dumps(line, ensure_ascii=False).encode() + b"\n"
             self.wfile.write(b"%x\r\n%s\r\n" % (len(content), content))
         self.wfile.write(b"0\r\n\r\n")
 
-    def _checked(self, body: dict[str, Any]) -> Model:
-        state = self.state
-        if body.get("adapters"):
-            words = "LoRA adapters are no longer supported" if state.current else "the double takes none"
-            raise Refusal(400, words)
-        files = body.get("files")
-        if not files:
-            raise Refusal(400, "neither 'from' or 'files' was specified")
-        if body.get("quantize") and state.current:
-            raise Refusal(400, "create-time quantization is only supported for safetensors imports")
-        unknown = set(body) - CREATE_FIELDS - (set() if state.current else OLD_CREATE_FIELDS)
-        if unknown:
-            raise Refusal(400, f"a careful client does not send {sorted(unknown)}")
-        for name, digest in files.items():
-            self._check_file(name, digest)
-        if len(files) != 1:
-            raise Refusal(400, "mixed model file types")
-        return Model(next(iter(files.values())), dict(files), dict(body.get("parameters") or {}))
-
-    def _check_file(self, name: str, digest: str) -> None:
-        parts = name.split("/")
-        bad = not name or any(part in ("", ".", "..") for part in parts)
-        if bad or (self.state.current and ("\\" in name or ":" in name)):
-            raise Refusal(400, "invalid file name")
-        if not DIGEST.fullmatch(digest):
-            raise Refusal(400, "invalid digest format")
-        if not self.state.blob(digest).exists():
-            raise Refusal(400, f"blob {digest} not found")
-        if name.endswith(".safetensors"):
-            raise Refusal(400, "unsupported MLX architecture")
-        if self.state.blob(digest).read_bytes()[:4] != b"GGUF":
-            raise Refusal(400, "supplied file was not in GGUF format")
-
-    def _create_lines(self, name: str, model: Model) -> Iterator[dict[str, Any]]:
-        faults = self.state.faults
-        yield {"status": "parsing GGUF"}
-        if faults.create_silence:
-            time.sleep(faults.create_silence)
-        if faults.create_error is not None:
-            yield {"error": faults.create_error}
-            return
-        if not self.state.current:
-            for done in (0, 50, 100, 120):
-                yield {"status": "validating GGUF model", "digest": ZERO, "total": 100, "completed": done}
-        yield {"status": "a status of tomorrow \x85 \u2028 with separators"}
-        yield {"status": f"using existing layer {model.digest}"}
-        yield {"status": "writing manifest"}
-        if faults.create_without_success:
-            return
-        self.state.models[name] = model
-        yield {"status": "success"}
-
     def _show(self, body: dict[str, Any]) -> None:
-        _, model = self._known(body.get("model"))
-        self._send(200, {"template": "{{ .Prompt }}", "parameters": json.dumps(model.parameters)})
+        name, model = self._known(body.get("model"))
+        self._send(200, shown(self.state, name, model))
 
     def _copy(self, body: dict[str, Any]) -> None:
         _, model = self._known(body.get("source"))
@@ -322,37 +289,28 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, {"version": self.state.version})
 
     def _tags(self, body: dict[str, Any]) -> None:
-        found = [{"name": name, "digest": model.digest[7:]} for name, model in self.state.models.items()]
+        listed = {n: m for n, m in self.state.models.items() if n != self.state.faults.forgotten}
+        found = [
+            {"name": name, "model": name, "digest": model.digest[7:], "details": details(model)}
+            for name, model in listed.items()
+        ]
         self._send(200, {"models": found})
 
     def _ps(self, body: dict[str, Any]) -> None:
         found = []
-        for name in self.state.loaded:
+        for name in sorted(self.state.running()):
             model = self.state.models.get(name)
             size = self.state.blob(model.digest).stat().st_size if model else 1
             found.append({"name": name, "size": size, "size_vram": size // 2})
         self._send(200, {"models": found})
 
     def _generate(self, body: dict[str, Any]) -> None:
-        name, _ = self._known(body.get("model"))
-        if body.get("keep_alive") != 0 or body.get("prompt"):
-            raise Refusal(400, "the double only unloads by generate")
-        self.state.loaded.discard(name)
-        self._send(200, {"model": body["model"], "response": "", "done": True, "done_reason": "unload"})
+        name, model = self._known(body.get("model"))
+        self._send(200, generate(self.state, name, model, body))
 
     def _chat(self, body: dict[str, Any]) -> None:
         name, model = self._known(body.get("model"))
-        stop = model.parameters.get("stop", [])
-        if not isinstance(stop, list):
-            raise Refusal(400, 'option "stop" must be of type array')
-        if body.get("stream") is not False:
-            raise Refusal(400, "the double only answers whole")
-        self.state.loaded.add(name)
-        if self.state.faults.chat_error:
-            raise Refusal(500, self.state.faults.chat_error)
-        text, reason = self.state.answer(self.state.blob(model.digest), body)
-        answer = {"model": body["model"], "message": {"role": "assistant", "content": text}, "done": True}
-        self._send(200, answer | {"done_reason": reason, "prompt_eval_count": 9, "eval_count": 4})
+        self._send(200, chat(self.state, name, model, body))
 
 
 @contextlib.contextmanager

@@ -9,24 +9,13 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
 from ollama_tune.core.errors import TuneError, UsageError
-
-if TYPE_CHECKING:
-    from ollama_tune.core.runs.folder import RunFolder, State
-
-INTERRUPTED = 130
-
-
-def _out(line: str) -> None:
-    click.echo(line)
-
-
-def _terminal() -> bool:
-    return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+from ollama_tune.tui.export_cli import export, verify
+from ollama_tune.tui.plan_cli import plan
+from ollama_tune.tui.shell import INTERRUPTED, assignments, follow_or_leave, has_terminal, out
 
 
 def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
@@ -51,7 +40,7 @@ def cli(context: click.Context) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    if not _terminal():
+    if not has_terminal():
         raise UsageError(
             "The wizard needs a terminal.",
             "Without one use `ollama-tune demo`, `ollama-tune plan` or `ollama-tune run run.yaml`.",
@@ -66,26 +55,7 @@ def demo() -> None:
     """Run the whole job on the bundled model and data, and say what it proved (1-2 minutes)."""
     from ollama_tune.tui.demo import run_demo
 
-    sys.exit(run_demo(_out))
-
-
-@cli.command()
-@click.option("--model", default="bundled", show_default=True, help="`bundled`, a folder or a hub id.")
-@click.option("--data", default="bundled", show_default=True, help="`bundled` or a file of examples.")
-@click.option("--set", "values", multiple=True, metavar="FIELD=VALUE", help="A setting that is yours.")
-@click.option("--output", type=click.Path(path_type=Path), help="Write the settings to this run.yaml.")
-@click.option("--json", "as_json", is_flag=True, help="Print settings, reasons and estimates as JSON.")
-def plan(model: str, data: str, values: tuple[str, ...], output: Path | None, as_json: bool) -> None:
-    """Recommend settings for a model and data on this box, each with its reason."""
-    from ollama_tune.core.plan.prepare import prepare
-    from ollama_tune.tui.printing import plan_json, plan_lines
-
-    source = str(Path(data).absolute()) if data != "bundled" and Path(data).exists() else data
-    made = prepare(model, source, _assignments(values))
-    click.echo(json.dumps(plan_json(made), indent=2) if as_json else "\n".join(plan_lines(made)))
-    if output is not None:
-        made.settings.save(output)
-        click.echo(f"Written: {output}. Start it with `ollama-tune run {output}`.", err=as_json)
+    sys.exit(run_demo(out))
 
 
 @cli.command()
@@ -97,12 +67,15 @@ def run(file: Path, values: tuple[str, ...], detach: bool) -> None:
     from ollama_tune.core.plan.settings import load
     from ollama_tune.core.runs.folder import create_run
     from ollama_tune.core.runs.launch import start
+    from ollama_tune.tui.exporting import remarks
 
-    settings = load(file).with_values(_assignments(values))
+    settings = load(file).with_values(assignments(values))
+    for remark in remarks(settings.export):
+        out(f"! {remark}")
     folder = create_run(settings, settings.export.name or Path(settings.model.source).name)
-    _out(f"Run folder: {folder.path}")
+    out(f"Run folder: {folder.path}")
     start(folder, "all")
-    _follow_or_leave(folder, detach)
+    follow_or_leave(folder, detach)
 
 
 @cli.command()
@@ -113,8 +86,8 @@ def attach(name: str | None, plain: bool) -> None:
     from ollama_tune.core.runs.folder import find_run
 
     folder = find_run(name)
-    if plain or not _terminal():
-        _follow_or_leave(folder, False, stop_on_interrupt=False)
+    if plain or not has_terminal():
+        follow_or_leave(folder, False, stop_on_interrupt=False)
         return
     from ollama_tune.tui.app import run_app
 
@@ -144,7 +117,7 @@ def stop(name: str | None, wait: float) -> None:
     request_stop(folder)
     if not wait_until_free(folder, wait):
         raise TuneError(f"{folder.name} has not ended yet.", "It stops after its step.")
-    _out(f"{folder.name}: {folder.status().state.value}. Go on with `ollama-tune resume {folder.name}`.")
+    out(f"{folder.name}: {folder.status().state.value}. Go on with `ollama-tune resume {folder.name}`.")
 
 
 @cli.command()
@@ -158,26 +131,12 @@ def resume(name: str | None, detach: bool) -> None:
     folder = find_run(name)
     seen = len(folder.events())
     control.resume(folder)
-    _follow_or_leave(folder, detach, skip=seen)
+    follow_or_leave(folder, detach, skip=seen)
 
 
-@cli.command()
-@click.argument("name", required=False)
-@click.option("--name", "model", help="Name in Ollama; default: the run's.")
-@click.option("--type", "gguf_type", type=click.Choice(["f16", "bf16", "q8_0"]), help="Number format.")
-@click.option("--push/--no-push", default=None, help="Send it to Ollama when one answers.")
-def export(name: str | None, model: str | None, gguf_type: str | None, push: bool | None) -> None:
-    """Write a trained run as GGUF, prove it, and send it to Ollama."""
-    from ollama_tune.core.plan.names import check_ollama_name
-    from ollama_tune.core.runs.folder import find_run, write_export_request
-    from ollama_tune.core.runs.launch import start
-
-    folder = find_run(name)
-    wanted = {"name": model and check_ollama_name(model), "type": gguf_type, "push": push}
-    write_export_request(folder, {key: value for key, value in wanted.items() if value is not None})
-    seen = len(folder.events())
-    start(folder, "export")
-    _follow_or_leave(folder, False, skip=seen)
+cli.add_command(plan)
+cli.add_command(export)
+cli.add_command(verify)
 
 
 @cli.command()
@@ -192,11 +151,11 @@ def delete(name: str, yes: bool) -> None:
 
     folder = find_run(name)
     if not yes:
-        if not _terminal():
+        if not has_terminal():
             raise UsageError("Without a terminal nothing is asked.", "Say --yes to delete.")
         click.confirm(f"Delete {folder.name}, {human_bytes(folder_size(folder.path))}?", abort=True)
     control.delete(folder)
-    _out(f"Deleted {folder.name}.")
+    out(f"Deleted {folder.name}.")
 
 
 @cli.command()
@@ -211,67 +170,7 @@ def paths() -> None:
         ("state", where.state_dir()),
         ("cache", where.cache_dir()),
     ):
-        _out(f"{label:<8} {path}")
-
-
-def _assignments(values: tuple[str, ...]) -> dict[str, Any]:
-    """`FIELD=VALUE` texts as a mapping; values are read as YAML (numbers, true, lists)."""
-    import yaml
-
-    found: dict[str, Any] = {}
-    for text in values:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise UsageError(f"--set {text!r} has no '='.", "Write it as training.rank=32.")
-        try:
-            found[name.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UsageError(f"The value in --set {text!r} cannot be read.", "Quote it.") from error
-    return found
-
-
-def _follow_or_leave(
-    folder: RunFolder, detach: bool, *, skip: int = 0, stop_on_interrupt: bool = True
-) -> None:
-    if detach:
-        _out(f"{folder.name} is going. Watch it with `ollama-tune attach {folder.name}`.")
-        return
-    from ollama_tune.tui.follow import Follower, follow
-
-    try:
-        state = follow(folder, Follower(_out), skip=skip)
-    except KeyboardInterrupt:
-        _interrupted(folder, stop_on_interrupt)
-    else:
-        _end(folder, state)
-
-
-def _interrupted(folder: RunFolder, stop_run: bool) -> None:
-    from ollama_tune.core.runs.control import request_stop, wait_until_free
-
-    if stop_run and folder.alive():
-        _out("Stopping after this step …")
-        request_stop(folder)
-        wait_until_free(folder, 300)
-        _out(f"Go on with `ollama-tune resume {folder.name}`.")
-    else:
-        _out(f"{folder.name} goes on. Come back with `ollama-tune attach {folder.name}`.")
-    sys.exit(INTERRUPTED)
-
-
-def _end(folder: RunFolder, state: State) -> None:
-    from ollama_tune.core.runs.folder import State
-
-    if state is State.FINISHED:
-        from ollama_tune.tui.printing import finished_lines
-
-        for line in finished_lines(folder):
-            _out(line)
-        sys.exit(0)
-    if state is State.CRASHED:
-        click.echo(f"✗ {folder.status().message}", err=True)
-    click.echo(f"{folder.name}: {state.value}. See {folder.path}.", err=True)
-    sys.exit(0 if state in (State.STOPPED, State.NEW) else 1)
+        out(f"{label:<8} {path}")
 
 
 def main() -> int:

@@ -15,16 +15,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FormField:
-    """One field of the form: its dotted path, its words, the unit beside it, and words for its values."""
+    """One field of the form: its dotted path, its words, the unit beside it, and words for its values.
+
+    A field without such words takes numbers, or any text where `wordy` is set.
+    """
 
     path: str
     label: str
     unit: str = ""
     words: tuple[tuple[Any, str], ...] = ()
     width: int = 14
+    wordy: bool = False
 
 
 YES_NO = ((False, "no"), (True, "yes"))
+GGUF_WORDS = (
+    ("f32", "F32, 32 bit"),
+    ("f16", "F16, 16 bit"),
+    ("bf16", "BF16, 16 bit"),
+    ("q8_0", "Q8_0, 8 bit"),
+    ("q6_k", "Q6_K, 6 bit"),
+    ("q5_k_m", "Q5_K_M, 5 bit"),
+    ("q4_k_m", "Q4_K_M, 4 bit"),
+    ("q4_k_s", "Q4_K_S, 4 bit"),
+    ("q4_0", "Q4_0, 4 bit"),
+)
 
 FIRST = (
     FormField("training.epochs", "Epochs", "passes over all rows"),
@@ -35,21 +50,21 @@ FIRST = (
     FormField(
         "training.quantization", "Base weights", "", (("none", "full precision"), ("nf4", "4 bit (NF4)")), 20
     ),
-    FormField(
-        "export.type",
-        "File for Ollama",
-        "",
-        (("q8_0", "Q8_0, 8 bit"), ("bf16", "BF16, 16 bit"), ("f16", "F16, 16 bit")),
-        20,
-    ),
-    FormField("export.name", "Name in Ollama", width=34),
+    FormField("export.type", "File for Ollama", "", GGUF_WORDS, 20),
+    FormField("export.name", "Name in Ollama", width=34, wordy=True),
+)
+
+EXPORT_MORE = (
+    FormField("export.importance", "Importance", "for 4- to 6-bit types", YES_NO),
+    FormField("export.system", "System prompt", width=44, wordy=True),
+    FormField("export.push", "Send to Ollama", "when it answers", YES_NO),
 )
 
 MORE = (
     FormField("training.rank", "Rank", "width of the adapter"),
     FormField("training.alpha", "Alpha", "strength = alpha / rank"),
     FormField("training.dropout", "Dropout", "share set to zero"),
-    FormField("training.targets", "Adapted layers", width=34),
+    FormField("training.targets", "Adapted layers", width=34, wordy=True),
     FormField("training.gradient_accumulation_steps", "Accumulation", "batches a step"),
     FormField("training.gradient_checkpointing", "Recompute", "less memory, more time", YES_NO),
     FormField("training.device", "Device", "", (("cpu", "CPU"), ("cuda", "GPU (CUDA)")), 20),
@@ -76,9 +91,12 @@ MORE = (
     FormField("data.seed", "Split seed", "which rows are kept out"),
     FormField("evaluation.rows", "Answers compared", "held-out rows"),
     FormField("evaluation.max_new_tokens", "Longest answer", "tokens"),
-    FormField("export.push", "Send to Ollama", "when it answers", YES_NO),
+    *EXPORT_MORE,
+    FormField("export.also", "Write as well", "merged, adapter, …", width=34, wordy=True),
 )
 
+LISTS = ("training.targets", "export.also")
+OPTIONAL = ("export.name", "export.system")
 FIELDS = {field.path: field for field in FIRST + MORE}
 
 
@@ -97,9 +115,9 @@ def text_of(field: FormField, value: Any) -> str:
 def value_of(field: FormField, text: str) -> Any:
     """What was typed, as `Settings` takes it; whether it is allowed is for `check` to say."""
     text = text.strip()
-    if field.path == "training.targets" and text != "all-linear":
+    if field.path in LISTS and text != "all-linear":
         return [name.strip() for name in text.split(",") if name.strip()]
-    return (text or None) if field.path == "export.name" else text
+    return (text or None) if field.path in OPTIONAL else text
 
 
 def check(settings: Settings, field: FormField, value: Any) -> Any:
@@ -121,7 +139,8 @@ def allowed(field: FormField, example: Any) -> str:
     info = _info(field.path)
     kind, limits = _kind(info.annotation), _limits(info)
     sentence = " ".join(part for part in (kind, limits) if part)
-    return f"This must be {sentence}, for example {text_of(field, example)}."
+    shown = text_of(field, example)
+    return f"This must be {sentence}, for example {shown}." if shown else f"This must be {sentence}."
 
 
 def _info(path: str) -> FieldInfo:
@@ -136,6 +155,8 @@ def _info(path: str) -> FieldInfo:
 def _kind(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return "one of " + ", ".join(map(str, get_args(annotation)))
+    if get_origin(annotation) is list and get_origin(get_args(annotation)[0]) is Literal:
+        return "with commas, some of " + ", ".join(get_args(get_args(annotation)[0]))
     return {int: "a whole number", float: "a number"}.get(annotation, "a list of names with commas")
 
 

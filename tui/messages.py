@@ -84,13 +84,6 @@ class PlanChanged(Message):
 
 
 @dataclass
-class FitFound(Message):
-    """Without these fields set by hand the plan fits the memory; none when nothing helps."""
-
-    given_up: frozenset[str]
-
-
-@dataclass
 class RowRendered(Message):
     """One row as the model sees it, or why it is left out."""
 

@@ -3,57 +3,107 @@
 from __future__ import annotations
 
 import datetime
+import json
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ollama_tune.core.errors import TuneError
+from ollama_tune.core.errors import TuneError, UsageError
+from ollama_tune.core.export.values import Verification
 from ollama_tune.core.plan.settings import field_paths
-from ollama_tune.core.plan.values import Plan
+from ollama_tune.core.plan.values import MemoryEstimate, Offer, Plan, WorkEstimate
 from ollama_tune.core.runs.folder import RunFolder
 from ollama_tune.core.text import human_bytes, human_seconds, one_line, visible
+from ollama_tune.tui.exporting import fails_in_ollama_only, use_and_share
+
+EXPORT_AGAIN = "Do not use the file: export again with another type."
 
 
 def plan_lines(plan: Plan) -> list[str]:
-    """Every setting with its reason, then memory, time and warnings."""
+    """Every setting with its reason and the reason's source, then memory, time, disk, offers and warnings."""
     lines = []
     for path in field_paths():
         choice = plan.choices.get(path)
-        reason = "yours" if path in plan.changed else choice.reason if choice else ""
+        why = f"{choice.reason} [{choice.source}]" if choice else ""
+        reason = "yours" if path in plan.changed else why
         lines.append(
             f"{path:<38} {one_line(str(plan.settings.get(path)), 24):<24} {visible(reason)}".rstrip()
         )
-    memory, work = plan.memory, plan.work
+    lines += ["", *_memory_lines(plan.memory), *_work_lines(plan.work)]
+    return [*lines, *_offer_lines(plan.offers), *(f"! {visible(warning)}" for warning in plan.warnings)]
+
+
+def _memory_lines(memory: MemoryEstimate) -> list[str]:
     verdict = "fits" if memory.fits else "does NOT fit"
-    parts = ", ".join(f"{part.name} {human_bytes(part.bytes)}" for part in memory.parts)
-    lines += [
-        "",
+    parts = ", ".join(f"{part.name} {human_bytes(part.bytes)}" for part in memory.parts if part.bytes)
+    return [
         f"memory on {memory.device}: {human_bytes(memory.needed)} of {human_bytes(memory.free)}: {verdict}",
         f"  {parts} ({memory.method})",
-        f"time: {work.steps:,} steps, about {human_seconds(work.seconds)} ({work.ground})",
-        f"disk: {human_bytes(work.checkpoint_bytes)} checkpoints, {human_bytes(work.export_bytes)} export",
     ]
-    return lines + [f"! {warning}" for warning in plan.warnings]
+
+
+def _work_lines(work: WorkEstimate) -> list[str]:
+    low, high = human_seconds(work.seconds / work.spread), human_seconds(work.seconds * work.spread)
+    energy = "" if work.energy_kwh is None else f", at most {work.energy_kwh:.2g} kWh on the GPU"
+    download = f", {human_bytes(work.download_bytes)} to download" if work.download_bytes else ""
+    ollama = f", {human_bytes(work.ollama_bytes)} in Ollama" if work.ollama_bytes else ""
+    return [
+        f"time: {work.steps:,} steps, about {human_seconds(work.seconds)}, between {low} and {high}{energy}",
+        f"  {work.ground}",
+        f"disk: {human_bytes(work.checkpoint_bytes)} checkpoints, "
+        f"{human_bytes(work.export_bytes)} export{download}{ollama}",
+    ]
+
+
+def _offer_lines(offers: Sequence[Offer]) -> list[str]:
+    """Each way out with the options that take it."""
+    lines = ["what would fit:"] if offers else []
+    for offer in offers:
+        lines.append(f"  {visible(offer.text)} ({human_bytes(offer.memory.needed)})")
+        lines.append(f"    {' '.join(_option(path, value) for path, value in offer.changes.items())}")
+    return lines
+
+
+def _option(path: str, value: Any) -> str:
+    if path == "model.source":
+        return f"--model {shlex.quote(str(value))}"
+    return f"--set {path}={json.dumps(value).strip(chr(34))}"
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
-    """The plan for programs; bytes and seconds as numbers."""
+    """The plan for programs; bytes, seconds and kWh as numbers.
+
+    `settings` is what a run.yaml holds. `choices` tells value, reason and source of every recommended field
+    by its dotted path; a field that is missing there was set by the person. `memory` is the predicted peak
+    with its parts. `work` is time, disk and energy; the time lies between seconds / spread and seconds x
+    spread. `offers` are values to set so that it fits. Keys may be added, none is taken away or changed.
+    """
     memory, work = plan.memory, plan.work
     return {
+        "version": 1,
         "settings": plan.settings.model_dump(),
-        "choices": {
-            path: {"value": choice.value, "reason": choice.reason, "source": choice.source}
-            for path, choice in plan.choices.items()
-        },
-        "memory": {
-            "device": memory.device,
-            "needed_bytes": memory.needed,
-            "free_bytes": memory.free,
-            "fits": memory.fits,
-            "parts": {part.name: part.bytes for part in memory.parts},
-            "method": memory.method,
-        },
-        "work": {"steps": work.steps, "tokens": work.tokens, "seconds": work.seconds, "ground": work.ground},
+        "choices": {path: vars(choice) for path, choice in plan.choices.items()},
+        "changed": sorted(plan.changed),
+        "memory": _memory_json(memory),
+        "work": vars(work),
+        "offers": [
+            {"changes": dict(offer.changes), "text": offer.text, "memory": _memory_json(offer.memory)}
+            for offer in plan.offers
+        ],
         "warnings": list(plan.warnings),
+    }
+
+
+def _memory_json(memory: MemoryEstimate) -> dict[str, Any]:
+    return {
+        "device": memory.device,
+        "needed_bytes": memory.needed,
+        "free_bytes": memory.free,
+        "total_bytes": memory.total,
+        "fits": memory.fits,
+        "parts": {part.name: part.bytes for part in memory.parts},
+        "method": memory.method,
     }
 
 
@@ -98,10 +148,35 @@ def folder_size(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
+def read_proof(folder: RunFolder) -> Verification:
+    """What the last export of a run proved, as it was stored."""
+    path = folder.export / "verification.json"
+    try:
+        return Verification.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        command = f"`ollama-tune export {folder.name}`"
+        raise UsageError(f"{folder.name} has no export yet.", f"Make one with {command}.") from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise TuneError(f"{path} cannot be read.", "Export the run again.", details=str(error)) from error
+
+
+def proof_json(proof: Verification) -> dict[str, Any]:
+    """A proof for programs: `outcome` is `ok`, `warn` or `error`; a failed one says what to do."""
+    if proof.verdict != "fail":
+        return {"outcome": "ok" if proof.verdict == "pass" else "warn", "verification": proof.to_dict()}
+    failed = ", ".join(check.name for check in proof.checks if check.verdict == "fail")
+    there = fails_in_ollama_only(proof)
+    what = f"The {'model in Ollama' if there else 'exported file'} failed its proof ({failed})."
+    fix = "Update Ollama and export again." if there else EXPORT_AGAIN
+    return {"outcome": "error", "what": what, "fix": fix, "verification": proof.to_dict()}
+
+
 def finished_lines(folder: RunFolder) -> list[str]:
     """What a finished run leaves and the next commands."""
     last = folder.events()[-1]
-    lines = [visible(str(command)) for command in last.get("commands", [])]
+    lines, shared = use_and_share([visible(str(command)) for command in last.get("commands", [])])
     if last["stage"] == "train":
         lines.append(f"Adapter: {folder.adapter}. Export it with `ollama-tune export {folder.name}`.")
+    if shared:
+        lines.append(f"To share it: {'; '.join(shared)}")
     return [*lines, f"Everything is in {folder.path}."]

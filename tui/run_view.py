@@ -308,7 +308,8 @@ class RunView:
         if stage == "train":
             self.before = _first(event.get("base_exact_match"), self.before)
             self.after = _first(event.get("tuned_exact_match"), self.after)
-            self._say(event, f"Training finished after {event['steps']:,} steps.", "✓")
+            trained = f"Training finished after {event['steps']:,} steps."
+            self._say(event, "Trained by another program." if event.get("imported") else trained, "✓")
         else:
             self._say(event, "Export finished.", "✓")
 

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ollama_tune.core.text import visible
+
+if TYPE_CHECKING:
+    from textual.content import Content
+    from textual.widgets import Static
 
 
 def tilde(path: str | os.PathLike[str]) -> str:
@@ -13,3 +18,15 @@ def tilde(path: str | os.PathLike[str]) -> str:
     text, home = os.fspath(path), str(Path.home()).rstrip("/")
     inside = home and (text == home or text.startswith(home + "/"))
     return visible("~" + text[len(home) :] if inside else text)
+
+
+def put_text(static: Static, content: Content | str, *, layout: bool = True) -> None:
+    """Show another text; nothing is done where it is the same.
+
+    The second layout is for a text that changes while a first one is under way: Textual 8 then keeps the
+    height of the old text.
+    """
+    if static.content != content:
+        static.update(content, layout=layout)
+        if layout:
+            static.call_after_refresh(static.refresh, repaint=False, layout=True)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ollama_tune.core.data.values import DatasetProfile, Lengths, Row
     from ollama_tune.core.machine.values import Machine
     from ollama_tune.core.models.values import ModelSpec
-    from ollama_tune.core.plan.values import Choice, Plan
+    from ollama_tune.core.plan.values import Choice, Offer, Plan
 
 NEWS_EVERY = 0.2
 IMPORTING = threading.Lock()
@@ -65,6 +65,10 @@ class FactsApp(App[int]):
 
     # What the screens ask for
 
+    def look_at_box(self) -> Machine:
+        """What the box is and what is free on it, as of now; slow, so only from a thread."""
+        return self._probe()
+
     def probe_again(self) -> None:
         """Look at the box again; the plan follows."""
         self._busy("machine", "Looking at this machine …")
@@ -96,12 +100,15 @@ class FactsApp(App[int]):
         self.answers = replace(self.answers, changed=kept)
         self._plan_again()
 
-    def restore_until_it_fits(self) -> None:
-        """Give up as few values set by hand as make the plan fit the memory, or all of them."""
-        facts = self.facts
-        if facts.machine and facts.spec and facts.lengths:
-            self._busy("plan", "Looking for a plan that fits …")
-            self._find_fit(facts.machine, facts.spec, facts.lengths, self.answers)
+    def take_offer(self, offer: Offer) -> None:
+        """Set an offer's values as if by hand; another model is read first."""
+        values = dict(offer.changes)
+        model, _ = values.pop("model.source", None), values.pop("model.revision", None)
+        self.answers = replace(self.answers, changed=dict(self.answers.changed) | values)
+        if model is None:
+            self._plan_again()
+        else:
+            self.choose_model(str(model))
 
     # The chain
 
@@ -217,23 +224,6 @@ class FactsApp(App[int]):
 
         self._post(work, lambda error: messages.PlanChanged(None, {}, error=error))
 
-    @work(thread=True, exclusive=True, exit_on_error=False, group="plan")
-    def _find_fit(self, machine: Machine, spec: ModelSpec, lengths: Lengths, answers: WizardState) -> None:
-        def work() -> messages.FitFound:
-            return messages.FitFound(_nearest_fit(machine, spec, lengths, answers))
-
-        self._post(work, lambda error: messages.PlanChanged(None, {}, error=error))
-
-    @on(messages.FitFound)
-    def _fit_found(self, message: messages.FitFound) -> None:
-        if not message.given_up:
-            self._known("plan")
-            self.notify("No settings fit this memory: choose a smaller model.", markup=False)
-            return
-        kept = {k: v for k, v in self.answers.changed.items() if k not in message.given_up}
-        self.answers = replace(self.answers, changed=kept)
-        self._plan_again()
-
     def _post(self, work: Callable[[], Any], failed: Callable[..., Any]) -> None:
         """Post what the work made, or the message for its `TuneError`; nothing once it is overtaken."""
         worker = get_current_worker()
@@ -282,27 +272,14 @@ def _plan(
 ) -> tuple[Plan, dict[str, Choice]]:
     """The plan, and for each field set by hand what would be recommended in its place."""
     with IMPORTING:
-        from ollama_tune.core.plan.recommend import make_plan
+        from ollama_tune.core.plan.recommend import make_plan, solve
 
     values = answers.plan_values()
     plan = make_plan(machine, spec, lengths, values)
     recommended = {}
     for path in answers.changed:
         others = {name: value for name, value in values.items() if name != path}
-        choice = make_plan(machine, spec, lengths, others).choices.get(path)
+        choice = solve(machine, spec, lengths, others).choices.get(path)
         if choice is not None:
             recommended[path] = choice
     return plan, recommended
-
-
-def _nearest_fit(machine: Machine, spec: ModelSpec, lengths: Lengths, answers: WizardState) -> frozenset[str]:
-    """The one changed field without which the plan fits, else all of them, else (nothing helps) none."""
-    with IMPORTING:
-        from ollama_tune.core.plan.recommend import make_plan
-
-    values = answers.plan_values()
-    for given_up in (*({path} for path in answers.changed), set(answers.changed)):
-        others = {name: value for name, value in values.items() if name not in given_up}
-        if make_plan(machine, spec, lengths, others).memory.fits:
-            return frozenset(given_up)
-    return frozenset()

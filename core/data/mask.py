@@ -31,7 +31,6 @@ class Answers:
 
 def find_answers(chat: ChatFormat, messages: Sequence[Message]) -> Answers:
     """Where each answer starts and ends, its end token included; `TuneError` when that is not certain."""
-    messages = chat.adapt(messages)
     plain = chat.render(messages)
     extents = find_extents(chat, messages, plain)
     numbers = [i for i, message in enumerate(messages) if message.role == "assistant"]

@@ -9,13 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ollama_tune.core.data.pins import MERGE, pin, published
 from ollama_tune.core.data.templates import ChatTemplate
 from ollama_tune.core.data.values import Message
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.models import tokenizer_files
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import AddedToken, Tokenizer
 
 END_TOKENS = (
     "<|im_end|>",
@@ -51,22 +52,38 @@ class ChatFormat:
     Renders byte for byte as transformers' `apply_chat_template` with the same messages. The one
     exception: where a template refuses a system message or drops it from some conversations
     (`merges_system`), the system text is put before the first user text, in training and in use alike.
+    `template` is the text that does all this in any engine, `original` the model's own part of it.
     """
 
     def __init__(
-        self, folder: Path, tokenizer: Tokenizer, template: ChatTemplate, config: Path | None = None
+        self, folder: Path, tokenizer: Tokenizer, source: str, now: datetime, config: Path | None = None
     ) -> None:
         special = tokenizer_files.special_tokens(folder)
         self.folder = folder
         self._config = config or folder
-        self.template = template.source
         self.bos_token = special.get("bos_token")
         self.eos_token = special.get("eos_token")
         self._tokenizer = tokenizer
-        self._template = template
         self._pad_token = special.get("pad_token")
-        self._render([Message("user", _PROBE)], True)
-        self.merges_system = not self._carries_system()
+        self._template = ChatTemplate(pin(source, special, now), special)
+        self._check_question()
+        if not self._carries_system():
+            self._template = ChatTemplate(pin(source, special, now, merge_system=True), special)
+
+    @property
+    def template(self) -> str:
+        """The template with everything pinned that could differ between training and use."""
+        return self._template.source
+
+    @cached_property
+    def original(self) -> str:
+        """The template as it was published."""
+        return published(self.template)
+
+    @cached_property
+    def merges_system(self) -> bool:
+        """True when system texts are put before the first user text."""
+        return MERGE in self.template
 
     @classmethod
     def from_folder(
@@ -79,8 +96,9 @@ class ChatFormat:
     ) -> ChatFormat:
         """Read a model folder. `now` is the date a template may print; default the present moment.
 
-        `template` replaces the folder's own chat template; `config` is the folder whose config files name
-        the ending and padding ids where `folder` holds a tokenizer only.
+        `template` replaces the folder's own chat template and stays as it is where it is pinned already;
+        `config` is the folder whose config files name the ending and padding ids where `folder` holds a
+        tokenizer only.
 
         Raises `TuneError` without a chat template, without or with a damaged `tokenizer.json`, and
         when the template cannot render a single question.
@@ -91,37 +109,32 @@ class ChatFormat:
                 "This is a base model without a chat template: it has no form for questions and answers.",
                 "Choose a chat model (its name often ends in -Instruct, -it or -chat).",
             )
-        compiled = ChatTemplate(source, tokenizer_files.special_tokens(folder), now)
-        return cls(folder, load_tokenizer(folder), compiled, config)
+        return cls(folder, load_tokenizer(folder), source, now or datetime.now(), config)
+
+    def _check_question(self) -> None:
+        """Templates that take texts only as lists of parts print the same for every plain one."""
+        asked, other = (self.render([Message("user", text)], True) for text in (_PROBE, "another question"))
+        if asked == other:
+            raise TuneError(
+                "The chat template of this model does not show a plain question.",
+                "Choose a model for text; this one may be made for pictures.",
+            )
 
     def _carries_system(self) -> bool:
         """True when a system text shows in a prompt, in one exchange and in two."""
         system, user, answer = Message("system", _PROBE), Message("user", "u"), Message("assistant", "a")
         try:
             return all(
-                _PROBE in self._render([system, user, *rest], not rest)
+                _PROBE in self.render([system, user, *rest], not rest)
                 for rest in ([], [answer], [answer, user, answer])
             )
         except TuneError:
             return False
 
-    def adapt(self, messages: Sequence[Message]) -> Sequence[Message]:
-        """The messages as the template is given them: the same, unless it cannot carry a system text."""
-        if not self.merges_system or all(message.role != "system" for message in messages):
-            return messages
-        system = "\n\n".join(message.content for message in messages if message.role == "system")
-        rest = [message for message in messages if message.role != "system"]
-        if rest and rest[0].role == "user":
-            return [Message("user", f"{system}\n\n{rest[0].content}"), *rest[1:]]
-        return [Message("user", system), *rest]
-
-    def _render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        turns = [{"role": message.role, "content": message.content} for message in messages]
-        return self._template.render(turns, add_generation_prompt)
-
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
         """The text of a conversation; `TuneError` when the template refuses it."""
-        return self._render(self.adapt(messages), add_generation_prompt)
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        return self._template.render(turns, add_generation_prompt)
 
     def encode(self, text: str) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
         """Token ids and each token's (start, end) in `text` by character; no token is added."""
@@ -140,7 +153,7 @@ class ChatFormat:
     def stop_ids(self) -> frozenset[int]:
         """Ids that end an answer: those configured, the tokenizer's eos, and end tokens of the template."""
         ids = set(tokenizer_files.configured_id(self._config, "eos_token_id"))
-        texts = [text for text in END_TOKENS if text in self.template] + [self.eos_token or ""]
+        texts = [text for text in END_TOKENS if text in self.original] + [self.eos_token or ""]
         ids.update(self._id(text) for text in texts if self._id(text) >= 0)
         return frozenset(i for i in ids if i < self.vocabulary_size)
 
@@ -151,10 +164,14 @@ class ChatFormat:
         return tuple(sorted((text for text in texts if text), key=len, reverse=True))
 
     @cached_property
+    def added_tokens(self) -> dict[int, AddedToken]:
+        """Tokens that are looked for in text before anything else, by id."""
+        return dict(self._tokenizer.get_added_tokens_decoder())
+
+    @cached_property
     def special_tokens(self) -> dict[int, str]:
         """Special tokens by id: texts that become one token wherever they stand."""
-        added = self._tokenizer.get_added_tokens_decoder()
-        return {number: token.content for number, token in added.items() if token.special}
+        return {number: token.content for number, token in self.added_tokens.items() if token.special}
 
     def holds_special_token(self, text: str) -> bool:
         """True when a text from outside would be read as one of the model's control tokens."""
@@ -173,9 +190,8 @@ class ChatFormat:
 
     @cached_property
     def vocabulary_size(self) -> int:
-        """One more than the largest token id."""
-        added = self._tokenizer.get_added_tokens_decoder()
-        return max(self._tokenizer.get_vocab_size(), max(added, default=-1) + 1)
+        """One more than the largest token id; there may be ids without a token below it."""
+        return max(self._tokenizer.get_vocab().values(), default=-1) + 1
 
     def _id(self, text: str) -> int:
         found = self._tokenizer.token_to_id(text) if text else None

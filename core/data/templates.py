@@ -6,16 +6,16 @@ and is stopped when it loops or prints without end.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.text import one_line
 
 if TYPE_CHECKING:
-    from jinja2 import Template
+    from jinja2 import Template, nodes
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 LONGEST_OUTPUT = 2**26
@@ -24,6 +24,9 @@ MOST_LOOPS = 1_000_000
 """Values that `range` may give out in one rendering."""
 LONGEST_PRODUCT = 1_000_000
 """Length of a text or list made by repeating, and the bits of a number."""
+BLANKS = " \t\n\r\v\f"
+"""What `trim` and `strip` take away: as in llama.cpp, which the tuned model will be asked through. (Python
+takes away the blanks of all scripts, such as the no-break space; transformers has no say in Ollama.)"""
 
 
 def _tojson(
@@ -37,6 +40,18 @@ def _tojson(
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
+
+
+def _trim(value: Any, chars: str | None = None) -> str:
+    return str(value).strip(chars or BLANKS)
+
+
+def _strip_method(text: str, name: str) -> Callable[..., str]:
+    def strip(chars: str | None = None) -> str:
+        stripped: str = getattr(text, name)(chars or BLANKS)
+        return stripped
+
+    return strip
 
 
 class _PlainDict:
@@ -65,7 +80,7 @@ def _too_large(operator: str, left: Any, right: Any) -> bool:
     return False
 
 
-def _environment(now: datetime, take: Callable[[int], None]) -> ImmutableSandboxedEnvironment:
+def _environment(take: Callable[[int], None]) -> ImmutableSandboxedEnvironment:
     from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.parser import Parser
@@ -87,6 +102,11 @@ def _environment(now: datetime, take: Callable[[int], None]) -> ImmutableSandbox
     class Sandbox(ImmutableSandboxedEnvironment):
         intercepted_binops = frozenset({"*", "**"})
 
+        def getattr(self, obj: Any, attribute: str) -> Any:
+            if isinstance(obj, str) and attribute in ("strip", "lstrip", "rstrip"):
+                return _strip_method(obj, attribute)
+            return super().getattr(obj, attribute)
+
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
             if _too_large(operator, left, right):
                 raise OverflowError("the template repeats a text too often")
@@ -99,35 +119,53 @@ def _environment(now: datetime, take: Callable[[int], None]) -> ImmutableSandbox
 
     environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     environment.filters["tojson"] = _tojson
+    environment.filters["trim"] = _trim
     environment.globals["raise_exception"] = _fail
-    environment.globals["strftime_now"] = now.strftime
     environment.globals["dict"] = _PlainDict()
     environment.globals["range"] = counted_range
     return environment
 
 
-class ChatTemplate:
-    """A compiled chat template with the model's special tokens.
+@contextlib.contextmanager
+def _damage_told() -> Iterator[None]:
+    from jinja2 import TemplateError
 
-    `now` is what `strftime_now` tells, held still so that every row of a run shows the same date.
+    try:
+        yield
+    except (TemplateError, RecursionError, ValueError) as error:
+        raise TuneError(
+            "The chat template of this model is damaged: it is not a valid Jinja template.",
+            "Download the model again or choose another one.",
+            details=repr(error),
+        ) from error
+
+
+def outer_names(source: str) -> tuple[nodes.Template, set[str]]:
+    """The syntax tree of a template, and the names it leaves to whoever renders it to define.
+
+    `strftime_now` is one of them; the helpers that every engine has are not. Raises `TuneError` when
+    the template is not valid Jinja.
+    """
+    from jinja2 import meta
+
+    with _damage_told():
+        environment = _environment(lambda _count: None)
+        tree = environment.parse(source)
+        return tree, meta.find_undeclared_variables(tree) - environment.globals.keys()
+
+
+class ChatTemplate:
+    """A compiled chat template with the model's special tokens; what else it uses is `pins.pin`'s matter.
+
     Raises `TuneError` when the template is not valid Jinja.
     """
 
-    def __init__(self, source: str, variables: Mapping[str, str], now: datetime | None = None) -> None:
-        from jinja2 import TemplateError
-
+    def __init__(self, source: str, variables: Mapping[str, str]) -> None:
         self.source = source
         self._variables = dict(variables)
         self._loops = 0
-        try:
-            environment = _environment(now or datetime.now(), self._take)
-            self._compiled: Template = environment.from_string(source)
-        except (TemplateError, RecursionError, ValueError) as error:
-            raise TuneError(
-                "The chat template of this model is damaged: it is not a valid Jinja template.",
-                "Download the model again or choose another one.",
-                details=repr(error),
-            ) from error
+        with _damage_told():
+            self._compiled: Template = _environment(self._take).from_string(source)
 
     def _take(self, count: int) -> None:
         self._loops += count

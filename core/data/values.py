@@ -79,11 +79,16 @@ class Example:
     line: int = 0
 
 
+LENGTH_STEP = 64
+"""Tokens between two entries of a histogram of lengths."""
+
+
 @dataclass(frozen=True)
 class Lengths:
     """Token lengths of the rendered rows (all rows counted, no estimate).
 
-    `longest_answer` is the most trained tokens of a row, 0 where it was not counted.
+    `longest_answer` is the most trained tokens of a row, 0 where it was not counted. `histogram` counts the
+    rows of 1 to 64 tokens, 65 to 128, and so on to the longest; empty where they were not counted.
     """
 
     rows: int
@@ -94,3 +99,4 @@ class Lengths:
     percentile_99: int
     longest: int
     longest_answer: int = 0
+    histogram: tuple[int, ...] = ()

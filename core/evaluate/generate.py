@@ -12,10 +12,12 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 from transformers.generation.streamers import BaseStreamer
 
 from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.train.recovery import Shortage, free_memory, halved, is_out_of_memory
 
 BATCH = 16
 
 Ids = Sequence[int]
+OnShortage = Callable[[int, int, Shortage], None]
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,20 @@ class _Cancel(StoppingCriteria):
 class Generator:
     """Answers of one model with its adapter on (`tuned`) or off (the base).
 
-    `model` is a PEFT model; all prompts are token ids that end with the generation prompt.
+    `model` is a PEFT model; all prompts are token ids that end with the generation prompt. With
+    `on_shortage`, running out of memory halves the number of prompts at once, for good, and one that
+    does not fit alone stays without an answer; the callback gets the prompts at once before and after
+    (0 for none) and the figures. Without it the error is raised.
     """
 
-    def __init__(self, model: Any, chat: ChatFormat, *, autocast: Any = None) -> None:
+    def __init__(
+        self, model: Any, chat: ChatFormat, *, autocast: Any = None, on_shortage: OnShortage | None = None
+    ) -> None:
         self._model = model
         self._chat = chat
         self._autocast = autocast or contextlib.nullcontext()
+        self._on_shortage = on_shortage
+        self._batch = BATCH
 
     def greedy(
         self,
@@ -89,14 +98,31 @@ class Generator:
         """The most likely answer to each prompt; prompts of like length share a batch."""
         order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
         answers: dict[int, Answer] = {}
-        for start in range(0, len(order), BATCH):
-            rows = order[start : start + BATCH]
-            settings = self._settings(max_new_tokens)
-            made = self._generate([prompts[row] for row in rows], settings, tuned, stopped, None)
-            answers.update(zip(rows, made, strict=True))
+        while len(answers) < len(order):
+            rows = order[len(answers) : len(answers) + self._batch]
+            made = self._guarded([prompts[row] for row in rows], max_new_tokens, tuned, stopped)
+            answers.update(zip(rows, made, strict=False))
             if progress is not None:
                 progress(len(answers), len(prompts))
         return [answers[row] for row in range(len(prompts))]
+
+    def _guarded(
+        self, prompts: list[Ids], max_new_tokens: int, tuned: bool, stopped: Callable[[], bool]
+    ) -> list[Answer]:
+        """The answers to the first prompts, as many as memory allows."""
+        try:
+            return self._generate(prompts, self._settings(max_new_tokens), tuned, stopped, None)
+        except Exception as error:
+            if self._on_shortage is None or not is_out_of_memory(error):
+                raise
+            shortage = Shortage.of(error, self._device.type)
+        free_memory()
+        if len(prompts) == 1:
+            self._on_shortage(1, 0, shortage)
+            return [Answer((), "", ended=False)]
+        self._batch = halved(len(prompts))
+        self._on_shortage(len(prompts), self._batch, shortage)
+        return self._guarded(prompts[: self._batch], max_new_tokens, tuned, stopped)
 
     def stream(
         self,

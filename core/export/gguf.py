@@ -19,21 +19,31 @@ from typing import Any, BinaryIO
 import gguf
 import numpy as np
 from gguf.gguf_writer import WriterState
+from numpy.typing import NDArray
 
 from ollama_tune.core.data.render import ChatFormat
 from ollama_tune.core.errors import TuneError
-from ollama_tune.core.export.merge import Adapter, MergedRows, Weights
-from ollama_tune.core.export.quantize import TYPES, TensorType, encode, one_thread_each, type_of
-from ollama_tune.core.export.tensors import EMBEDDING, TensorPlan, plan_tensors
+from ollama_tune.core.export.ggml import quantizer
+from ollama_tune.core.export.importance import Importance
+from ollama_tune.core.export.merge import MergedRows, open_merged
+from ollama_tune.core.export.mix import FILE_TYPES, FileType, choose_types, file_bytes, padded
+from ollama_tune.core.export.quantize import TensorType, encode, one_thread_each
+from ollama_tune.core.export.tensors import TensorPlan, plan_tensors
 from ollama_tune.core.export.tokenizer import tokenizer_fields
 from ollama_tune.core.export.values import ExportStopped
 from ollama_tune.core.files import atomic_file
+from ollama_tune.core.machine.host import read_host
 from ollama_tune.core.models.architectures import Config, read_config
 from ollama_tune.core.text import human_bytes, one_line
 
 CHUNK = 1 << 17
-THREADS = 8
+"""Numbers that are computed at once: as many as stay in a CPU cache on their way."""
+GGML_CHUNK = 1 << 19
+"""The same where ggml's quantizer takes its time over each number: fewer turns of the interpreter."""
+THREADS = 32
 SPARE = 16 << 20
+SYNC = 32 << 20
+"""Bytes between two flushes to the disk: the end, or a stop, has little left to wait for."""
 
 # llama.cpp changes its tokenizer when these are in a model's name, whatever the model is.
 _TELLING = re.compile(r"phi-?3|jina", re.IGNORECASE)
@@ -52,19 +62,33 @@ class Source:
     rows: MergedRows
     fields: dict[str, Any]
 
-    def size(self, kind: TensorType) -> int:
-        """Bytes of all tensors in a format, without the header."""
-        return sum(_padded(type_of(p.shape, kind).size(p.rows, p.columns)) for p in self.plans)
+
+@dataclass(frozen=True)
+class _Job:
+    """What is written: the tuned model, the format of each tensor, and how much their columns matter."""
+
+    source: Source
+    types: Mapping[str, TensorType]
+    importance: Importance | None
+
+    def encode(self, plan: TensorPlan, matrix: int, start: int, stop: int) -> NDArray[np.uint8]:
+        """The bytes of rows [start, stop), which belong to one of the tensor's stacked matrices."""
+        columns = self.importance.of(plan, matrix) if self.importance else None
+        return encode(self.source.rows.rows(plan, start, stop), self.types[plan.name], columns)
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A finished GGUF: where it is, the digest of its bytes (64 hex digits), and its size in bytes."""
+    """A finished GGUF: where it is, the digest of its bytes (64 hex digits), and its size in bytes.
+
+    `importance` tells whether an importance matrix was used; it changes the mix of some types.
+    """
 
     path: Path
     sha256: str
     bytes: int
     type: str
+    importance: bool = False
 
 
 @contextlib.contextmanager
@@ -76,18 +100,12 @@ def open_source(
     `chat` is the tokenizer and template of the training; `tokenizer` replaces the keys made from it.
     """
     config = read_config(base)
-    with contextlib.ExitStack() as stack:
-        weights = Weights.of_model(base)
-        stack.callback(weights.close)
-        lora = Adapter(adapter) if adapter is not None else None
-        if lora is not None:
-            stack.callback(lora.close)
-        plans = plan_tensors(config, weights.shapes, lora.modules if lora else ())
-        if lora is not None:
-            lora.check_targets(plans)
-        vocabulary = weights.shapes[f"{EMBEDDING}.weight"][0]
+    with open_merged(base, adapter) as rows:
+        plans = plan_tensors(config, rows.shapes, rows.adapted_modules)
+        rows.check(plans)
+        vocabulary = next(plan.rows for plan in plans if plan.name == "token_embd.weight")
         fields = config.fields(vocabulary) | dict(tokenizer or tokenizer_fields(chat, vocabulary))
-        yield Source(config, tuple(plans), MergedRows(weights, lora), fields)
+        yield Source(config, tuple(plans), rows, fields)
 
 
 def export_gguf(
@@ -103,24 +121,38 @@ def export_gguf(
     importance: Path | None = None,
     name: str | None = None,
 ) -> Exported:
-    """Write base + adapter as `output` in the format `type` (f32, f16, bf16 or q8_0).
+    """Write base + adapter as `output` in the type `type`, one of `FILE_TYPES`.
 
     `output` appears only when it is complete and on disk. `progress` gets bytes done and in all;
     `stopped` is asked at least every few milliseconds of work and raises `ExportStopped`.
+    `tokenizer` and `name` are written as they are when both are given: the tokenizer's probe chose them
+    together. `importance` is a run's importance matrix; the types that round to the nearest need none.
     """
-    kind = TYPES[type]
+    file_type = FILE_TYPES[type]
+    if file_type.mixed:
+        quantizer()
+    matrix = Importance.read(importance) if importance is not None and file_type.mixed else None
     _clear_leftovers(output)
     chat = chat or ChatFormat.from_folder(base)
+    written_name = name if name and tokenizer is not None else plain_name(name or output.stem)
     with open_source(base, adapter, chat, tokenizer) as source, _clear_disk_errors(output):
-        require_space(output.parent, source.size(kind))
+        size = file_bytes(source.plans, source.config, type, matrix is not None)
+        require_space(output.parent, size)
+        types = choose_types(source.plans, source.config, type, matrix is not None)
+        job = _Job(source, types, matrix)
         with atomic_file(output) as file:
-            sink = _Sink(file, source.size(kind), progress, stopped)
-            _write_header(sink, source, kind, name or output.stem)
+            sink = _Sink(file, size, progress, stopped)
+            _write_header(sink, job, file_type, written_name)
             sink.start_data()
-            with contextlib.closing(_encoded(source, kind)) as blocks:
+            with contextlib.closing(_encoded(job)) as blocks:
                 for block in blocks:
                     sink.write(block)
-    return Exported(output, sink.digest.hexdigest(), sink.written, type)
+    return Exported(output, sink.digest.hexdigest(), sink.written, type, matrix is not None)
+
+
+def plain_name(name: str) -> str:
+    """A `general.name` that leaves llama.cpp's tokenizer as it is: it treats some names specially."""
+    return _PLAIN_NAME if _TELLING.search(name) else name
 
 
 def require_space(folder: Path, needed: int) -> None:
@@ -143,7 +175,7 @@ class _Sink:
         self._file, self._progress, self._stopped = file, progress, stopped
         self.digest = hashlib.sha256()
         self.written = 0
-        self._total, self._start = total, 0
+        self._total, self._start, self._synced = total, 0, 0
 
     def write(self, data: bytes | memoryview) -> int:
         """Write a piece."""
@@ -152,31 +184,39 @@ class _Sink:
         self._file.write(data)
         self.digest.update(data)
         self.written += len(data)
+        if self.written - self._synced > SYNC:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._synced = self.written
         if self._progress is not None and self._start:
             self._progress(self.written - self._start, self._total)
         return len(data)
 
     def start_data(self) -> None:
         """Pad the header; the tensors begin here and count as progress."""
-        self.write(bytes(_padded(self.written) - self.written))
+        self.write(bytes(padded(self.written) - self.written))
         self._start = self.written
 
     def flush(self) -> None:
         """As the GGUF writer asks; the file is synced once, at its end."""
 
 
-def _write_header(sink: _Sink, source: Source, kind: TensorType, name: str) -> None:
+def _write_header(sink: _Sink, job: _Job, file_type: FileType, name: str) -> None:
+    source = job.source
     writer = gguf.GGUFWriter(None, source.config.architecture.name)
     fields = {
         "general.type": "model",
-        "general.name": _PLAIN_NAME if _TELLING.search(name) else name,
-        "general.file_type": int(kind.file_type),
+        "general.name": name,
+        "general.file_type": int(file_type.number),
         "general.quantization_version": gguf.GGML_QUANT_VERSION,
     }
+    if job.importance is not None:
+        fields["quantize.imatrix.dataset"] = "held-out rows of the tuning data"
+        fields["quantize.imatrix.entries_count"] = job.importance.count(source.plans)
     for key, value in (fields | source.fields).items():
         _add_field(writer, key, value)
     for plan in source.plans:
-        used = type_of(plan.shape, kind)
+        used = job.types[plan.name]
         writer.add_tensor_info(
             plan.name, plan.shape, np.dtype(np.float32), used.size(plan.rows, plan.columns), used.ggml
         )
@@ -197,43 +237,43 @@ def _add_field(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
     next(add for kind, add in adders if isinstance(value, kind))(key, value)
 
 
-def _padded(size: int) -> int:
-    return int(gguf.GGUFWriter.ggml_pad(size, gguf.GGUF_DEFAULT_ALIGNMENT))
-
-
-def _encoded(source: Source, kind: TensorType) -> Generator[memoryview, None, None]:
+def _encoded(job: _Job) -> Generator[memoryview, None, None]:
     """The bytes of every tensor in order, each padded; chunks are computed side by side."""
-    with one_thread_each(), ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-        jobs = ((_chunk, source, plan, kind, *span) for plan in source.plans for span in _spans(plan))
+    threads = min(THREADS, read_host().cores)
+    with one_thread_each(), ThreadPoolExecutor(threads) as pool:
+        jobs = ((_chunk, job, plan, *span) for plan in job.source.plans for span in _spans(plan, job))
         try:
-            yield from _in_order(pool, jobs)
+            yield from _in_order(pool, jobs, 2 * threads)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _in_order(pool: ThreadPoolExecutor, jobs: Iterator[tuple[Any, ...]]) -> Iterator[Any]:
+def _in_order(pool: ThreadPoolExecutor, jobs: Iterator[tuple[Any, ...]], ahead: int) -> Iterator[Any]:
     """Results in the order of the jobs with only a few jobs ahead, so that memory stays bounded."""
     waiting: deque[Future[Any]] = deque()
     for function, *arguments in jobs:
         waiting.append(pool.submit(function, *arguments))
-        if len(waiting) > THREADS:
+        if len(waiting) > ahead:
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
 
 
-def _spans(plan: TensorPlan) -> Iterator[tuple[int, int]]:
-    """Row ranges that fit a CPU cache, whole heads where rows are permuted."""
+def _spans(plan: TensorPlan, job: _Job) -> Iterator[tuple[int, int, int]]:
+    """Matrix and row ranges of a chunk each: whole heads where rows are permuted, never two experts."""
+    chunk = CHUNK if job.types[plan.name].encode else GGML_CHUNK
+    matrices = plan.shape[0] if len(plan.shape) == 3 else 1
+    rows = plan.rows // matrices
     head = plan.rows // plan.heads if plan.heads else 1
-    step = max(CHUNK // plan.columns // head, 1) * head
-    for start in range(0, plan.rows, step):
-        yield start, min(start + step, plan.rows)
+    step = max(chunk // plan.columns // head, 1) * head
+    for matrix in range(matrices):
+        for start in range(matrix * rows, (matrix + 1) * rows, step):
+            yield matrix, start, min(start + step, (matrix + 1) * rows)
 
 
-def _chunk(source: Source, plan: TensorPlan, kind: TensorType, start: int, stop: int) -> memoryview:
-    used = type_of(plan.shape, kind)
+def _chunk(job: _Job, plan: TensorPlan, matrix: int, start: int, stop: int) -> memoryview:
     try:
-        data = encode(source.rows.rows(plan, start, stop), used)
+        data = job.encode(plan, matrix, start, stop)
     except ValueError as error:
         raise TuneError(
             f"The weight {one_line(plan.key, 100)} holds {error}.",
@@ -241,8 +281,8 @@ def _chunk(source: Source, plan: TensorPlan, kind: TensorType, start: int, stop:
         ) from error
     if stop < plan.rows:
         return data.data
-    size = used.size(plan.rows, plan.columns)
-    return np.pad(data, (0, _padded(size) - size)).data
+    size = job.types[plan.name].size(plan.rows, plan.columns)
+    return np.pad(data, (0, padded(size) - size)).data
 
 
 def _clear_leftovers(output: Path) -> None:

@@ -1,8 +1,8 @@
 """A real llama.cpp in a process of its own, asked over loopback: the judge of an exported file.
 
 A broken file may abort the process that loads it, and llama.cpp prints as it likes; neither may touch ours.
-Run as a module this file is the child: `FILE CONTEXT` as arguments, the API key as a line on its standard
-input. It answers with one JSON line, `{"url"}` or `{"error"}`, and ends when its standard input closes.
+Run as a module this file is the child: `FILE CONTEXT [LORA]` as arguments, the API key as a line on its
+standard input. It answers with one JSON line, `{"url"}` or `{"error"}`, and ends when its input closes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
 START_SECONDS = 60.0
 SLOWEST_DISK = 20e6
-ANSWER_SECONDS = 300.0
+ANSWER_SECONDS = 1800.0
+"""A large model on a slow box needs minutes for a long prompt; a stop does not wait for it."""
+LAST_WORDS_SECONDS = 5.0
+"""llama.cpp logs from a thread of its own, and why it failed arrives after the failure."""
 LOG_TAIL = 4000
 SMALL = 200 << 20
 """Bytes of a model below which llama.cpp's threads spend more time on waiting for each other than on work."""
@@ -51,15 +54,24 @@ class LlamaServer:
     Raises `TuneError` when llama.cpp cannot load the file, dies, or does not answer in time.
     """
 
-    def __init__(self, model: Path, context: int, stopped: Callable[[], bool] | None = None) -> None:
+    def __init__(
+        self,
+        model: Path,
+        context: int,
+        stopped: Callable[[], bool] | None = None,
+        *,
+        lora: Path | None = None,
+    ) -> None:
         self._stopped = stopped
         patience = START_SECONDS + model.stat().st_size / SLOWEST_DISK
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(model.absolute()), str(context)],
+            [sys.executable, "-m", __name__, str(model.absolute()), str(context)]
+            + ([str(lora.absolute())] if lora else []),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
+            env=os.environ | {"GGML_NO_BACKTRACE": "1"},  # else a debugger is started on a crash
         )
         try:
             self._client = self._connect(patience)
@@ -83,13 +95,26 @@ class LlamaServer:
         body = {"content": text, "add_special": as_prompt, "parse_special": True}
         return self._post("/tokenize", body, lambda answer: tuple(int(i) for i in answer["tokens"]))
 
-    def render(self, messages: Sequence[dict[str, str]]) -> str:
-        """The chat template of the file applied to messages, with the generation prompt."""
-        return self._post("/apply-template", {"messages": messages}, lambda answer: str(answer["prompt"]))
+    def render(
+        self, messages: Sequence[Mapping[str, str]], variables: Mapping[str, Any] | None = None
+    ) -> str:
+        """The chat template of the file applied to messages, with the generation prompt.
 
-    def complete(self, ids: Sequence[int], limit: int) -> Completion:
-        """The most likely answer to a prompt of token ids, at most `limit` tokens."""
+        `variables` are passed to the template as a client may pass them (`enable_thinking` and the like).
+        """
+        body: dict[str, Any] = {"messages": [dict(message) for message in messages]}
+        if variables:
+            body["chat_template_kwargs"] = dict(variables)
+        return self._post("/apply-template", body, lambda answer: str(answer["prompt"]))
+
+    def complete(self, ids: Sequence[int], limit: int, *, forced: int | None = None) -> Completion:
+        """The most likely answer to a prompt of token ids, at most `limit` tokens.
+
+        `forced` is a token that is taken at every place whatever its probability: does it end an answer?
+        """
         body = {**_GREEDY, "prompt": ids, "n_predict": limit, "return_tokens": True}
+        if forced is not None:
+            body["logit_bias"] = [[forced, 1e6]]
         return self._post(
             "/completion",
             body,
@@ -132,6 +157,8 @@ class LlamaServer:
         except ValueError:
             answer = {}
         if "url" not in answer:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(LAST_WORDS_SECONDS)
             raise self._error("llama.cpp cannot load the file.")
         return str(answer["url"])
 
@@ -139,8 +166,10 @@ class LlamaServer:
         """Ask, and read the answer with `read`; an answer without what it should hold is an error too."""
         import httpx
 
+        from ollama_tune.core.export.wire import patiently
+
         try:
-            response = self._client.post(path, json=body)
+            response = patiently(lambda: self._client.post(path, json=body), self._stopped)
             response.raise_for_status()
             return read(response.json())
         except (httpx.HTTPError, ValueError, TypeError, LookupError) as error:
@@ -171,12 +200,13 @@ def _top(answer: dict[str, Any]) -> dict[int, float]:
 _GREEDY: Mapping[str, Any] = {"temperature": 0.0, "top_k": 1, "repeat_penalty": 1.0, "cache_prompt": True}
 
 
-def _serve(model: str, context: int, key: str) -> Any:
+def _serve(model: str, context: int, key: str, lora: Sequence[str]) -> Any:
     """Start the server on a free loopback port; its cache is in 32 bit, so that the file alone is judged."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
     params.model.path = model
+    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(path) for path in lora]
     params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [key]
     params.n_ctx, params.n_parallel, params.n_gpu_layers = context, 1, 0
     params.ui = params.warmup = params.fit_params = params.endpoint_slots = False
@@ -195,7 +225,7 @@ def _main() -> None:
     os.dup2(2, 1)
     key = sys.stdin.readline().strip()
     try:
-        server = _serve(sys.argv[1], int(sys.argv[2]), key)
+        server = _serve(sys.argv[1], int(sys.argv[2]), key, sys.argv[3:])
         line = {"url": server.listening_address}
     except Exception as error:
         line = {"error": str(error)}
@@ -203,7 +233,7 @@ def _main() -> None:
     os.close(ours)
     if "url" in line:
         sys.stdin.read()
-    os._exit(0)
+        os._exit(0)  # an ordinary end writes the rest of the log, but may wait for a running server
 
 
 if __name__ == "__main__":

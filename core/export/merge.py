@@ -1,308 +1,284 @@
-"""Reads rows of the base model and adds the adapter to them, a chunk at a time and in 32 bit.
-
-Nothing here holds a whole tensor of the base: rows are read by their place in the safetensors file.
-"""
+"""Rows of the tuned model, a chunk at a time and in 32 bit: the base's, with the adapter's change."""
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ollama_tune.core.errors import TuneError
+from ollama_tune.core.export.adapter import EMBEDDING, HEAD, Adapter, Pair, canonical
+from ollama_tune.core.export.adapter_config import BROKEN_ADAPTER
+from ollama_tune.core.export.experts import expert_pairs
 from ollama_tune.core.export.tensors import TensorPlan
-from ollama_tune.core.models.architectures import require_json
-from ollama_tune.core.models.weights import weight_names
+from ollama_tune.core.export.weights import Weights
 from ollama_tune.core.text import one_line
 
 if TYPE_CHECKING:
     import torch
 
-# safetensors' name of a type -> torch's, and bytes a number
-_DTYPES = {"F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2)}
-_BROKEN_FILE = "Download or copy the model again."
-_BROKEN_ADAPTER = "Train again, or export with the base model and the adapter that belong together."
-_MAX_HEADER = 100_000_000
+_Read = Callable[[str, str, int, int], "torch.Tensor"]
+_Shapes = Mapping[str, tuple[int, ...]]
+EMBEDDING_WEIGHT, HEAD_WEIGHT = f"{EMBEDDING}.weight", f"{HEAD}.weight"
 
 
-@dataclass(frozen=True)
-class _Stored:
-    path: Path
-    dtype: str
-    item: int
-    shape: tuple[int, ...]
-    start: int
+@contextlib.contextmanager
+def open_merged(base: Path, adapter: Path | None) -> Iterator[MergedRows]:
+    """The rows of a base model's folder with an adapter's folder on it; the files are closed at the end."""
+    with contextlib.ExitStack() as stack:
+        weights = Weights.of_model(base)
+        stack.callback(weights.close)
+        lora = Adapter(adapter) if adapter is not None else None
+        if lora is not None:
+            stack.callback(lora.close)
+        yield MergedRows(weights, lora)
 
 
-class Weights:
-    """The tensors of one or several safetensors files, read by row ranges.
+class MergedRows:
+    """Rows of the tuned model in the order of the GGUF: base + adapter, permuted where llama.cpp wants it.
 
-    It reads with `pread` and not through a memory map: what is resident stays as small as a chunk, and a
-    truncated file is an error instead of a SIGBUS.
+    Where the base uses one tensor as embedding and as head (`tied`), an adapter can change one of the two
+    and so part them: `shapes` then has an `lm_head.weight` that the base's files lack.
     """
 
-    def __init__(self, files: list[Path]) -> None:
-        self._stored: dict[str, _Stored] = {}
-        for path in files:
-            self._stored |= _read_header(path)
-        self._descriptors = {path: os.open(path, os.O_RDONLY) for path in files}
+    def __init__(self, base: Weights, adapter: Adapter | None) -> None:
+        self._base, self.adapter = base, adapter
+        self._own = base.shapes
+        self._names = {canonical(name): name for name in self._own}
+        self._tied = HEAD_WEIGHT not in self._names
+        self._whole = adapter.whole if adapter else {}
+        self._replaced = _replacements(adapter, self._tied) if adapter else {}
+        named = {name: self._own[own] for name, own in self._names.items()}
+        self.pairs = adapter.pairs | expert_pairs(adapter, named) if adapter else {}
+        self.head_parted = adapter is not None and self._tied and self._parts_head(adapter)
 
-    @classmethod
-    def of_model(cls, folder: Path) -> Weights:
-        """The weights of a model folder, in one file or in shards."""
-        return cls([folder / name for name in weight_names(folder)])
+    def _parts_head(self, adapter: Adapter) -> bool:
+        embedding, head = (self._replaced.get(name) for name in (EMBEDDING_WEIGHT, HEAD_WEIGHT))
+        twin = EMBEDDING in self.pairs and adapter.config.ties  # PEFT stores one pair under both names
+        trained = (HEAD in self.pairs and not twin) or adapter.token_ids(HEAD) is not None
+        return trained or adapter.embedding_apart or embedding != head
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name -> shape, in the order of the files."""
-        return {name: stored.shape for name, stored in self._stored.items()}
+        """Name -> shape of the tuned model's tensors, in the order of the base's files.
 
-    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows [start, stop) as float32 (rows, columns); vectors have one column."""
-        import torch
+        Where the adapter holds a whole tensor its shape counts: a resized vocabulary has other rows.
+        """
+        shapes = {name: self._shape(canonical(name), shape) for name, shape in self._own.items()}
+        if self.head_parted:
+            shapes[HEAD_WEIGHT] = self._shape(HEAD_WEIGHT, self._own[self._source(HEAD_WEIGHT)])
+        return shapes
 
-        stored = self._stored[name]
-        columns = math.prod(stored.shape[1:])
-        width = columns * stored.item
-        data = bytearray((stop - start) * width)
-        self._fill(stored, memoryview(data), stored.start + start * width)
-        values = torch.frombuffer(data, dtype=getattr(torch, stored.dtype))
-        return values.reshape(stop - start, columns).float()
-
-    def _fill(self, stored: _Stored, view: memoryview, position: int) -> None:
-        done = 0
-        while done < len(view):
-            try:
-                count = os.preadv(self._descriptors[stored.path], [view[done:]], position + done)
-            except OSError as error:
-                raise _unreadable(stored.path, error) from error
-            if not count:
-                raise TuneError(f"{stored.path} is shorter than it says it is.", _BROKEN_FILE)
-            done += count
-
-    def close(self) -> None:
-        """Close the files."""
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
-        self._descriptors.clear()
-
-
-def _unreadable(path: Path, error: OSError) -> TuneError:
-    return TuneError(f"{path} cannot be read: {error.strerror}.", _BROKEN_FILE)
-
-
-def _read_header(path: Path) -> dict[str, _Stored]:
-    """What a safetensors file holds; every offset is checked against the file's size."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(size - 8, _MAX_HEADER):
-                raise ValueError("length of the header")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        found = {name: _stored(path, entry, 8 + length, size) for name, entry in header.items()}
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TuneError(f"{path} is not a whole safetensors file ({error}).", _BROKEN_FILE) from error
-    return dict(sorted(found.items(), key=lambda item: item[1].start))
-
-
-def _stored(path: Path, entry: Mapping[str, Any], data: int, size: int) -> _Stored:
-    shape = tuple(int(length) for length in entry["shape"])
-    start, stop = (int(offset) for offset in entry["data_offsets"])
-    dtype, item = _DTYPES.get(entry["dtype"], ("", 0))
-    if not dtype:
-        raise TuneError(
-            f"{path} holds weights of the type {one_line(str(entry['dtype']), 20)}, not 16 or 32 bit floats.",
-            "Use the original model that was not quantized.",
-        )
-    if start < 0 or stop - start != math.prod(shape) * item or data + stop > size:
-        raise ValueError("a weight lies outside the file")
-    return _Stored(path, dtype, item, shape, data + start)
-
-
-_PATTERN = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight$")
-_INITIALISATIONS = (True, False, "gaussian", "eva")
-# Settings of PEFT's LoRA that change the result and have no code here, with their harmless values.
-_NOT_BUILT: Mapping[str, tuple[Any, ...]] = {
-    "use_dora": (False,),
-    "modules_to_save": ([],),
-    "trainable_token_indices": ({}, []),
-    "fan_in_fan_out": (False,),
-    "lora_bias": (False,),
-    "bias": ("none",),
-    "layer_replication": ([],),
-    "target_parameters": ([],),
-    "alora_invocation_tokens": (),
-    "use_qalora": (False,),
-    "use_bdlora": (),
-    "arrow_config": (),
-    "kasa_config": (),
-    "velora_config": (),
-    "monteclora_config": (),
-    "init_lora_weights": _INITIALISATIONS,
-}
-
-
-class Adapter:
-    """A LoRA adapter of PEFT: a pair A (rank, in), B (out, rank) and a scale for each adapted module."""
-
-    def __init__(self, folder: Path) -> None:
-        config = require_json(folder / "adapter_config.json")
-        _refuse_unbuilt(config)
-        self._weights = Weights([folder / "adapter_model.safetensors"])
-        self._ranks = _ranks(self._weights.shapes)
-        self._scales = {module: _scale(config, module, rank) for module, rank in self._ranks.items()}
-        self._held: tuple[str, torch.Tensor, torch.Tensor] | None = None
+    def _shape(self, name: str, own: tuple[int, ...]) -> tuple[int, ...]:
+        return self._whole[self._replaced[name]] if name in self._replaced else own
 
     @property
-    def modules(self) -> tuple[str, ...]:
-        """Names of the adapted modules, such as `model.layers.0.self_attn.q_proj`."""
-        return tuple(self._ranks)
+    def adapted_modules(self) -> tuple[str, ...]:
+        """Modules that the adapter changes."""
+        return tuple(dict.fromkeys([*self.pairs, *self.adapter.modules])) if self.adapter else ()
 
-    def scale(self, module: str) -> float:
-        """The factor of B A: alpha / rank, with rank-stabilised LoRA alpha / sqrt(rank)."""
-        return self._scales[module]
+    def dtype(self, name: str) -> str:
+        """The number format of the base's tensor as safetensors spells it; of a new head the embedding's."""
+        return self._base.dtype(self._source(name))
 
-    def check_targets(self, plans: list[TensorPlan]) -> None:
+    def _source(self, name: str) -> str:
+        """The base's tensor of that name; for a head that the base does not have its embedding."""
+        return name if name in self._own else self._names[EMBEDDING_WEIGHT]
+
+    def check(self, plans: Iterable[TensorPlan]) -> None:
         """Raise `TuneError` with the names where the adapter changes what the base does not have."""
-        shapes = {plan.module: plan.shape for plan in plans if len(plan.shape) == 2 and plan.key}
-        missing = [module for module in self.modules if module not in shapes]
+        if self.adapter is None:
+            return
+        named = [(key, module, plan.shape) for plan in plans for key, module in _parts(plan)]
+        shapes = {_tensor(key, canonical(module)): shape[-2:] for key, module, shape in named}
+        wanted = self._wanted_shapes(self.adapter)
+        self._check_names(
+            [*wanted, *self._whole, *(f"{module}.weight" for module in self.adapted_modules)], shapes
+        )
+        for name, shape in wanted.items():
+            if name in shapes:
+                _check_shape(name, shape, shapes[name])
+        for name, replacing in self._replaced.items():
+            self._check_replacement(name, self._whole[replacing])
+        self._check_vocabulary(self.adapter, shapes)
+
+    def _wanted_shapes(self, adapter: Adapter) -> dict[str, tuple[int, ...]]:
+        """Tensor -> shape that it must have for the adapter's pairs to fit."""
+        wanted: dict[str, tuple[int, ...]] = {}
+        for module, pair in self.pairs.items():
+            wanted[f"{module}.weight"] = shape = adapter.shape(pair)
+            if pair.bias is not None:
+                wanted[f"{module}.bias"] = shape[:1]
+        return wanted
+
+    def _check_names(self, needed: Iterable[str], shapes: _Shapes) -> None:
+        known = {*shapes, HEAD_WEIGHT} if self._tied else shapes.keys()
+        missing = [name.removesuffix(".weight") for name in dict.fromkeys(needed) if name not in known]
         if missing:
             listed = ", ".join(one_line(name, 80) for name in missing[:5]) + (" …" if missing[5:] else "")
             raise TuneError(
                 f"The adapter changes {len(missing)} modules that the base model does not have: {listed}.",
-                _BROKEN_ADAPTER,
-            )
-        for module in self.modules:
-            self._check_shape(module, shapes[module])
-
-    def _check_shape(self, module: str, shape: tuple[int, ...]) -> None:
-        a, b = (self._weights.shapes[_key(module, side)] for side in "AB")
-        if (b[0], a[1]) != shape:
-            raise TuneError(
-                f"The adapter's {one_line(module, 80)} has the shape {(b[0], a[1])}, the base's {shape}.",
-                _BROKEN_ADAPTER,
+                BROKEN_ADAPTER,
             )
 
-    def delta(self, module: str, start: int, stop: int) -> torch.Tensor:
-        """Rows [start, stop) of scale * B A as float32."""
-        held = self._held
-        if held is None or held[0] != module:
-            a, b = (self._weights.rows(key, 0, self._weights.shapes[key][0]) for key in _keys(module))
-            held = self._held = (module, a, b * self.scale(module))
-        return held[2][start:stop] @ held[1]
+    def _check_replacement(self, name: str, shape: tuple[int, ...]) -> None:
+        """A whole tensor has the base's shape; embedding and head may have other rows."""
+        own = self._own[self._source(self._names.get(name, name))]
+        first = 1 if name in (EMBEDDING_WEIGHT, HEAD_WEIGHT) else 0
+        _check_shape(name, shape[first:], own[first:])
 
-    def close(self) -> None:
-        """Close the file."""
-        self._weights.close()
-
-
-def _key(module: str, side: str) -> str:
-    return f"base_model.model.{module}.lora_{side}.weight"
-
-
-def _keys(module: str) -> tuple[str, str]:
-    return _key(module, "A"), _key(module, "B")
-
-
-def _refuse_unbuilt(config: Mapping[str, Any]) -> None:
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise TuneError(
-            f"The adapter is of the kind {one_line(str(kind), 40)}; only LoRA can be merged.",
-            "Train with LoRA.",
-        )
-    for name, harmless in _NOT_BUILT.items():
-        value = config.get(name)
-        if value is not None and value not in harmless:
-            raise TuneError(
-                f"The adapter uses {name}={one_line(str(value), 40)}, which cannot be merged yet.",
-                f"Train without {name}.",
-            )
-
-
-def _ranks(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """Module -> rank; a tensor that is no complete A, B pair is refused by name."""
-    for name in shapes:
-        match = _PATTERN.match(name)
-        if match is None or not all(key in shapes for key in _keys(match["module"])):
-            raise TuneError(
-                f"The adapter holds {one_line(name, 120)}, which cannot be merged yet.",
-                "Train plain LoRA on linear layers.",
-            )
-    modules = [match["module"] for name in shapes if (match := _PATTERN.match(name)) and match["side"] == "A"]
-    ranks = {module: shapes[_key(module, "A")][0] for module in modules}
-    wrong = [module for module, rank in ranks.items() if shapes[_key(module, "B")][1:] != (rank,)]
-    if wrong or not ranks:
-        raise TuneError("The adapter's A and B do not fit each other.", _BROKEN_ADAPTER)
-    return ranks
-
-
-def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
-    try:
-        expected = int(_by_pattern(config.get("rank_pattern"), module, config["r"]))
-        alpha = float(_by_pattern(config.get("alpha_pattern"), module, config["lora_alpha"]))
-    except (KeyError, TypeError, ValueError, re.error) as error:
-        raise TuneError(
-            f"The adapter's adapter_config.json lacks a usable rank or alpha ({error}).", _BROKEN_ADAPTER
-        ) from error
-    if expected != rank:
-        raise TuneError(
-            f"The adapter's {one_line(module, 80)} has rank {rank}, but adapter_config.json says {expected}.",
-            _BROKEN_ADAPTER,
-        )
-    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
-
-
-def _by_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """PEFT's rule: the first pattern that matches the end of the module's name decides."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
-
-
-class MergedRows:
-    """Rows of the tuned model in the order of the GGUF: base + adapter, permuted where llama.cpp wants it."""
-
-    def __init__(self, base: Weights, adapter: Adapter | None) -> None:
-        self._base = base
-        self._adapter = adapter
-        self._adapted = frozenset(adapter.modules) if adapter else frozenset[str]()
+    def _check_vocabulary(self, adapter: Adapter, shapes: _Shapes) -> None:
+        """Embedding and head know the same tokens, a head that stays the base's too."""
+        rows = {name: shapes[name][0] for name in (EMBEDDING_WEIGHT, HEAD_WEIGHT) if name in shapes}
+        if self.head_parted and HEAD_WEIGHT not in self._replaced:
+            rows["base"] = self._own[self._source(HEAD_WEIGHT)][0]
+        if len(set(rows.values())) > 1:
+            raise TuneError("The adapter resized the vocabulary, but lacks the new head.", BROKEN_ADAPTER)
+        for module in (EMBEDDING, HEAD):
+            ids, shape = adapter.token_ids(module), shapes.get(f"{module}.weight")
+            if ids and shape and (max(ids) >= shape[0] or adapter.token_width(module) != shape[1]):
+                raise TuneError(
+                    f"The adapter retrained the token {max(ids)} with {adapter.token_width(module)} numbers, "
+                    f"but the base model has {shape[0]} tokens of {shape[1]}.",
+                    BROKEN_ADAPTER,
+                )
 
     def adapted(self, plan: TensorPlan) -> bool:
         """True where the adapter changes this tensor."""
-        return plan.module in self._adapted and len(plan.shape) == 2
+        return any(self._changes(key, module) for key, module in _parts(plan))
+
+    def _changes(self, key: str, module: str) -> bool:
+        adapter, module = self.adapter, self._module(module)
+        if adapter is None:
+            return False
+        pair, bias = self.pairs.get(module), key.endswith(".bias")
+        lora = pair is not None and (not bias or pair.bias is not None)
+        tokens = not bias and adapter.token_ids(module) is not None
+        return lora or tokens or _tensor(key, module) in self._replaced
+
+    def _module(self, module: str) -> str:
+        """The module's name in the adapter; a head that is still the embedding goes by the embedding's."""
+        module = canonical(module)
+        return EMBEDDING if module == HEAD and self._tied and not self.head_parted else module
 
     def rows(self, plan: TensorPlan, start: int, stop: int) -> torch.Tensor:
         """Rows [start, stop) of the tuned model, float32 (rows, columns)."""
-        rows = self.base_rows(plan, start, stop)
-        return rows + self.delta_rows(plan, start, stop) if self.adapted(plan) else rows
+        return _in_order(plan, start, stop, self._tuned_rows)
 
     def base_rows(self, plan: TensorPlan, start: int, stop: int) -> torch.Tensor:
-        """The same rows of the base model."""
-        if plan.values is not None:
-            import torch
-
-            return torch.tensor(plan.values[start:stop], dtype=torch.float32).unsqueeze(1)
-        return _ordered(plan, start, stop, lambda first, last: self._base.rows(plan.key, first, last))
+        """The same rows of the base model; zeros where its vocabulary is smaller."""
+        return _in_order(plan, start, stop, self._own_rows)
 
     def delta_rows(self, plan: TensorPlan, start: int, stop: int) -> torch.Tensor:
-        """What the adapter adds to those rows; only for adapted tensors."""
-        adapter = self._adapter
-        assert adapter is not None
-        return _ordered(plan, start, stop, lambda first, last: adapter.delta(plan.module, first, last))
+        """What the adapter changes in those rows."""
+        return self.rows(plan, start, stop) - self.base_rows(plan, start, stop)
+
+    def _own_rows(self, key: str, module: str, start: int, stop: int) -> torch.Tensor:
+        import torch
+
+        source = self._source(key)
+        count = self._base.row_count(source)
+        known = max(min(stop, count), start)
+        rows = self._base.rows(source, start, known)
+        return rows if known == stop else torch.cat([rows, rows.new_zeros(stop - known, rows.shape[1])])
+
+    def _tuned_rows(self, key: str, module: str, start: int, stop: int) -> torch.Tensor:
+        adapter, module = self.adapter, self._module(module)
+        replaced = self._replaced.get(_tensor(key, module))
+        if adapter is None or replaced is None:
+            rows = self._own_rows(key, module, start, stop)
+        else:
+            rows = adapter.whole_rows(replaced, start, stop)
+        if adapter is None:
+            return rows
+        if module in self.pairs:
+            rows = _with_pair(adapter, key, self.pairs[module], rows, start, stop)
+        if not key.endswith(".bias"):
+            _put_tokens(adapter, module, rows, start, stop)
+        return rows
 
 
-def _ordered(
+def _replacements(adapter: Adapter, tied: bool) -> dict[str, str]:
+    """Tensor of the model -> the adapter's whole tensor that stands for it.
+
+    On a tied base a tensor that PEFT stored from the base model itself (a resized vocabulary) is both; one
+    that it trained as a copy of its own (`modules_to_save`) is only its own.
+    """
+    found = {name: name for name in adapter.whole}
+    both = [
+        name
+        for name in (EMBEDDING_WEIGHT, HEAD_WEIGHT)
+        if name in found and (adapter.config.ties or not adapter.config.saves(name.removesuffix(".weight")))
+    ]
+    if tied and both:
+        found |= {
+            name: both[0] for name in (EMBEDDING_WEIGHT, HEAD_WEIGHT) if name not in found or name in both
+        }
+    return found
+
+
+def _check_shape(name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    if shape != wanted:
+        module = one_line(name.removesuffix(".weight"), 80)
+        raise TuneError(f"The adapter's {module} has the shape {shape}, the base's {wanted}.", BROKEN_ADAPTER)
+
+
+def _parts(plan: TensorPlan) -> Iterator[tuple[str, str]]:
+    return zip(plan.keys, plan.modules, strict=True)
+
+
+def _tensor(key: str, module: str) -> str:
+    """The tensor's name as an adapter knows it."""
+    return f"{module}.{key.rpartition('.')[2]}"
+
+
+def _with_pair(
+    adapter: Adapter, key: str, pair: Pair, rows: torch.Tensor, start: int, stop: int
+) -> torch.Tensor:
+    """base + scale * B A; a bias gets what `lora_bias` learned.
+
+    With DoRA every row of that sum gets its stored length: magnitude / ||W + scale B A|| times the sum, as in
+    PEFT 0.21.2's `DoraLinearVariant.merge_safe`.
+    """
+    if key.endswith(".bias"):
+        bias = adapter.bias(pair, start, stop)
+        return rows if bias is None else rows + bias
+    rows = rows + adapter.delta(pair, start, stop)
+    lengths = adapter.magnitudes(pair, start, stop)
+    return rows if lengths is None else rows * (lengths / rows.norm(dim=1, keepdim=True))
+
+
+def _put_tokens(adapter: Adapter, module: str, rows: torch.Tensor, start: int, stop: int) -> None:
+    """Write the rows of retrained tokens over theirs."""
+    for place, token in enumerate(adapter.token_ids(module) or ()):
+        if start <= token < stop:
+            rows[token - start] = adapter.token_row(module, place)
+
+
+def _in_order(plan: TensorPlan, start: int, stop: int, read: _Read) -> torch.Tensor:
+    """Rows as the GGUF holds them: computed, or read, shifted, and permuted."""
+    if plan.values is not None:
+        import torch
+
+        return torch.tensor(plan.values[start:stop], dtype=torch.float32).unsqueeze(1)
+    rows = in_order_of_gguf(plan, start, stop, lambda first, last: _stacked(plan, first, last, read))
+    return rows + plan.shift if plan.shift else rows
+
+
+def _stacked(plan: TensorPlan, start: int, stop: int, read: _Read) -> torch.Tensor:
+    """Rows of a tensor, or of several experts' tensors laid one after the other."""
+    if len(plan.keys) == 1:
+        return read(plan.key, plan.module, start, stop)
+    import torch
+
+    size = plan.rows // len(plan.keys)
+    experts = range(start // size, -(-stop // size))
+    spans = ((i, max(start - i * size, 0), min(stop - i * size, size)) for i in experts)
+    return torch.cat([read(plan.keys[i], plan.modules[i], first, last) for i, first, last in spans])
+
+
+def in_order_of_gguf(
     plan: TensorPlan, start: int, stop: int, read: Callable[[int, int], torch.Tensor]
 ) -> torch.Tensor:
     """Rows read in the base's order and returned in the GGUF's; reads whole heads where rows are permuted.

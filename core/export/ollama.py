@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,12 @@ from typing import Any, NoReturn
 import httpx
 
 from ollama_tune.core.errors import TuneError, UsageError
+from ollama_tune.core.export.upload import Dropped, Progress, Stopped, Upload, send_with_patience
 from ollama_tune.core.export.wire import (
     KEPT,
     MAX_WORDS,
+    Refused,
+    Unreachable,
     count_of,
     hint,
     limited,
@@ -28,13 +32,14 @@ from ollama_tune.core.export.wire import (
     split_lines,
     words_of,
 )
-from ollama_tune.core.machine.ollama import is_local
+from ollama_tune.core.machine.ollama import authorization, is_local
 from ollama_tune.core.text import one_line
 
-CHUNK = 1 << 18
-SHORT = httpx.Timeout(10.0, connect=5.0)
+SHORT = 10.0
+"""Seconds for an answer that needs no work."""
 LONG = httpx.Timeout(30.0 * 60, connect=5.0, write=60.0)
 """Ollama says nothing while it rewrites or loads a large model; a stop does not wait for it."""
+POLL = 0.1
 
 PARAMETERS: dict[str, type | tuple[type, ...]] = {
     "stop": list,
@@ -50,28 +55,34 @@ PARAMETERS: dict[str, type | tuple[type, ...]] = {
 """What may be set at create: Ollama checks no types there, and a wrong one breaks every later request."""
 
 Status = Callable[[str, int, int], None]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A generated text and why it ended (`stop` or `length`); token counts as Ollama gives them."""
+    """A generated text and why it ended (`stop` or `length`); token counts as Ollama gives them.
+
+    `prompt_tokens` is 0 where a server does not count; `thought` is what Ollama took out of the text
+    because it stood between marks of thinking.
+    """
 
     text: str
     done_reason: str
     prompt_tokens: int
     tokens: int
+    thought: str = ""
 
 
 class OllamaClient:
     """One Ollama server. Every failure is a `TuneError` that says what to do."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, patience: float = SHORT) -> None:
         self.url = url.rstrip("/")
+        short = httpx.Timeout(patience, connect=min(patience, 5.0))
         try:
             if not self.url.startswith(("http://", "https://")):
                 raise httpx.InvalidURL("no http")
-            self._http = httpx.Client(base_url=self.url, timeout=SHORT, trust_env=not is_local(url))
+            headers, trust = authorization(), not is_local(url)
+            self._http = httpx.Client(base_url=self.url, timeout=short, trust_env=trust, headers=headers)
         except (httpx.InvalidURL, ValueError) as error:
             raise UsageError(
                 f"{one_line(url, 80)} is not the address of a server.",
@@ -105,51 +116,23 @@ class OllamaClient:
         return status == 200
 
     def push_blob(
-        self,
-        path: Path,
-        digest: str,
-        progress: Progress | None = None,
-        stopped: Callable[[], bool] | None = None,
+        self, path: Path, digest: str, progress: Progress | None = None, stopped: Stopped | None = None
     ) -> bool:
         """Send a file unless the server has it; True when bytes were sent. Stops within a second.
 
-        The protocol cannot resume, so after a dropped connection the whole file is sent once more.
+        After a lost connection the whole file is sent again, a few times.
         """
         if self.has_blob(digest):
             return False
-        for _ in range(2):
-            try:
-                self._upload(path, digest, progress, stopped)
-                return True
-            except _Dropped as error:
-                dropped = error
-                if self.has_blob(digest):
-                    return True
-        raise TuneError(
-            "Ollama closed the connection twice while it received the file.",
-            f"Look at Ollama's log and its disk space, then export again; {KEPT}",
-            details=str(dropped),
-        ) from dropped
 
-    def _upload(
-        self, path: Path, digest: str, progress: Progress | None, stopped: Callable[[], bool] | None
-    ) -> None:
-        upload = _Upload(path)
-        report = progress or (lambda done, total: None)
-        report(0, upload.total)
-
-        def send() -> tuple[int, str]:
-            headers = {"Content-Length": str(upload.total), "Content-Type": "application/octet-stream"}
+        def send() -> None:
             with self._failures(dropped=True):
-                answer = self._http.post(
-                    f"/api/blobs/{digest}", content=upload.pieces(), headers=headers, timeout=LONG
-                )
-            return answer.status_code, words_of(answer.content[:MAX_WORDS])
+                status, words = Upload(path).post(self._http, f"/api/blobs/{digest}", progress, stopped)
+            if status not in (200, 201):
+                self._refuse(status, words)
 
-        status, words = patiently(send, stopped, lambda: report(upload.sent, upload.total), upload.cancel)
-        if status not in (200, 201):
-            self._refuse(status, words)
-        report(upload.total, upload.total)
+        send_with_patience(send, lambda: self.has_blob(digest), stopped)
+        return True
 
     def create(
         self,
@@ -157,15 +140,20 @@ class OllamaClient:
         files: Mapping[str, str],
         parameters: Mapping[str, Any] | None = None,
         on_status: Status | None = None,
-        stopped: Callable[[], bool] | None = None,
+        stopped: Stopped | None = None,
+        *,
+        template: str | None = None,
+        system: str | None = None,
     ) -> None:
         """Make a model of blobs: `files` maps a file name to its digest. Only `success` is success.
 
-        `on_status` gets each line's text with `completed` and `total` (0 where the server gives none).
+        `template` is a Go template, for servers that ignore the file's own. `on_status` gets each line's
+        text with `completed` and `total` (0 where the server gives none).
         """
         body = {"model": model, "files": dict(files), "stream": True}
         if parameters:
             body["parameters"] = _checked_parameters(parameters)
+        body |= {name: text for name, text in (("template", template), ("system", system)) if text}
         lines: SimpleQueue[dict[str, Any]] = SimpleQueue()
         cancelled = threading.Event()
         last = {"status": ""}
@@ -226,9 +214,22 @@ class OllamaClient:
         """Give a model a second name; a model of that name is replaced in one go."""
         self._json("POST", "/api/copy", {"source": source, "destination": destination})
 
-    def unload(self, model: str) -> None:
-        """Let the server drop a model from memory; it does so a little later."""
+    def names(self) -> list[str]:
+        """The models that the server lists; untrusted text."""
+        return _names(self._json("GET", "/api/tags"))
+
+    def unload(self, model: str, patience: float = 0.0) -> bool:
+        """Let the server drop a model from memory, and see for `patience` seconds whether it does.
+
+        Memory is freed a while after the answer; True once the server no longer counts it as loaded.
+        """
         self._json("POST", "/api/generate", {"model": model, "keep_alive": 0, "stream": False})
+        end = time.monotonic() + patience
+        while any(same_name(name, model) for name in _names(self._json("GET", "/api/ps"))):
+            if time.monotonic() >= end:
+                return False
+            time.sleep(POLL)
+        return True
 
     def chat(
         self,
@@ -236,30 +237,47 @@ class OllamaClient:
         messages: Sequence[Mapping[str, str]],
         *,
         max_new_tokens: int = 64,
-        stopped: Callable[[], bool] | None = None,
+        stopped: Stopped | None = None,
     ) -> Answer:
         """The model's answer at temperature 0; loads it first, which can take minutes."""
-        options = {"temperature": 0, "num_predict": max_new_tokens, "seed": 0}
-        body = {"model": model, "messages": [dict(m) for m in messages], "stream": False, "options": options}
-        tree = patiently(lambda: self._json("POST", "/api/chat", body, LONG), stopped)
+        body = {"messages": [dict(m) for m in messages], "options": _greedy(max_new_tokens)}
+        tree = self._ask("/api/chat", model, body, stopped)
         message = tree.get("message")
-        text = message.get("content") if isinstance(message, dict) else None
-        if not isinstance(text, str):
-            raise TuneError("Ollama's answer to a test question has no text.", f"Look at its log; {KEPT}")
-        reason = one_line(str(tree.get("done_reason", "")), 40)
-        return Answer(text, reason, count_of(tree.get("prompt_eval_count")), count_of(tree.get("eval_count")))
+        return _answer(tree, message if isinstance(message, dict) else {}, "content")
+
+    def complete(
+        self, model: str, prompt: str, *, max_new_tokens: int = 1, stopped: Stopped | None = None
+    ) -> Answer:
+        """What follows a prompt that no template touches (`raw`), at temperature 0."""
+        body = {"prompt": prompt, "raw": True, "options": _greedy(max_new_tokens)}
+        tree = self._ask("/api/generate", model, body, stopped)
+        return _answer(tree, tree, "response")
+
+    def rendered(
+        self, model: str, messages: Sequence[Mapping[str, str]], stopped: Stopped | None = None
+    ) -> str | None:
+        """The prompt that the server makes of messages; None from one that does not show it."""
+        body = {"messages": [dict(m) for m in messages], "_debug_render_only": True, "options": _greedy(1)}
+        found = self._ask("/api/chat", model, body, stopped).get("_debug_info")
+        text = found.get("rendered_template") if isinstance(found, dict) else None
+        return text if isinstance(text, str) else None
+
+    def _ask(self, path: str, model: str, body: Mapping[str, Any], stopped: Stopped | None) -> dict[str, Any]:
+        whole = {"model": model, "stream": False, **body}
+        return patiently(lambda: self._json("POST", path, whole, long=True), stopped)
 
     def _json(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None, timeout: httpx.Timeout = SHORT
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, long: bool = False
     ) -> dict[str, Any]:
-        status, content = self._call(method, path, body, timeout)
+        status, content = self._call(method, path, body, long=long)
         if status != 200:
             self._refuse(status, words_of(content))
         return object_of(content)
 
     def _call(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None, timeout: httpx.Timeout = SHORT
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, long: bool = False
     ) -> tuple[int, bytes]:
+        timeout = LONG if long else self._http.timeout
         with self._failures(), self._http.stream(method, path, json=body, timeout=timeout) as answer:
             return answer.status_code, limited(answer)
 
@@ -270,12 +288,12 @@ class OllamaClient:
             yield
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             advice = "Start it with `ollama serve`" if is_local(self.url) else "Check OLLAMA_HOST"
-            raise TuneError(
+            raise Unreachable(
                 f"No Ollama answers at {self.url}.", f"{advice} and export again; {KEPT}", details=str(error)
             ) from error
         except httpx.RequestError as error:
             if dropped:
-                raise _Dropped(str(error)) from error
+                raise Dropped(str(error)) from error
             late = isinstance(error, httpx.TimeoutException)
             what = "did not answer in time" if late else "closed the connection"
             raise TuneError(
@@ -292,38 +310,41 @@ class OllamaClient:
                 f"Set OLLAMA_HOST to 127.0.0.1, or start the server with OLLAMA_HOST=0.0.0.0; {KEPT}",
             )
         shown = words or f"status {status}, no words"
-        raise TuneError(f"Ollama refused: {shown.rstrip('.')}.", f"{hint(status, words)}; {KEPT}")
+        raise Refused(f"Ollama refused: {shown.rstrip('.')}.", f"{hint(status, words)}; {KEPT}")
 
 
-class _Dropped(Exception):
-    """The connection broke while a file was being sent."""
+def _greedy(max_new_tokens: int) -> dict[str, Any]:
+    """Options of a test: always the most likely token, and nothing of the server's usual penalties."""
+    return {"temperature": 0, "top_k": 1, "repeat_penalty": 1.0, "seed": 0, "num_predict": max_new_tokens}
 
 
-class _Upload:
-    """A file on its way: bytes sent so far, and a way to end it between two pieces."""
+def _answer(tree: Mapping[str, Any], message: Mapping[str, Any], key: str) -> Answer:
+    text, thought = message.get(key), message.get("thinking")
+    if not isinstance(text, str):
+        raise Refused("Ollama's answer to a test question has no text.", f"Look at its log; {KEPT}")
+    return Answer(
+        text,
+        one_line(str(tree.get("done_reason", "")), 40),
+        count_of(tree.get("prompt_eval_count")),
+        count_of(tree.get("eval_count")),
+        thought if isinstance(thought, str) else "",
+    )
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._cancelled = threading.Event()
-        self.sent = 0
-        with self._readable():
-            self.total = path.stat().st_size
 
-    def cancel(self) -> None:
-        self._cancelled.set()
+def _names(tree: Mapping[str, Any]) -> list[str]:
+    models = tree.get("models")
+    entries = [entry for entry in models if isinstance(entry, dict)] if isinstance(models, list) else []
+    return [entry["name"] for entry in entries if isinstance(entry.get("name"), str)]
 
-    def pieces(self) -> Iterator[bytes]:
-        with self._readable(), self._path.open("rb") as file:
-            while (piece := file.read(CHUNK)) and not self._cancelled.is_set():
-                yield piece
-                self.sent += len(piece)
 
-    @contextlib.contextmanager
-    def _readable(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise TuneError(f"{self._path} cannot be read: {error.strerror}.", "Export again.") from error
+def same_name(one: str, other: str) -> bool:
+    """Whether two names mean the same model: case, the usual host and namespace, and `latest` are nothing."""
+    return _spelled_out(one) == _spelled_out(other)
+
+
+def _spelled_out(name: str) -> str:
+    full = name if name.rfind(":") > name.rfind("/") else f"{name}:latest"
+    return full.lower().removeprefix("registry.ollama.ai/").removeprefix("library/")
 
 
 def _checked_digest(digest: str) -> str:

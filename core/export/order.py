@@ -35,9 +35,12 @@ class Order:
 
     @property
     def context(self) -> int:
-        """The context length Ollama is told: never below the trained length, never above the model's own."""
-        wanted = max(self.settings.training.sequence_length, USUAL_CONTEXT)
-        return min(wanted, read_config(self.base).context)
+        """The context length Ollama is told: never below the trained length, never above the model's own.
+
+        Where a larger context would change answers to short texts it is no larger than the training needs.
+        """
+        config, trained = read_config(self.base), self.settings.training.sequence_length
+        return min(max(trained, min(USUAL_CONTEXT, config.even_context)), config.context)
 
 
 def progress(emit: Emit, name: str, unit: str) -> Callable[[int, int], None]:

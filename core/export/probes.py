@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ollama_tune.core.data.values import Message
 
 TEXTS: tuple[str, ...] = (
@@ -82,3 +84,10 @@ CONVERSATIONS: tuple[tuple[Message, ...], ...] = (
     (Message("user", "Grüße 😀 中文 <b>{{ not a template }}</b> {% raw %}"),),
     (Message("user", ""),),
 )
+
+VARIABLES: tuple[dict[str, Any], ...] = (
+    {"enable_thinking": True},
+    {"enable_thinking": False},
+    {"date_string": "1 Jan 1999"},
+)
+"""Options that a client may send with a conversation; a template that is fixed renders the same with all."""

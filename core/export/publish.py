@@ -3,48 +3,39 @@
 from __future__ import annotations
 
 import contextlib
-import re
+import threading
 from collections.abc import Callable, Mapping
-from enum import Enum
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ollama_tune.core.errors import TuneError
-from ollama_tune.core.export.ollama import OllamaClient, Progress, Status
+from ollama_tune.core.export.ollama import OllamaClient, Status, same_name
+from ollama_tune.core.export.upload import Progress, Stopped
+from ollama_tune.core.export.values import ExportStopped
 from ollama_tune.core.export.wire import KEPT
 from ollama_tune.core.plan.names import check_ollama_name
 
-
-class Generation(Enum):
-    """What a server can do, by its version."""
-
-    TOO_OLD = "before 0.5.5: no create from files"
-    GO_TEMPLATES = "0.5.5 to 0.24: ignores the chat template in a GGUF file"
-    CONVERTING = "0.30.0 to 0.34.0: uses the file's template, rewrites the file"
-    CURRENT = "0.34.1 and newer: uses the file's template, stores the file as it is"
+UNLOADING = 10.0
+"""Seconds in which a server should have dropped the tried model from memory."""
+AFTER_STOP = 0.7
 
 
-def generation(version: str) -> Generation:
-    """The generation of a version such as `0.34.4` or `0.30.0-rc2`; unknown ones count as current."""
-    found = re.match(r"v?(\d+)\.(\d+)\.(\d+)", version)
-    number = tuple(int(part) for part in found.groups()) if found else (0, 0, 0)
-    if number == (0, 0, 0) or number >= (0, 34, 1):
-        return Generation.CURRENT
-    if number < (0, 5, 5):
-        return Generation.TOO_OLD
-    return Generation.GO_TEMPLATES if number < (0, 30, 0) else Generation.CONVERTING
+@dataclass(frozen=True)
+class Recipe:
+    """What the server is told besides the file; nothing else is set, above all no sampling values."""
+
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    template: str | None = None
+    system: str | None = None
 
 
-def require_supported(client: OllamaClient) -> Generation:
-    """The server's generation; `TuneError` where an exported model could not chat there."""
-    version = client.version()
-    found = generation(version)
-    if found in (Generation.TOO_OLD, Generation.GO_TEMPLATES):
-        raise TuneError(
-            f"Ollama {version} does not use the chat template of an imported model.",
-            f"Update Ollama to 0.30 or newer and export again; {KEPT}",
-        )
-    return found
+@dataclass(frozen=True)
+class Published:
+    """The full name the model got, and whether its test copy has left the server's memory."""
+
+    name: str
+    unloaded: bool
 
 
 def publish(
@@ -52,30 +43,46 @@ def publish(
     name: str,
     file: Path,
     digest: str,
+    recipe: Recipe,
     *,
-    parameters: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     on_status: Status | None = None,
-    stopped: Callable[[], bool] | None = None,
+    stopped: Stopped | None = None,
     check: Callable[[str], None] | None = None,
-) -> str:
+) -> Published:
     """Upload, create under a temporary name, let `check` try that, and only then give it its name.
 
-    Returns the full name. Whatever fails, a model that had the name before is untouched, and the
-    temporary one is unloaded and deleted.
+    Whatever fails, a model that had the name before is untouched, and the temporary one is unloaded and
+    deleted.
     """
     full = check_ollama_name(name)
-    require_supported(client)
     client.push_blob(file, digest, progress, stopped)
     temporary = temporary_name(full)
     try:
-        client.create(temporary, {"model.gguf": digest}, parameters, on_status, stopped)
+        client.create(
+            temporary,
+            {"model.gguf": digest},
+            recipe.parameters,
+            on_status,
+            stopped,
+            template=recipe.template,
+            system=recipe.system,
+        )
         if check is not None:
             check(temporary)
         client.copy(temporary, full)
-    finally:
+    except ExportStopped:
+        _remove_soon(client, temporary)
+        raise
+    except BaseException:
         _remove(client, temporary)
-    return full
+        raise
+    unloaded = _remove(client, temporary)
+    if not any(same_name(listed, full) for listed in client.names()):
+        raise TuneError(
+            f"Ollama took {full} but does not list it.", f"Look at its log and export again; {KEPT}"
+        )
+    return Published(full, unloaded)
 
 
 def temporary_name(full: str) -> str:
@@ -85,8 +92,25 @@ def temporary_name(full: str) -> str:
     return f"{rest}:{tag[:60]}-unfinished"
 
 
-def _remove(client: OllamaClient, temporary: str) -> None:
-    """Failures here must not hide the one that led here; a model never made cannot be deleted."""
-    for step in (client.unload, client.delete):
-        with contextlib.suppress(TuneError):
-            step(temporary)
+def _remove(client: OllamaClient, temporary: str) -> bool:
+    """Unload and delete; True when the memory is free. Failures here must not hide the one that led here,
+    and a model never made cannot be deleted."""
+    unloaded = False
+    with contextlib.suppress(TuneError):
+        unloaded = client.unload(temporary, UNLOADING)
+    with contextlib.suppress(TuneError):
+        client.delete(temporary)
+    return unloaded
+
+
+def _remove_soon(client: OllamaClient, temporary: str) -> None:
+    """The same after a stop, which must not wait for a server that has stalled."""
+
+    def delete() -> None:
+        with contextlib.suppress(TuneError, RuntimeError):  # the client may be closed by then
+            client.unload(temporary)
+            client.delete(temporary)
+
+    thread = threading.Thread(target=delete, daemon=True)
+    thread.start()
+    thread.join(AFTER_STOP)

@@ -29,14 +29,20 @@ class ReferenceAnswer:
     positions: tuple[Position, ...]
 
 
-def read_reference(path: Path, max_new_tokens: int) -> tuple[ReferenceAnswer, ...]:
-    """The stored answers; none where the file is missing or not what it should be.
+def read_reference(
+    path: Path, max_new_tokens: int, adapter_digest: str | None = None
+) -> tuple[ReferenceAnswer, ...]:
+    """The stored answers; none where the file is missing, not what it should be, or of another adapter.
 
-    `max_new_tokens` is the limit they were made with: a shorter answer ended by itself.
+    `max_new_tokens` is the limit they were made with: a shorter answer ended by itself. `adapter_digest` is
+    the SHA-256 of the adapter they must belong to; older files do not say whose they are.
     """
     try:
-        return tuple(_answer(entry, max_new_tokens) for entry in json.loads(path.read_text())["prompts"])
-    except (OSError, ValueError, KeyError, TypeError):
+        tree = json.loads(path.read_text())
+        if adapter_digest is not None and tree.get("adapter_sha256", adapter_digest) != adapter_digest:
+            return ()
+        return tuple(_answer(entry, max_new_tokens) for entry in tree["prompts"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ()
 
 
@@ -46,7 +52,7 @@ def _answer(entry: Mapping[str, Any], max_new_tokens: int) -> ReferenceAnswer:
         prompt_ids=tuple(int(i) for i in entry["prompt_ids"]),
         answer_ids=answer,
         text=str(entry["text"]),
-        ended=len(answer) < max_new_tokens,
+        ended=bool(entry.get("ended", len(answer) < max_new_tokens)),
         positions=tuple(
             Position(
                 int(p["index"]), {int(i): float(x) for i, x in zip(p["ids"], p["logprobs"], strict=True)}
@@ -57,10 +63,17 @@ def _answer(entry: Mapping[str, Any], max_new_tokens: int) -> ReferenceAnswer:
 
 
 def divergence(reference: Mapping[int, float], found: Mapping[int, float]) -> float:
-    """KL(reference || found) in nats over the tokens both list, with all others as one more outcome."""
-    shared = [i for i in reference if i in found]
-    total = sum(math.exp(reference[i]) * (reference[i] - found[i]) for i in shared)
-    rest, rest_found = (
-        max(1.0 - sum(math.exp(side[i]) for i in shared), 1e-9) for side in (reference, found)
-    )
-    return max(total + rest * math.log(rest / rest_found), 0.0)
+    """KL(reference || found) in nats over the reference's tokens, with all others as one more outcome.
+
+    A token that `found` does not list has at most the probability of the least one listed there, and all
+    of them together what is left; they get the most that this allows, so the result is a lower bound.
+    """
+    known = {i: math.exp(found[i]) for i in reference if i in found}
+    missing = {i: math.exp(p) for i, p in reference.items() if i not in found}
+    left = max(1.0 - sum(map(math.exp, found.values())), 0.0)
+    least = math.exp(min(found.values())) if found else 1.0
+    share = left / max(sum(missing.values()), 1e-9)
+    known |= {i: max(min(least, share * p), 1e-9) for i, p in missing.items()}
+    total = sum(math.exp(p) * (p - math.log(max(known[i], 1e-30))) for i, p in reference.items())
+    rest = max(1.0 - sum(map(math.exp, reference.values())), 1e-9)
+    return max(total + rest * math.log(rest / max(1.0 - sum(known.values()), 1e-9)), 0.0)

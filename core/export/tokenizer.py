@@ -1,146 +1,127 @@
-"""The tokenizer of a GGUF, from `tokenizer.json` alone, and the chat template as it was trained."""
+"""The tokenizer of a GGUF, from `tokenizer.json` alone, and the chat template as it was trained.
+
+These are the best guesses; `tokenprobe` asks llama.cpp whether they are right.
+"""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import TYPE_CHECKING, Any
 
-import gguf
+from gguf import TokenType
 
-from ollama_tune.core.data.render import ChatFormat, load_tokenizer
+from ollama_tune.core.data.render import ChatFormat
 from ollama_tune.core.data.values import Message
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.export.template import exported_template
-from ollama_tune.core.models.architectures import require_json
-from ollama_tune.core.text import one_line
+from ollama_tune.core.models.architectures import OTHER_MODEL
+from ollama_tune.core.models.vocabulary import BYTES, LOOK_ALIKES, SPACE, Vocabulary, read_vocabulary
 
-_OTHER_MODEL = "Choose another base model, or a newer ollama-tune that knows this tokenizer."
+if TYPE_CHECKING:
+    from tokenizers import AddedToken
 
-# sha256 of the Split regexes one after the other -> llama.cpp's name of the pre-tokenizer. It names the
-# rules and not the vocabulary, so it survives added tokens and fine-tuning.
-PRE_TOKENIZERS: Mapping[str, str] = {
-    "d98f9631be1e9607a9848c26c1f9eac1aa9fc21ac6ba82a2fc0741af9780a48f": "llama-bpe",
-    "1ff7f41064896984db5d1bb6ff64fa4bc29007d08c1b439e505b7392777a319e": "qwen2",
-    "1d64a9a8eaf9f1bd80331984d81fdd514e7feafe8df83a525dd31472f275699a": "tekken",
-    "2d1b8dc11e89af71459b36004f698ab3693f59fd84f63e8ec2b49564ab857420": "gpt-4o",
-}
-_COVERING_SPLITS = (("Isolated", False), ("Removed", True))
 _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
+# Ends that llama.cpp knows by their text, so that they need none of the three keys.
+_KNOWN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "</s>")
 
 
-def tokenizer_fields(chat: ChatFormat, rows: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Token:
+    text: str
+    type: TokenType
+
+
+def tokenizer_fields(chat: ChatFormat, rows: int, vocabulary: Vocabulary | None = None) -> dict[str, Any]:
     """All `tokenizer.*` keys for the tokenizer of `chat`; `rows` is the number of embedding rows.
 
-    Raises `TuneError` by name for a tokenizer that is not byte-level BPE, or whose rules llama.cpp
-    is not known to have.
+    `vocabulary` is that of the tokenizer where it has been read already. Raises `TuneError` by name for a
+    tokenizer that llama.cpp has no counterpart for.
     """
-    data = require_json(chat.folder / "tokenizer.json")
-    model = _byte_level_model(data)
-    tokenizer = load_tokenizer(chat.folder)
-    added = {i: (token.content, token.special) for i, token in tokenizer.get_added_tokens_decoder().items()}
-    tokens, types = _tokens(tokenizer.get_vocab(with_added_tokens=False), added, rows)
+    vocabulary = vocabulary or read_vocabulary(chat.folder)
+    tokens = _tokens(chat, vocabulary, rows)
     fields: dict[str, Any] = {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": pre_tokenizer(data),
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": types,
-        "tokenizer.ggml.merges": _merges(model.get("merges") or []),
-        "tokenizer.ggml.add_bos_token": _starts_with_bos(chat),
+        "tokenizer.ggml.model": vocabulary.kind,
+        "tokenizer.ggml.pre": vocabulary.pre or LOOK_ALIKES[0],
+        "tokenizer.ggml.tokens": [token.text for token in tokens],
+        "tokenizer.ggml.token_type": [int(token.type) for token in tokens],
+        "tokenizer.ggml.add_bos_token": (begins := _starts_with_bos(chat)),
         "tokenizer.ggml.add_eos_token": False,
-        "tokenizer.ggml.add_space_prefix": False,
+        "tokenizer.ggml.add_space_prefix": vocabulary.prefixes and not (begins and _bos_is_prefixed(chat)),
         "tokenizer.ggml.padding_token_id": chat.pad_id,
         "tokenizer.chat_template": exported_template(chat),
     }
-    return fields | _special_ids(chat, tokens)
+    if vocabulary.kind == "llama":
+        fields["tokenizer.ggml.scores"] = _scores(vocabulary, fields["tokenizer.ggml.tokens"])
+        fields["tokenizer.ggml.unknown_token_id"] = vocabulary.tokens.get(vocabulary.unknown, 0)
+    else:
+        fields["tokenizer.ggml.merges"] = _merges(vocabulary.merges)
+    return fields | _special_ids(chat, fields["tokenizer.ggml.tokens"])
 
 
-def _byte_level_model(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    model = data.get("model")
-    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
-        raise TuneError("The base model's tokenizer.json holds no BPE vocabulary.", _OTHER_MODEL)
-    kind = model.get("type", "BPE")
-    if kind != "BPE" or model.get("byte_fallback"):
-        name = "SentencePiece" if kind == "BPE" else one_line(str(kind), 40)
-        raise TuneError(f"Tokenizers of the kind {name} cannot be exported to GGUF yet.", _OTHER_MODEL)
-    for name in ("continuing_subword_prefix", "end_of_word_suffix"):
-        if model.get(name):
-            raise TuneError(f"The tokenizer uses {name}, which llama.cpp does not know.", _OTHER_MODEL)
-    return model
+def _tokens(chat: ChatFormat, vocabulary: Vocabulary, rows: int) -> list[_Token]:
+    """Text and type of every id below `rows`; ids that no token has become unused fillers."""
+    known = {i: _Token(text, TokenType.NORMAL) for text, i in vocabulary.tokens.items()}
+    if vocabulary.kind == "llama":
+        known |= {vocabulary.tokens[text]: _Token(text, TokenType.BYTE) for text in BYTES}
+    for i, added in chat.added_tokens.items():
+        if (token := _added(i, added, chat, vocabulary)) is not None:
+            known[i] = token
+    if vocabulary.kind == "llama" and vocabulary.unknown in vocabulary.tokens:
+        known[vocabulary.tokens[vocabulary.unknown]] = _Token(vocabulary.unknown, TokenType.UNKNOWN)
+    _check_rows(known, chat, vocabulary, rows)
+    taken = {token.text for i, token in known.items() if i < rows}
+    if len(taken) < sum(i < rows for i in known):
+        raise TuneError("The tokenizer has two ids for one text, which llama.cpp refuses.", OTHER_MODEL)
+    return [known.get(i) or _Token(_filler(i, taken), TokenType.UNUSED) for i in range(rows)]
 
 
-def pre_tokenizer(data: Mapping[str, Any]) -> str:
-    """llama.cpp's name for the rules that cut text into words before BPE."""
-    normalizer = (data.get("normalizer") or {}).get("type")
-    if normalizer not in (None, "NFC"):
-        raise _unknown(f"the normalizer {normalizer}")
-    parts = _flat(data.get("pre_tokenizer") or {})
-    last = parts[-1]
-    if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
-        raise _unknown(f"the pre-tokenizer {last.get('type')}")
-    before, own_regex = parts[:-1], last.get("use_regex", True)
-    if own_regex and not before:
-        return "gpt-2"
-    if own_regex and len(before) == 1 and before[0].get("individual_digits"):
-        return "smollm"
-    return _by_digest(before)
+def _added(i: int, added: AddedToken, chat: ChatFormat, vocabulary: Vocabulary) -> _Token | None:
+    """An added token, found in text wherever it stands; None for one that only the merges can make.
 
-
-def _by_digest(splits: list[Mapping[str, Any]]) -> str:
-    digest = hashlib.sha256()
-    for split in splits:
-        pattern = split.get("pattern")
-        regex = pattern.get("Regex") if isinstance(pattern, dict) else None
-        if (split.get("behavior"), bool(split.get("invert"))) not in _COVERING_SPLITS or not regex:
-            raise _unknown(f"the pre-tokenizer {split.get('type')}")
-        digest.update(str(regex).encode())
-    name = PRE_TOKENIZERS.get(digest.hexdigest())
-    if name is None:
-        raise _unknown(f"word rules with the digest {digest.hexdigest()[:16]}")
-    return name
-
-
-def _flat(part: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    if part.get("type") != "Sequence":
-        return [part]
-    return [leaf for child in part.get("pretokenizers") or [{}] for leaf in _flat(child)]
-
-
-def _unknown(what: str) -> TuneError:
-    return TuneError(
-        f"The tokenizer has {one_line(what, 80)}; llama.cpp would cut text differently.", _OTHER_MODEL
-    )
-
-
-def _tokens(
-    vocabulary: Mapping[str, int], added: Mapping[int, tuple[str, bool]], rows: int
-) -> tuple[list[str], list[int]]:
-    """Text and type of every id below `rows`; ids that no token has become unused fillers.
-
-    `added` maps an id to its text and whether it is special (a control token, never plain text).
+    Where spaces become ▁ before BPE, a token with ▁ in it that is compared with the text before that step
+    is never found. One compared after it stands for spaces, and llama.cpp looks for it in the raw text.
     """
-    tokens = [f"[PAD{i}]" for i in range(rows)]
-    types = [int(gguf.TokenType.UNUSED)] * rows
-    largest = max(*vocabulary.values(), *added, 0, 0)
-    if largest >= rows:
+    if added.special or i in chat.stop_ids:
+        return _Token(added.content, TokenType.CONTROL)
+    if vocabulary.kind == "gpt2" or SPACE not in added.content:
+        return _Token(added.content, TokenType.USER_DEFINED)
+    if not added.normalized:
+        return None
+    return _Token(added.content.replace(SPACE, " "), TokenType.USER_DEFINED)
+
+
+def _check_rows(known: dict[int, _Token], chat: ChatFormat, vocabulary: Vocabulary, rows: int) -> None:
+    """Every token needs a row, except added ones that no prompt can hold (Gemma 3 has one for pictures)."""
+    beyond = {i: token for i, token in known.items() if i >= rows}
+    needed = {*vocabulary.tokens.values(), *chat.stop_ids, chat.pad_id}
+    if any(i in needed or token.text in chat.template for i, token in beyond.items()):
         raise TuneError(
-            f"The tokenizer has the token id {largest}, but the model has only {rows} embedding rows.",
+            f"The tokenizer has the token id {max(beyond)}, but the model has only {rows} embedding rows.",
             "Resize the model's embeddings to its tokenizer, or choose another base model.",
         )
-    for text, i in vocabulary.items():
-        tokens[i], types[i] = text, int(gguf.TokenType.NORMAL)
-    for i, (text, special) in added.items():
-        tokens[i], types[i] = text, int(gguf.TokenType.CONTROL if special else gguf.TokenType.USER_DEFINED)
-    if len(set(tokens)) < rows:
-        raise TuneError("The tokenizer has two ids for one text, which llama.cpp refuses.", _OTHER_MODEL)
-    return tokens, types
 
 
-def _merges(merges: Iterable[Any]) -> list[str]:
-    """`left right` a merge; newer tokenizer files hold pairs, older ones the joined text."""
-    joined = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+def _filler(i: int, taken: set[str]) -> str:
+    names = (f"[PAD{i}]" if not n else f"[PAD{i}_{n}]" for n in count())
+    return next(name for name in names if name not in taken)
+
+
+def _scores(vocabulary: Vocabulary, tokens: Sequence[str]) -> list[float]:
+    """SentencePiece's preference for a token: the earlier its first merge, the higher; all others last."""
+    ranks: dict[str, int] = {}
+    for rank, (left, right) in enumerate(vocabulary.merges):
+        ranks.setdefault(left + right, rank)
+    last = len(vocabulary.merges)
+    return [-float(ranks.get(text, last)) for text in tokens]
+
+
+def _merges(merges: Sequence[tuple[str, str]]) -> list[str]:
+    """`left right` a merge, neither of them with a space inside."""
+    joined = [f"{left} {right}" for left, right in merges]
     if any(merge.count(" ") != 1 for merge in joined):
-        raise TuneError("The tokenizer has merges with spaces in them; it is not byte-level.", _OTHER_MODEL)
+        raise TuneError("The tokenizer has merges with spaces in them; it is not byte-level.", OTHER_MODEL)
     return joined
 
 
@@ -150,11 +131,22 @@ def _starts_with_bos(chat: ChatFormat) -> bool:
     return bool(chat.bos_token) and text.startswith(str(chat.bos_token))
 
 
-def _special_ids(chat: ChatFormat, tokens: list[str]) -> dict[str, int]:
-    """BOS, and every id that ends an answer: llama.cpp ends at eos, eot and eom alike."""
-    ids = {text: i for i, text in enumerate(tokens)}
-    eos = ids.get(chat.eos_token or "")
-    ends = ([] if eos is None else [eos]) + sorted(chat.stop_ids - {eos})
+def _bos_is_prefixed(chat: ChatFormat) -> bool:
+    """Whether the space before a text goes to the BOS token itself: old files look for it after that step."""
+    return any(token.content == chat.bos_token and token.normalized for token in chat.added_tokens.values())
+
+
+def turn_end(chat: ChatFormat) -> int | None:
+    """The id that ended answers in the training: the last stop id of a rendered exchange."""
+    text = chat.render([Message("user", "Hello"), Message("assistant", "Hi")])
+    return next((i for i in reversed(chat.encode(text)[0]) if i in chat.stop_ids), None)
+
+
+def _special_ids(chat: ChatFormat, tokens: Sequence[str]) -> dict[str, int]:
+    """BOS, and three ids that end an answer: llama.cpp ends at eos, eot and eom alike, and at known texts."""
+    ids: Mapping[str, int] = {text: i for i, text in enumerate(tokens)}
+    eos, turn = ids.get(chat.eos_token or ""), turn_end(chat)
+    ends = sorted(chat.stop_ids, key=lambda i: (i != eos, i != turn, tokens[i] in _KNOWN_ENDS, i))
     if not ends:
         raise TuneError(
             "The base model names no token that ends an answer, so the tuned model would never stop.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from ollama_tune.core.errors import TuneError
@@ -12,12 +12,17 @@ Verdict = Literal["pass", "warn", "fail", "skipped"]
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison: its short name, verdict, the measured figure, and one sentence on what it means."""
+    """One comparison: its short name, verdict, the measured figure, and what it means.
+
+    `text` also says what to do unless the verdict is `pass`; `data` holds the figures as numbers, with the
+    limits they were judged by.
+    """
 
     name: str
     verdict: Verdict
     figure: str
     text: str
+    data: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,8 @@ class Verification:
     """All checks of one exported file; the verdict is the worst of them (`skipped` counts for nothing).
 
     `files` maps a word (`gguf`, `modelfile`, `verification`) to a path in the run folder, `commands` are
-    what to type next.
+    what to type next. `about` says what was proved and by what: the base, the adapter's digest, what was
+    asked for, and the versions of the libraries.
     """
 
     verdict: Verdict
@@ -37,6 +43,7 @@ class Verification:
     ollama_name: str | None = None
     files: dict[str, str] = field(default_factory=dict)
     commands: tuple[str, ...] = ()
+    about: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """As stored in `export/verification.json` and in the `verification` event."""
@@ -45,9 +52,14 @@ class Verification:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Verification:
-        """The value that `to_dict` stored."""
-        checks = tuple(Check(**check) for check in data["checks"])
-        return cls(**data | {"checks": checks, "commands": tuple(data.get("commands", ()))})
+        """The value that `to_dict` stored, by this version or another: what is unknown here is left out."""
+        checks = tuple(Check(**_known(Check, check)) for check in data["checks"])
+        commands = tuple(data.get("commands", ()))
+        return cls(**_known(cls, data) | {"checks": checks, "commands": commands})
+
+
+def _known(kind: type[Any], data: dict[str, Any]) -> dict[str, Any]:
+    return {name.name: data[name.name] for name in fields(kind) if name.name in data}
 
 
 def worst(checks: tuple[Check, ...]) -> Verdict:

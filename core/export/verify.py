@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import gc
 import struct
-import unicodedata
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,145 +14,130 @@ import psutil
 import torch
 
 from ollama_tune.core.data.render import ChatFormat
-from ollama_tune.core.data.values import Message
 from ollama_tune.core.errors import TuneError
+from ollama_tune.core.export.answercheck import GATES, check_answers, check_distribution
 from ollama_tune.core.export.gguf import Exported, Source, open_source
-from ollama_tune.core.export.llama import Completion, LlamaServer
-from ollama_tune.core.export.probes import CONVERSATIONS, TEXTS
-from ollama_tune.core.export.reference import Position, ReferenceAnswer, divergence
+from ollama_tune.core.export.header import read_header
+from ollama_tune.core.export.headercheck import check_header
+from ollama_tune.core.export.importance import Importance
+from ollama_tune.core.export.llama import LlamaServer
+from ollama_tune.core.export.merge import open_merged
+from ollama_tune.core.export.meter import Meter
+from ollama_tune.core.export.mix import choose_types
+from ollama_tune.core.export.probes import CONVERSATIONS
+from ollama_tune.core.export.prompts import Conversation, prompts_of
+from ollama_tune.core.export.reference import Position, ReferenceAnswer
+from ollama_tune.core.export.template import exported_template
 from ollama_tune.core.export.tensorcheck import check_tensors
-from ollama_tune.core.export.values import Check, ExportStopped, Verdict, Verification, worst
-from ollama_tune.core.text import one_line
-
-Conversation = Sequence[Message]
+from ollama_tune.core.export.textcheck import (
+    Encode,
+    check_chats,
+    check_template,
+    check_tokens,
+    rendered,
+)
+from ollama_tune.core.export.values import Check, ExportStopped, Verification, worst
+from ollama_tune.core.export.wire import patiently
+from ollama_tune.core.models.weights import weight_names
+from ollama_tune.core.text import human_bytes, one_line
 
 PROMPTS = 8
 POSITIONS = 6
 REFERENCE_TOKENS = 64
-LLAMA_TOKENS = 128
-DECIDED = 0.1
-"""Nats between the first and the second token above which the choice of the first is no coin toss."""
+ROOM = 1.3
+"""Memory that computing takes, over that of the weights."""
+SMALL = 4 << 30
+"""Bytes of 16-bit weights up to which a CPU answers a few questions in a minute or two."""
+_EMBEDDING = "model.embed_tokens.weight"
 
-
-@dataclass(frozen=True)
-class Gate:
-    """Mean KL (nats) to pass and from which to fail, and the least share of equal first tokens."""
-
-    passes: float
-    fails: float
-    agreement: float
-
-
-# Three to seven times the divergence that llama.cpp publishes for 8B models (tools/perplexity/README.md).
-GATES = {
-    "f32": Gate(0.005, 0.02, 0.95),
-    "f16": Gate(0.005, 0.02, 0.95),
-    "bf16": Gate(0.005, 0.02, 0.95),
-    "q8_0": Gate(0.01, 0.03, 0.94),
-}
-
-
-class _Meter:
-    """Counts questions, tells the progress, and ends the work when asked."""
-
-    def __init__(
-        self, total: int, progress: Callable[[int, int], None] | None, stopped: Callable[[], bool] | None
-    ) -> None:
-        self._done, self._total = 0, total
-        self._progress, self._stopped = progress, stopped
-
-    def tick(self) -> None:
-        self._done += 1
-        if self._stopped is not None and self._stopped():
-            raise ExportStopped()
-        if self._progress is not None:
-            self._progress(min(self._done, self._total), self._total)
+Stopped = Callable[[], bool]
 
 
 def verify(
     exported: Exported,
     base: Path,
-    adapter: Path,
+    adapter: Path | None,
     reference: Sequence[ReferenceAnswer],
     *,
     chat: ChatFormat | None = None,
+    tokenizer: Mapping[str, Any] | None = None,
+    name: str | None = None,
+    importance: Path | None = None,
     conversations: Sequence[Conversation] = (),
     slack: float = 0.0,
     max_new_tokens: int = 64,
     progress: Callable[[int, int], None] | None = None,
-    stopped: Callable[[], bool] | None = None,
+    stopped: Stopped | None = None,
 ) -> Verification:
     """Compare the file with the tuned model; never raises for a bad file, but says `fail` and why.
 
     `reference` holds the tuned model's answers (`read_reference` or `compute_reference`), made with
-    `max_new_tokens`; `conversations` are held-out prompts to render. `slack` (nats) widens the KL gates
-    for a reference made on 4-bit weights.
+    `max_new_tokens`; `conversations` are held-out prompts to render. `tokenizer`, `name` and `importance`
+    are what `export_gguf` was given. `slack` (nats) widens the KL gates for a reference made in 4 bit.
     """
     chat = chat or ChatFormat.from_folder(base)
     chats = [*CONVERSATIONS, *conversations[: 2 * PROMPTS]]
-    with open_source(base, adapter, chat) as source:
-        questions = sum(len(answer.positions) + 1 for answer in reference)
-        meter = _Meter(len(source.plans) + len(TEXTS) + 2 * len(chats) + questions, progress, stopped)
-        checks = [*_tensor_checks(exported, source, meter)]
+    prompts = prompts_of(chat, conversations[: 2 * PROMPTS])
+    library = patiently(lambda: _Library(base), stopped)
+    matrix = Importance.read(importance) if importance is not None and exported.importance else None
+    with open_source(base, adapter, chat, tokenizer) as source:
+        asked = sum(len(answer.positions) + 1 for answer in reference)
+        total = len(source.plans) + len(prompts) + len(chats) + asked
+        meter = Meter(total, progress, stopped)
+        checks = list(_file_checks(exported, source, chat, name, library.config, matrix, meter))
     longest = max((len(answer.prompt_ids) for answer in reference), default=0) + max_new_tokens
     try:
         with LlamaServer(exported.path, longest + 8, stopped) as llama:
-            checks.append(check_tokens(llama, chat, base, chats, meter))
-            checks.append(check_chat(llama, chat, chats, meter))
+            checks.append(check_tokens(llama, prompts, library.encode, meter))
+            checks += [*check_chats(llama, chat, chats, meter), *check_template(chat)]
             checks.append(check_distribution(llama, chat, reference, GATES[exported.type], slack, meter))
             checks += check_answers(llama, chat, reference, max_new_tokens, meter)
     except ExportStopped:
         raise
     except TuneError as error:
-        words = f"{error.what} {one_line(error.details[-300:], 300)}".strip()
+        words = f"{error.what} {error.fix} {one_line(error.details[-300:], 300)}".strip()
         checks.append(Check("llama.cpp", "fail", "no answer", words))
+    meter.finish()
     found = tuple(checks)
     return Verification(
         worst(found), found, exported.path.name, exported.sha256, exported.bytes, exported.type
     )
 
 
-def _tensor_checks(exported: Exported, source: Source, meter: _Meter) -> Iterator[Check]:
+def _file_checks(
+    exported: Exported,
+    source: Source,
+    chat: ChatFormat,
+    name: str | None,
+    config: Any,
+    importance: Importance | None,
+    meter: Meter,
+) -> Iterator[Check]:
+    """What the file itself shows, without running it: its size and end, its keys, its tensors."""
     try:
-        yield from check_tensors(exported, source, meter.tick)
+        header = read_header(exported.path)
+        types = choose_types(source.plans, source.config, exported.type, exported.importance)
+        yield check_header(header.fields, exported, source, exported_template(chat), name, config)
+        yield from check_tensors(header.tensors, source, types, importance, meter.tick)
     except ExportStopped:
         raise
     except (OSError, ValueError, KeyError, struct.error) as error:
-        yield Check("tensors", "fail", "unreadable", f"The file cannot be read as GGUF: {error}.")
+        text = (
+            f"The file cannot be read as GGUF: {one_line(str(error), 200)}. Check the disk and export again."
+        )
+        yield Check("tensors", "fail", "unreadable", text)
 
 
-def check_tokens(
-    llama: LlamaServer, chat: ChatFormat, base: Path, chats: Sequence[Conversation], meter: _Meter
-) -> Check:
-    """Token ids of difficult texts and of rendered prompts: ours, llama.cpp's and transformers'."""
-    prompts = [text for messages in chats if (text := _rendered(chat, messages)) is not None]
-    theirs = _transformers_tokenizer(base)
-    wrong = strange = other = 0
-    for text in (*TEXTS, *prompts):
-        meter.tick()
-        ours = chat.encode(text)[0]
-        if llama.tokenize(text) != ours:
-            wrong += 1
-            strange += text in TEXTS and has_marks(text)
-        other += theirs is not None and theirs(text) != ours
-    total = len(TEXTS) + len(prompts)
-    verdict: Verdict = "fail" if wrong > strange else "warn" if wrong or other else "pass"
-    words = "llama.cpp, transformers and the training see the same tokens."
-    if wrong:
-        which = "all of them with combining marks" if wrong == strange else "and not only combining marks"
-        words = f"llama.cpp cuts {wrong} texts differently from the training, {which}."
-    elif other:
-        words = f"llama.cpp sees the tokens of the training; transformers' tokenizer differs in {other}."
-    return Check("tokens", verdict, f"{total - max(wrong, other)} of {total}", words)
+class _Library:
+    """What transformers makes of the base's files; None where it has no use for them."""
+
+    def __init__(self, base: Path) -> None:
+        self.encode = _transformers_tokenizer(base)
+        self.config = _transformers_config(base)
 
 
-def has_marks(text: str) -> bool:
-    """True for text with combining marks: llama.cpp composes none, and some of its rules ignore them."""
-    return any(unicodedata.category(character).startswith("M") for character in text)
-
-
-def _transformers_tokenizer(base: Path) -> Callable[[str], tuple[int, ...]] | None:
-    """None where transformers has no use for these files; the training never asks it either."""
+def _transformers_tokenizer(base: Path) -> Encode | None:
+    """The training never asks it; it is an independent reader of the same files."""
     from transformers import AutoTokenizer
 
     try:
@@ -163,111 +147,14 @@ def _transformers_tokenizer(base: Path) -> Callable[[str], tuple[int, ...]] | No
     return lambda text: tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _rendered(chat: ChatFormat, messages: Conversation) -> str | None:
-    """The prompt, or None where the model's template refuses such a conversation."""
+def _transformers_config(base: Path) -> Any:
+    from transformers import AutoConfig
+
     try:
-        return chat.render(messages, add_generation_prompt=True)
-    except TuneError:
+        config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, LookupError, ImportError):
         return None
-
-
-def check_chat(llama: LlamaServer, chat: ChatFormat, chats: Sequence[Conversation], meter: _Meter) -> Check:
-    """Prompts as the file's own template renders and tokenizes them against those of the training."""
-    total = wrong = 0
-    for messages in chats:
-        meter.tick()
-        ours = _rendered(chat, messages)
-        if ours is None:
-            continue
-        total += 1
-        turns = [{"role": m.role, "content": m.content} for m in chat.adapt(messages)]
-        theirs = llama.render(turns)
-        same = theirs == ours or (chat.bos_token or "") + theirs == ours
-        wrong += not same or llama.tokenize(theirs, as_prompt=True) != chat.encode(ours)[0]
-    return Check(
-        "chat",
-        "fail" if wrong else "pass",
-        f"{total - wrong} of {total}",
-        f"{wrong} conversations are rendered differently from the training."
-        if wrong
-        else "Conversations become the same text and tokens as in the training.",
-    )
-
-
-def check_distribution(
-    llama: LlamaServer,
-    chat: ChatFormat,
-    reference: Sequence[ReferenceAnswer],
-    gate: Gate,
-    slack: float,
-    meter: _Meter,
-) -> Check:
-    """Next-token probabilities in the middle of answers: mean KL decides, equal first tokens are shown."""
-    plain = next(i for letter in "ae01" for i in chat.encode(letter)[0][:1] if i not in chat.stop_ids)
-    distances, decided, equal = [], 0, 0
-    for answer in reference:
-        for position in answer.positions:
-            meter.tick()
-            ids = (*answer.prompt_ids, *answer.answer_ids[: position.index])
-            found = llama.top(ids, LLAMA_TOKENS, plain)
-            distances.append(divergence(position.logprobs, found))
-            first, second = sorted(position.logprobs.values(), reverse=True)[:2]
-            if first - second > DECIDED:
-                decided += 1
-                equal += position.logprobs.get(max(found, key=found.__getitem__)) == first
-    if not distances:
-        return Check("probabilities", "skipped", "-", "There is no held-out prompt to compare on.")
-    mean, share = sum(distances) / len(distances), equal / decided if decided else 1.0
-    verdict: Verdict = "fail" if not mean < gate.fails + slack else "pass"
-    if verdict == "pass" and (mean > gate.passes + slack or share < gate.agreement):
-        verdict = "warn"
-    return Check(
-        "probabilities",
-        verdict,
-        f"KL {mean:.2g}, first token {share:.0%}",
-        f"At {len(distances)} places of {len(reference)} answers llama.cpp's next-token probabilities "
-        f"{'are those of the tuned model' if verdict == 'pass' else 'differ from the tuned model'}.",
-    )
-
-
-def check_answers(
-    llama: LlamaServer,
-    chat: ChatFormat,
-    reference: Sequence[ReferenceAnswer],
-    max_new_tokens: int,
-    meter: _Meter,
-) -> list[Check]:
-    """Whole greedy answers: how many are the same, and whether they end where the tuned model ends."""
-    equal, ends = 0, []
-    for answer in reference:
-        meter.tick()
-        equal += _words(chat, llama.complete(answer.prompt_ids, max_new_tokens)) == answer.answer_ids
-        if answer.ended:
-            ends.append(llama.complete((*answer.prompt_ids, *answer.answer_ids), 2))
-    if not reference:
-        return []
-    verdict: Verdict = "pass" if 2 * equal >= len(reference) else "warn"
-    text = "Greedy answers of llama.cpp against those of the tuned model, token by token."
-    return [Check("answers", verdict, f"{equal} of {len(reference)} equal", text), _ending(chat, ends)]
-
-
-def _words(chat: ChatFormat, found: Completion) -> tuple[int, ...]:
-    return tuple(i for i in found.ids if i not in chat.stop_ids)
-
-
-def _ending(chat: ChatFormat, found: Sequence[Completion]) -> Check:
-    """After a whole answer: `found` must end at once; an end token that ends nothing is a fault."""
-    if not found:
-        return Check("ending", "skipped", "-", "The tuned model ended none of these answers by itself.")
-    ended = sum(end.ended for end in found)
-    deaf = any(chat.stop_ids & set(end.ids) for end in found if not end.ended)
-    verdict: Verdict = "fail" if deaf else "pass" if ended == len(found) else "warn"
-    text = {
-        "pass": "Answers end by themselves with an end-of-generation token.",
-        "warn": "Some answers go on where the tuned model ends.",
-        "fail": "The model says its end token and llama.cpp does not stop at it.",
-    }[verdict]
-    return Check("ending", verdict, f"{ended} of {len(found)}", text)
+    return config.get_text_config()
 
 
 def compute_reference(
@@ -276,46 +163,129 @@ def compute_reference(
     chat: ChatFormat,
     conversations: Sequence[Conversation],
     max_new_tokens: int,
-    stopped: Callable[[], bool] = lambda: False,
+    stopped: Stopped = lambda: False,
+    *,
+    longest: int | None = None,
 ) -> tuple[ReferenceAnswer, ...]:
-    """What the tuned model answers, computed now by transformers and PEFT from base + adapter."""
-    from ollama_tune.core.evaluate.generate import Generator
+    """What the tuned model answers, computed now by transformers and PEFT from base + adapter.
 
-    usable = [messages for messages in conversations if _rendered(chat, messages) is not None]
-    prompts = [chat.prompt_ids(messages) for messages in usable[:PROMPTS]]
-    generator = Generator(_tuned_model(base, adapter), chat)
-    answers = generator.greedy(prompts, max_new_tokens, tuned=True, stopped=stopped)
+    Prompts of more than `longest` tokens are left out. Raises `TuneError` where the model does not fit
+    into memory or PEFT cannot read the adapter; nothing of the model stays in memory.
+    """
+    usable = [messages for messages in conversations if rendered(chat, messages) is not None]
+    asked = (chat.prompt_ids(messages) for messages in usable)
+    prompts = [ids for ids in asked if longest is None or len(ids) <= longest][:PROMPTS]
+
+    def answer(generator: Any) -> tuple[ReferenceAnswer, ...]:
+        answers = generator.greedy(prompts, max_new_tokens, tuned=True, stopped=stopped)
+        made = []
+        for prompt, found in zip(prompts, answers, strict=True):
+            count = max(len(found.ids), 1)
+            places = sorted({i * count // POSITIONS for i in range(POSITIONS)})
+            empty = tuple(Position(place, {}) for place in places)
+            made.append(ReferenceAnswer(tuple(prompt), found.ids, found.text, found.ended, empty))
+        return tuple(_filled(generator, answer, stopped) for answer in made)
+
+    return _ask(base, adapter, chat, answer, stopped)
+
+
+def recompute(
+    base: Path,
+    adapter: Path,
+    chat: ChatFormat,
+    reference: Sequence[ReferenceAnswer],
+    stopped: Stopped = lambda: False,
+) -> tuple[ReferenceAnswer, ...]:
+    """The same answers with the probabilities that base + adapter give in 16 bit or more at the same places.
+
+    For a reference that was made on 4-bit weights; errors are those of `compute_reference`.
+    """
+    return _ask(
+        base, adapter, chat, lambda model: tuple(_filled(model, a, stopped) for a in reference), stopped
+    )
+
+
+def is_cheap(base: Path) -> bool:
+    """Whether `recompute` takes seconds and memory that is there: a GPU with room, or a small model."""
+    try:
+        device, _ = _placement(base)
+    except TuneError:
+        return False
+    return device == "cuda" or _size(base) <= SMALL
+
+
+def _filled(generator: Any, answer: ReferenceAnswer, stopped: Stopped) -> ReferenceAnswer:
+    """The answer with the probabilities at its places, by the model of `generator`."""
     if stopped():
         raise ExportStopped
-    made = []
-    for prompt, answer in zip(prompts, answers, strict=True):
-        count = max(len(answer.ids), 1)
-        places = sorted({i * count // POSITIONS for i in range(POSITIONS)})
-        at = [len(prompt) - 1 + place for place in places]
-        tops = generator.top_tokens((*prompt, *answer.ids), at, REFERENCE_TOKENS)
-        positions = tuple(Position(place, dict(top)) for place, top in zip(places, tops, strict=True))
-        made.append(ReferenceAnswer(tuple(prompt), answer.ids, answer.text, answer.ended, positions))
-    del generator
-    gc.collect()
-    return tuple(made)
+    at = [len(answer.prompt_ids) - 1 + position.index for position in answer.positions]
+    tops = generator.top_tokens((*answer.prompt_ids, *answer.answer_ids), at, REFERENCE_TOKENS)
+    places = zip(answer.positions, tops, strict=True)
+    return replace(answer, positions=tuple(Position(old.index, dict(top)) for old, top in places))
 
 
-def _tuned_model(base: Path, adapter: Path) -> Any:
-    """Base + adapter on the GPU in bfloat16; on the CPU in 32 bit where that fits, else in 16."""
+def _ask(
+    base: Path,
+    adapter: Path,
+    chat: ChatFormat,
+    question: Callable[[Any], tuple[ReferenceAnswer, ...]],
+    stopped: Stopped,
+) -> tuple[ReferenceAnswer, ...]:
+    """Load the tuned model, ask it, and free it; loading does not outlast a stop by more than a moment."""
+    from ollama_tune.core.evaluate.generate import Generator
+
+    placement = _placement(base)
+    try:
+        return patiently(lambda: question(Generator(_tuned_model(base, adapter, *placement), chat)), stopped)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+        raise TuneError(
+            f"Transformers and PEFT cannot compute with this adapter on this base ({type(error).__name__}).",
+            "Check that the two belong together.",
+            details=str(error)[:2000],
+        ) from error
+    finally:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _size(base: Path) -> int:
+    return sum((base / name).stat().st_size for name in weight_names(base))
+
+
+def _placement(base: Path) -> tuple[str, torch.dtype]:
+    """On a GPU with room in bfloat16; on the CPU in 32 bit where that fits, else in 16; else `TuneError`."""
+    size, free = _size(base), psutil.virtual_memory().available
+    if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > ROOM * size:
+        return "cuda", torch.bfloat16
+    if 2 * ROOM * size < free:
+        return "cpu", torch.float32
+    if ROOM * size < free:
+        return "cpu", torch.bfloat16
+    raise TuneError(
+        f"Computing the tuned model's answers needs {human_bytes(int(ROOM * size))} of memory, "
+        f"and {human_bytes(free)} are free.",
+        "Close other programs and export again.",
+    )
+
+
+def _tuned_model(base: Path, adapter: Path, device: str, dtype: torch.dtype) -> Any:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    cuda = torch.cuda.is_available()
-    size = sum(path.stat().st_size for path in base.glob("*.safetensors"))
-    roomy = not cuda and 3 * size < psutil.virtual_memory().available
     model = AutoModelForCausalLM.from_pretrained(
         base,
-        dtype=torch.float32 if roomy else torch.bfloat16,
-        device_map={"": "cuda" if cuda else "cpu"},
+        dtype=dtype,
+        device_map={"": device},
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,
     )
+    with open_merged(base, adapter) as merged:
+        rows = merged.shapes[_EMBEDDING][0] if _EMBEDDING in merged.shapes else 0
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
+        if rows and rows != model.get_input_embeddings().num_embeddings:
+            model.resize_token_embeddings(rows, mean_resizing=False)
         return PeftModel.from_pretrained(model, str(adapter), local_files_only=True).eval()

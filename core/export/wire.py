@@ -21,14 +21,37 @@ KEPT = "the GGUF file is kept."
 
 T = TypeVar("T")
 
+_NEWER = "Update Ollama and export again"
+_SMALLER = "Free memory (`ollama stop` a loaded model) or choose a smaller type, and export again"
 HINTS = {
     "digest mismatch": "The bytes changed on their way; check the disk and export again",
     "no space": "Make room on the disk of the Ollama server and export again",
-    "unsupported architecture": "Update Ollama and export again",
-    "invalid model name": "Choose a name of letters, digits, - _ and dots",
+    "system memory": _SMALLER,
+    "out of memory": _SMALLER,
+    "out of device memory": _SMALLER,
+    "malloc failed": _SMALLER,
+    "failed to allocate": _SMALLER,
+    "cannot be allocated": _SMALLER,
+    "insufficient memory": _SMALLER,
+    "unsupported architecture": _NEWER,
+    "unknown model architecture": _NEWER,
+    "unknown architecture": _NEWER,
+    "template error": _NEWER,
+    "llama-server binary": "Install Ollama again, or a newer one: its llama-server is missing",
     "llama-quantize": "Update or reinstall Ollama and export again",
+    "invalid model name": "Choose a name of letters, digits, - _ and dots",
+    "unauthorized": "Set OLLAMA_API_KEY to a key that this server takes",
     "not found": "Look whether somebody deleted it and export again",
 }
+"""What to do by a part of the server's words; the first that fits counts."""
+
+
+class Unreachable(TuneError):
+    """Nothing answers at the address of the server."""
+
+
+class Refused(TuneError):
+    """The server answered, with an error of its own: this model, this name, this request."""
 
 
 def hint(status: int, words: str) -> str:
@@ -36,6 +59,8 @@ def hint(status: int, words: str) -> str:
     for sign, advice in HINTS.items():
         if sign in words.lower():
             return advice
+    if status == 401:
+        return HINTS["unauthorized"]
     trouble = "Look at Ollama's log, restart it" if status >= 500 else "Look at Ollama's log, update it"
     return f"{trouble} and export again"
 

@@ -1,4 +1,4 @@
-"""Which model families can become GGUF, and what sets them apart: one table row a Hugging Face class."""
+"""Reads the configuration of a base model for its GGUF; what cannot be said in one is refused by name."""
 
 from __future__ import annotations
 
@@ -9,40 +9,29 @@ from pathlib import Path
 from typing import Any
 
 from ollama_tune.core.errors import TuneError
+from ollama_tune.core.models.families import ARCHITECTURES, Architecture
+from ollama_tune.core.models.rope import Rope, read_rope
 from ollama_tune.core.models.tokenizer_files import read_json
 from ollama_tune.core.text import one_line
+
+__all__ = ["ARCHITECTURES", "Architecture", "Config", "find_architecture", "read_config", "require_json"]
 
 OTHER_MODEL = "Choose another base model, or a newer ollama-tune that knows this one."
 BROKEN = "Download the base model again or choose another."
 
-
-@dataclass(frozen=True)
-class Architecture:
-    """A family: its GGUF name, what llama.cpp takes for granted, and what differs between families.
-
-    `permuted` lists the projections whose rows go from transformers' rotary order (first half, second
-    half) to llama.cpp's (neighbouring pairs). `layer` lists the weights every layer must have.
-    """
-
-    name: str
-    permuted: tuple[str, ...]
-    activation: str
-    layer: tuple[str, ...]
-
-
-_LLAMA_LAYER = (
-    *("input_layernorm", "post_attention_layernorm"),
-    *(f"self_attn.{name}_proj" for name in "qkvo"),
-    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
-)
-ARCHITECTURES: Mapping[str, Architecture] = {
-    "LlamaForCausalLM": Architecture("llama", ("q_proj", "k_proj"), "silu", _LLAMA_LAYER),
-}
+# llama.cpp's own limits (src/llama-hparams.h), and a width beyond every model's.
+_MOST_LAYERS = _MOST_EXPERTS = 512
+_LARGEST = 2**20
 
 
 @dataclass(frozen=True)
 class Config:
-    """The numbers of a `config.json` that a GGUF needs; `rope` unites the formats of transformers 4 and 5."""
+    """The numbers of a `config.json` that a GGUF needs; `rope` unites the formats of transformers 4 and 5.
+
+    `experts` is 0 for dense models. `window` is the attention window, in tokens, that training knows and
+    llama.cpp does not: in longer texts its answers differ; 0 where there is none. `extra` are the
+    family's own GGUF keys.
+    """
 
     architecture: Architecture
     layers: int
@@ -53,8 +42,20 @@ class Config:
     key_value_heads: int
     head_dim: int
     epsilon: float
-    rope: Mapping[str, Any]
+    rope: Rope
     tied: bool
+    experts: int
+    window: int
+    extra: dict[str, Any]
+
+    @property
+    def even_context(self) -> int:
+        """The context length up to which llama.cpp treats short texts as training did.
+
+        Longrope has factors for short and for long texts. transformers chooses by the length of the text,
+        llama.cpp by the context it was started with, so a larger context changes answers to short texts.
+        """
+        return min(self.context, self.rope.original) if self.rope.kind == "longrope" else self.context
 
     def fields(self, vocabulary: int) -> dict[str, Any]:
         """Key-value pairs of the family; whole numbers are u32, the others f32."""
@@ -68,55 +69,19 @@ class Config:
             "attention.key_length": self.head_dim,
             "attention.value_length": self.head_dim,
             "attention.layer_norm_rms_epsilon": self.epsilon,
-            "rope.dimension_count": self.head_dim,
-            "rope.freq_base": float(self.rope["rope_theta"]),
             "vocab_size": vocabulary,
-        } | self._rope_scaling()
+        }
+        values |= self.rope.fields() | self.extra
         return {f"{self.architecture.name}.{name}": value for name, value in values.items()}
 
-    def _rope_scaling(self) -> dict[str, Any]:
-        kind = self.rope["rope_type"]
-        if kind not in ("linear", "yarn"):
-            return {}
-        values = {"rope.scaling.type": kind, "rope.scaling.factor": float(self.rope["factor"])}
-        if kind == "yarn":
-            values["rope.scaling.original_context_length"] = int(self.rope[_ORIGINAL])
-        return values
+    def rope_factors(self) -> dict[str, tuple[float, ...]]:
+        """Computed tensors of the position encoding by their name in the GGUF; most models have none."""
+        return self.rope.tensors()
 
-    def rope_factors(self) -> list[float] | None:
-        """Values of `rope_freqs.weight` (head_dim / 2) for Llama 3 rope, else None.
-
-        The formula is transformers' `llama3` rope: long waves are divided by `factor`, short ones kept,
-        those between blended.
-        """
-        if self.rope["rope_type"] != "llama3":
-            return None
-        factor, low, high, original = (float(self.rope[name]) for name in _ROPE_NEEDS["llama3"])
-        factors = []
-        for i in range(0, self.head_dim, 2):
-            turns = original / (2 * math.pi * float(self.rope["rope_theta"]) ** (i / self.head_dim))
-            share = min(max((turns - low) / (high - low), 0.0), 1.0)
-            factors.append(1.0 / ((1.0 - share) / factor + share))
-        return factors
-
-
-_ORIGINAL = "original_max_position_embeddings"
-_ROPE_NEEDS: Mapping[str, tuple[str, ...]] = {
-    "default": (),
-    "linear": ("factor",),
-    "yarn": ("factor", _ORIGINAL),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", _ORIGINAL),
-}
-# Fine tuning of a rope that a GGUF cannot say or that nobody checked: allowed only where it changes nothing.
-_ROPE_FIXED: Mapping[str, tuple[Any, ...]] = {
-    "partial_rotary_factor": (None, 1.0),
-    "attention_factor": (None,),
-    "mscale": (None,),
-    "mscale_all_dim": (None,),
-    "beta_fast": (None, 32),
-    "beta_slow": (None, 1),
-    "truncate": (None, True),
-}
+    def layer_weights(self) -> list[str]:
+        """Names of the weights that every layer must have, without `model.layers.N.` and `.weight`."""
+        family = self.architecture
+        return [*family.layer, *(name.format(i) for i in range(self.experts) for name in family.experts)]
 
 
 def read_config(folder: Path) -> Config:
@@ -124,10 +89,11 @@ def read_config(folder: Path) -> Config:
     data = require_json(folder / "config.json")
     architecture = find_architecture(data)
     try:
-        return _config(architecture, data)
-    except (KeyError, TypeError, ValueError) as error:
+        return _config(architecture, architecture.defaults | _renamed(data))
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        what = one_line(str(error), 100)
         raise TuneError(
-            f"The base model's config.json lacks a usable value for the export ({error}).", BROKEN
+            f"The base model's config.json lacks a usable value for the export ({what}).", BROKEN
         ) from error
 
 
@@ -135,59 +101,103 @@ def find_architecture(data: Mapping[str, Any]) -> Architecture:
     """The table row of a configuration, or a `TuneError` that names the class nobody wrote a row for."""
     names = data.get("architectures")
     name = str(names[0]) if isinstance(names, list) and names else "an unnamed architecture"
-    if data.get("auto_map"):
+    if data.get("auto_map") and name not in ARCHITECTURES:
         raise TuneError(
             f"The base model brings its own code ({one_line(name, 60)}), which is never run.", OTHER_MODEL
         )
     if name not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
+        known = ", ".join(known.removesuffix("ForCausalLM") for known in ARCHITECTURES)
         raise TuneError(
-            f"The architecture {one_line(name, 60)} cannot be exported to GGUF; supported: {known}.",
+            f"{one_line(name, 60)} can be trained, not exported to Ollama; exported are: {known}.",
             OTHER_MODEL,
+        )
+    kind = data.get("model_type")
+    if kind != ARCHITECTURES[name].model_type:
+        raise TuneError(
+            f"The base model's config.json contradicts itself: {one_line(name, 60)} with the model type "
+            f"{one_line(str(kind), 40)}.",
+            BROKEN,
         )
     return ARCHITECTURES[name]
 
 
+def _renamed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """transformers 4 and 5 count experts under different names."""
+    return {"num_local_experts" if key == "num_experts" else key: value for key, value in data.items()}
+
+
 def _config(architecture: Architecture, data: Mapping[str, Any]) -> Config:
-    heads, hidden = int(data["num_attention_heads"]), int(data["hidden_size"])
-    activation = data.get("hidden_act", architecture.activation)
-    if activation != architecture.activation:
-        raise TuneError(
-            f"llama.cpp computes this architecture with {architecture.activation} only, "
-            f"and the base model uses {one_line(str(activation), 40)}.",
-            OTHER_MODEL,
-        )
-    return Config(
+    layers = _whole(data, "num_hidden_layers", _MOST_LAYERS)
+    heads, hidden = _whole(data, "num_attention_heads"), _whole(data, "hidden_size")
+    width = hidden // heads if data["head_dim"] is None else _whole(data, "head_dim")
+    _refuse_different(architecture, data)
+    extra = {key: convert(data[name]) for key, (name, convert) in architecture.keys.items()}
+    config = Config(
         architecture=architecture,
-        layers=int(data["num_hidden_layers"]),
-        context=int(data["max_position_embeddings"]),
+        layers=layers,
+        context=_whole(data, "max_position_embeddings", 2**31),
         hidden=hidden,
-        feed_forward=int(data["intermediate_size"]),
+        feed_forward=_whole(data, "intermediate_size"),
         heads=heads,
-        key_value_heads=int(data.get("num_key_value_heads") or heads),
-        head_dim=int(data.get("head_dim") or hidden // heads),
-        epsilon=float(data.get("rms_norm_eps", 1e-6)),
-        rope=_rope(data),
-        tied=bool(data.get("tie_word_embeddings", False)),
+        key_value_heads=heads if data["num_key_value_heads"] is None else _whole(data, "num_key_value_heads"),
+        head_dim=width,
+        epsilon=float(data["rms_norm_eps"]),
+        rope=read_rope(
+            data,
+            width,
+            architecture.ropes,
+            partial=architecture.partial_rope,
+            windowed=architecture.window_rope,
+        ),
+        tied=bool(data["tie_word_embeddings"]),
+        experts=_whole(data, "num_local_experts", _MOST_EXPERTS) if architecture.experts else 0,
+        window=_ignored_window(architecture, data),
+        extra={key: value for key, value in extra.items() if value is not None},
     )
+    _check_written(config)
+    return config
 
 
-def _rope(data: Mapping[str, Any]) -> dict[str, Any]:
-    """One dictionary with `rope_type`, `rope_theta` and the numbers of that type."""
-    rope = {"rope_theta": data.get("rope_theta", 10000.0)}
-    rope |= (data.get("rope_scaling") or {}) | (data.get("rope_parameters") or {})
-    kind = rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
-    changed = [name for name, same in _ROPE_FIXED.items() if rope.get(name) not in same]
-    if kind not in _ROPE_NEEDS or changed:
-        what = ", ".join([f"rope type {one_line(str(kind), 40)}", *changed])
+def _whole(data: Mapping[str, Any], name: str, largest: int = _LARGEST) -> int:
+    value = data[name]
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= largest:
+        raise ValueError(f"{name}={value}")
+    return value
+
+
+def _check_written(config: Config) -> None:
+    """Numbers that a GGUF cannot hold, or that are none, are found before anything is written."""
+    for key, value in config.fields(1).items():
+        if isinstance(value, int) and not 0 <= value < 2**32:
+            raise ValueError(f"{key}={value}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{key}={value}")
+    config.rope_factors()
+
+
+def _refuse_different(architecture: Architecture, data: Mapping[str, Any]) -> None:
+    """Whatever changes the computation and has no counterpart in llama.cpp is refused by its name."""
+    found = [f"{name}={data[name]}" for name, same in architecture.fixed.items() if data[name] not in same]
+    found += [text for check in architecture.checks if (text := check(data))]
+    if found:
         raise TuneError(
-            f"The position encoding of the base model ({what}) cannot be exported; "
-            f"supported: {', '.join(_ROPE_NEEDS)} without changes to their details.",
+            "llama.cpp, which Ollama runs models with, cannot compute this base model: its config.json has "
+            f"{one_line(', '.join(found), 120)}.",
             OTHER_MODEL,
         )
-    for name in ("rope_theta", *_ROPE_NEEDS[kind]):
-        float(rope[name])
-    return rope
+
+
+def _ignored_window(architecture: Architecture, data: Mapping[str, Any]) -> int:
+    """The attention window of a family whose window llama.cpp leaves out, where a text can exceed it."""
+    known = architecture.defaults
+    size = data["sliding_window"] if "sliding_window" in known and not architecture.windowed else None
+    used = data["use_sliding_window"] if "use_sliding_window" in known else True
+    if not size or not used or size >= data["max_position_embeddings"]:
+        return 0
+    if "max_window_layers" in known:
+        kinds = data["layer_types"] or range(data["max_window_layers"], data["num_hidden_layers"])
+        used = "sliding_attention" in kinds if data["layer_types"] else len(kinds) > 0
+    return int(size) if used else 0
 
 
 def require_json(path: Path) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from ollama_tune.core.errors import BusyError, TuneError
 from ollama_tune.core.files import write_atomic
 from ollama_tune.core.models import locate
-from ollama_tune.core.models.locate import is_complete, is_described, is_hub_id
+from ollama_tune.core.models.hub_errors import hub_errors, transport_error
+from ollama_tune.core.models.locate import HUB_FACTS, is_complete, is_described, is_hub_id
 from ollama_tune.core.models.weights import HEADERS, INDEX, SINGLE, indexed_names, no_weights
 from ollama_tune.core.paths import models_dir
 from ollama_tune.core.text import human_bytes
@@ -65,7 +66,7 @@ def fetch_metadata(source: str, revision: str | None = None) -> Path:
     local = _local(source, revision)
     if local is not None:
         return local
-    with _hub_errors(source):
+    with hub_errors(source):
         api, info = _info(source, revision)
         names = _weight_files(api, info)
         folder = _snapshot(source, info)
@@ -73,6 +74,7 @@ def fetch_metadata(source: str, revision: str | None = None) -> Path:
             for file in info.siblings or []:
                 if file.rfilename in SMALL_FILES and not (folder / file.rfilename).is_file():
                     _fetch_small(api, info, file, folder)
+            write_atomic(folder / HUB_FACTS, json.dumps(_facts(info, names)))
             write_atomic(folder / HEADERS, json.dumps(_headers(api, info, names)))
             _remember(folder, revision)
     return folder
@@ -90,7 +92,7 @@ def download(source: str, revision: str | None, progress: Progress) -> Path:
     if local is not None:
         return local
     described = fetch_metadata(source, revision)
-    with _hub_errors(source):
+    with hub_errors(source):
         api, info = _info(source, described.name)
         wanted = set(_weight_files(api, info))
         files = [file for file in info.siblings or [] if file.rfilename in wanted]
@@ -128,6 +130,12 @@ def _weight_files(api: HfApi, info: ModelInfo) -> list[str]:
     if not names.issuperset(wanted):
         raise TuneError(f"Weight files of {info.id} are missing on the hub.", "Choose another model.")
     return wanted
+
+
+def _facts(info: ModelInfo, names: list[str]) -> dict[str, Any]:
+    """What only the hub knows: whether a licence has to be accepted, and the bytes of the weight files."""
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or [] if file.rfilename in names}
+    return {"gated": info.gated or "", "weights": sizes}
 
 
 def _snapshot(source: str, info: ModelInfo) -> Path:
@@ -244,7 +252,7 @@ def _fetch(
         try:
             _stream(_url(api, info, file.rfilename), part, progress)
             break
-        except _transport_error() as error:
+        except transport_error() as error:
             failures = failures + 1 if part.stat().st_size == before else 1
             if failures >= ATTEMPTS or getattr(error, "response", None) is not None:
                 raise
@@ -289,55 +297,3 @@ def _verify(part: Path, info: ModelInfo, file: RepoSibling) -> None:
         raise TuneError(f"{file.rfilename} of {info.id} arrived damaged.", "Try again.")
     with part.open("rb") as content:
         os.fsync(content.fileno())
-
-
-def _transport_error() -> type[Exception]:
-    """The base error of the HTTP library that huggingface_hub was built on (httpx, or its successor)."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return HfHubHTTPError.__bases__[0]
-
-
-@contextlib.contextmanager
-def _hub_errors(source: str) -> Iterator[None]:
-    """Turn what huggingface_hub raises into a sentence and what to do."""
-    try:
-        yield
-    except TuneError:
-        raise
-    except (_transport_error(), OSError, ValueError) as error:
-        what, fix = _explain(source, error)
-        raise TuneError(what, fix, details=repr(error)) from error
-
-
-def _explain(source: str, error: Exception) -> tuple[str, str]:
-    from huggingface_hub import errors
-
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return f"{source} is not downloaded, and HF_HUB_OFFLINE is set.", "Unset it, or choose a local model."
-    if isinstance(error, errors.GatedRepoError) or status == 403:
-        return (
-            f"The model {source} is given only to people who accepted its licence.",
-            f"Accept it on https://huggingface.co/{source}, then log in with `hf auth login`.",
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f"The model {source} has no such revision.", "Leave the revision empty for the newest."
-    if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 404):
-        return (
-            f"The hub knows no model {source}, or it is private.",
-            "Check the name; for a private model log in with `hf auth login`.",
-        )
-    if status is not None:
-        return f"The hub answered with error {status} for {source}.", "Try again in some minutes."
-    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
-        return (
-            f"{error.filename} cannot be written: {error.strerror}.",
-            "Free some space or check permissions.",
-        )
-    if isinstance(error, ValueError):
-        return f"The hub's answer about {source} makes no sense.", "Try again, or choose another model."
-    return (
-        f"The hub cannot be reached, so {source} is not available.",
-        "Check the connection, or choose a model that is on this machine.",
-    )

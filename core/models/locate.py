@@ -14,6 +14,8 @@ from ollama_tune.core.models.weights import HEADERS, has_weights, weight_names
 from ollama_tune.core.paths import asset, models_dir
 
 BUNDLED = "bundled"
+HUB_FACTS = "ollama-tune-hub.json"
+"""What the hub said of a model besides its files; lies beside `config.json` in our own models folder."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 

@@ -11,12 +11,10 @@ from typing import Any
 
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.models.locate import BUNDLED, is_hub_id, resolve
+from ollama_tune.core.models.obstacle import export_obstacle
 from ollama_tune.core.models.tokenizer_files import chat_template, read_json, read_text
 from ollama_tune.core.models.values import ModelSpec
 from ollama_tune.core.models.weights import Tensor, read_tensors
-
-EXPORTABLE = ("LlamaForCausalLM",)
-"""Architectures that the export room converts to GGUF."""
 
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---", re.DOTALL)
 _LICENCE = re.compile(r"^(license(?:_name)?):[ \t]*([^\n#]+)", re.MULTILINE)
@@ -56,7 +54,7 @@ def read_spec(source: str, revision: str | None = None) -> ModelSpec:
         tied_embeddings=tied,
         chat_template=chat_template(folder),
         licence=licence(folder),
-        export_reason=export_reason(architecture),
+        export_reason=export_obstacle(folder),
         **shape,
     )
 
@@ -170,13 +168,6 @@ def _check_sizes(shape: Mapping[str, int], tensors: Mapping[str, Tensor], tied: 
             f"The weights in {folder} do not fit the config: {', '.join(wrong[:2]) or 'there are none'}.",
             "Download the model again; config and weights must come from the same place.",
         )
-
-
-def export_reason(architecture: str) -> str:
-    """Empty when the tuned model can become a GGUF, else why not."""
-    if architecture in EXPORTABLE:
-        return ""
-    return f"This version exports {', '.join(EXPORTABLE)} only: {architecture} can be trained, not exported."
 
 
 def licence(folder: Path) -> str:

@@ -22,7 +22,7 @@ class ModelSpec:
     """Shape, size and texts of a base model.
 
     Sizes in bytes, `parameters` counted from the safetensors headers. `export_reason` is empty when
-    the export room can convert the architecture, else it says why not.
+    it can become a GGUF, else one sentence says why not.
     """
 
     source: str

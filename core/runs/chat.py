@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
 from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.files import write_atomic
 from ollama_tune.core.models.tokenizer_files import read_text
 from ollama_tune.core.runs.folder import RunFolder
 
 
 def run_chat(folder: RunFolder, base: Path) -> ChatFormat:
-    """The stored template of the run on the tokenizer of its adapter, where that has one, or of its base."""
+    """The stored template of the run on the tokenizer of its adapter, where that has one, or of its base.
+
+    A run without a stored template gets its base's, with the date of the run's start.
+    """
     own = (folder.adapter / "tokenizer.json").is_file()
     template = read_text(folder.chat_template_path)
-    return ChatFormat.from_folder(folder.adapter if own else base, template=template, config=base)
+    now = None if template is not None else _first_day(folder)
+    return ChatFormat.from_folder(folder.adapter if own else base, now, template=template, config=base)
+
+
+def store_chat(folder: RunFolder, base: Path) -> ChatFormat:
+    """The run's chat format, its template stored at the first call: the same on every later day."""
+    chat = run_chat(folder, base)
+    if not folder.chat_template_path.exists():
+        write_atomic(folder.chat_template_path, chat.template)
+    return chat
+
+
+def _first_day(folder: RunFolder) -> datetime | None:
+    events = folder.events()
+    return datetime.fromtimestamp(events[0].t) if events else None

@@ -24,7 +24,8 @@ Kinds and their fields (units: bytes, seconds, tokens; every event also has `n`,
     verification  the Verification of an export as a dictionary
     stopped       stage, step, reason, resumable (bool)
     done          stage, and for train: steps, best_step, best_loss, base_exact_match,
-                  tuned_exact_match; for export: files{}, ollama_name (or null), commands[]
+                  tuned_exact_match, and imported (the folder an adapter of another program was taken
+                  from); for export: files{}, ollama_name (or null), commands[]
 """
 
 from __future__ import annotations

@@ -111,6 +111,11 @@ class RunFolder:
         return self.path / "adapter"
 
     @property
+    def importance_path(self) -> Path:
+        """`importance.safetensors`: what the best checkpoint's layers were fed with; absent if not gathered."""
+        return self.path / "importance.safetensors"
+
+    @property
     def export(self) -> Path:
         """GGUF, Modelfile, verification.json."""
         return self.path / "export"
@@ -188,10 +193,13 @@ class RunFolder:
 
 
 class RunLock:
-    """The lock a worker holds for its whole life; released by the kernel when the process ends."""
+    """The lock a worker holds for its whole life; released by the kernel when the process ends.
 
-    def __init__(self, folder: RunFolder) -> None:
-        self._descriptor = os.open(folder.lock_path, os.O_RDWR | os.O_CREAT, 0o600)
+    `held` is the descriptor of a worker that became this program (`launch.become`) and holds it already.
+    """
+
+    def __init__(self, folder: RunFolder, held: int | None = None) -> None:
+        self._descriptor = os.open(folder.lock_path, os.O_RDWR | os.O_CREAT, 0o600) if held is None else held
         try:
             taken = self._take()
         except OSError as error:
@@ -224,6 +232,11 @@ class RunLock:
             except BlockingIOError:
                 time.sleep(0.01)
         return False
+
+    @property
+    def descriptor(self) -> int:
+        """The open file that holds the lock."""
+        return self._descriptor
 
     def release(self) -> None:
         """Give the run back."""

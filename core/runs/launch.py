@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 
@@ -21,6 +25,8 @@ from ollama_tune.core.runs.folder import RunFolder
 WORKER = "ollama_tune.core.train.worker"
 PATIENCE = 20.0
 NICE = 10
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""What asks a worker to write a checkpoint and end."""
 
 Process = subprocess.Popen[bytes]
 
@@ -114,6 +120,19 @@ def start(folder: RunFolder, stage: str = "train", warm: WarmWorker | None = Non
     _wait(folder, _spawn([str(folder.path.absolute()), "--stage", stage], folder.log_path))
 
 
+def become(folder: RunFolder, stage: str, lock: int) -> NoReturn:
+    """Replace this worker by a fresh one under the same pid, which takes over the open lock: no moment is
+    without a holder. All other open files are closed, so that the GPU's memory is given back; signals wait
+    until the new program listens.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    for entry in list(Path("/dev/fd").iterdir()):
+        with contextlib.suppress(OSError):
+            os.set_inheritable(int(entry.name), int(entry.name) in (0, 1, 2, lock))
+    arguments = [str(folder.path.absolute()), "--stage", stage, "--lock", str(lock)]
+    os.execv(sys.executable, [sys.executable, "-m", WORKER, *arguments])
+
+
 def _busy(folder: RunFolder) -> BusyError:
     return BusyError(
         f"The run {folder.name} is already going.", f"Watch it with `ollama-tune attach {folder.name}`."
@@ -159,9 +178,18 @@ def nice_worker() -> None:
 
     To be called before torch is imported. OpenMP's threads spin while they wait for each other; where
     another process uses a core, that makes small steps five to ten times slower (measured). GPUs are
-    numbered as NVML numbers them.
+    numbered as NVML numbers them, and their memory comes in segments that grow, where the driver can.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    if has_growing_segments() and "PYTORCH_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     if os.getpriority(os.PRIO_PROCESS, 0) < NICE:
         os.setpriority(os.PRIO_PROCESS, 0, NICE)
+
+
+def has_growing_segments(root: Path = Path("/")) -> bool:
+    """True on native Linux: WSL2's driver and Jetson's fail at PyTorch's expandable segments."""
+    if platform.system() != "Linux" or "microsoft" in platform.release().lower():
+        return False
+    return not (root / "etc/nv_tegra_release").exists()

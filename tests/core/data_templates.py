@@ -124,6 +124,94 @@ FAMILIES = {
     "tagged": (TAGGED, "<s>", "<|im_end|>"),
 }
 
+SWITCHED = """{%- if tools %}{{- 'Tools: ' + tools | tojson + '\n' }}{% endif %}
+{%- for m in messages %}
+    {%- set content = m.content if m.content is string else '' %}
+    {{- '<|im_start|>' + m.role + '\n' + content + '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\n\n</think>\n\n' }}
+    {%- elif enable_thinking %}
+        {{- '<think>\n' }}
+    {%- endif %}
+{%- endif %}"""
+DATED = """{{- bos_token }}
+{%- if not tools is defined %}{% set tools = none %}{% endif %}
+{%- if not date_string is defined %}
+    {%- if strftime_now is defined %}
+        {%- set date_string = strftime_now("%d %b %Y") %}
+    {%- else %}
+        {%- set date_string = "26 Jul 2024" %}
+    {%- endif %}
+{%- endif %}
+{%- macro head(role) %}<|start_header_id|>{{ role }}<|end_header_id|>{{ '\n\n' }}{% endmacro %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set words = messages[0]['content'] | trim %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set words = "" %}
+{%- endif %}
+{{- head('system') }}
+{{- "Today Date: " + date_string + " in " + strftime_now('%Y') + "\n\n" + words + "<|eot_id|>" }}
+{%- for m in messages %}
+    {{- head(m.role) + m['content'] | trim + '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- head('assistant') }}{% endif %}
+"""
+TYPED = """{{ bos_token }}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set first = (messages[0]['content'] if messages[0]['content'] is string
+                     else messages[0]['content'][0]['text']) + '\n\n' %}
+    {%- set rest = messages[1:] %}
+{%- else %}
+    {%- set first = "" %}
+    {%- set rest = messages %}
+{%- endif %}
+{%- for m in rest %}
+    {%- if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}
+        {{- raise_exception("Conversation roles must alternate user/assistant/user/assistant/...") }}
+    {%- endif %}
+    {{- '<start_of_turn>' + ("model" if m['role'] == 'assistant' else m['role']) + "\n" }}
+    {{- first if loop.first }}
+    {%- if m['content'] is string %}
+        {{- m['content'] | trim }}
+    {%- else %}
+        {%- for part in m['content'] %}{{ part['text'] | trim if part['type'] == 'text' }}{% endfor %}
+    {%- endif %}
+    {{- '<end_of_turn>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}
+"""
+DEFAULT_SYSTEM = """{%- if messages[0].role != 'system' %}
+    {{- '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}
+{%- endif %}
+{%- for m in messages %}
+    {{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}
+"""
+LLAMA2 = """{% if messages[0]['role'] == 'system' %}
+    {%- set system = '<<SYS>>\n' + messages[0]['content'].strip() + '\n<</SYS>>\n\n' %}
+    {%- set messages = messages[1:] %}
+{%- else %}{% set system = '' %}{% endif %}
+{%- for m in messages %}
+    {%- if m.role == 'user' %}
+        {{- bos_token + '[INST] ' + (system if loop.first else '') + m.content.strip() + ' [/INST]' }}
+    {%- else %}{{ ' ' + m.content.strip() + ' ' + eos_token }}{% endif %}
+{%- endfor %}
+"""
+
+OPTIONED = {
+    "switched": (SWITCHED, "<s>", "<|im_end|>"),
+    "dated": (DATED, "<|begin_of_text|>", "<|eot_id|>"),
+    "typed": (TYPED, "<bos>", "<eos>"),
+    "default_system": (DEFAULT_SYSTEM, "<s>", "<|im_end|>"),
+    "llama2": (LLAMA2, "<s>", "</s>"),
+}
+"""Families that ask for options, the date, or the form of a text."""
+
 SPECIAL = [
     "<s>",
     "</s>",
@@ -149,7 +237,7 @@ def build_folder(folder: Path, family: str, *, as_file: bool = False) -> Path:
     """A model folder without weights: byte-level tokenizer, special tokens, the family's template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-    template, bos, eos = FAMILIES[family]
+    template, bos, eos = (FAMILIES | OPTIONED)[family]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

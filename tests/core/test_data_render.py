@@ -75,7 +75,8 @@ def test_a_system_text_the_template_cannot_carry_goes_before_the_question(
     assert chat.merges_system
     merged = [Message("user", f"Be brief.\n\n{USER.content}"), ANSWER]
     assert chat.render([SYSTEM, USER, ANSWER]) == chat.render(merged)
-    assert "Be brief." in chat.render([SYSTEM, ANSWER, USER, ANSWER][0:2])
+    if family == "gemma":
+        assert chat.render([SYSTEM, ANSWER]) == chat.render([Message("user", "Be brief."), ANSWER])
 
 
 def test_template_helpers_print_what_transformers_prints(tmp_path: Path) -> None:
@@ -88,7 +89,7 @@ def test_template_helpers_print_what_transformers_prints(tmp_path: Path) -> None
     folder = build_folder(tmp_path, "chatml")
     (folder / "chat_template.jinja").write_text(template)
     chat = ChatFormat.from_folder(folder)
-    assert chat.template == template, "the file comes before tokenizer_config.json"
+    assert chat.original == template, "the file comes before tokenizer_config.json"
     messages = [USER, ANSWER, USER]
     assert chat.render(messages) == _reference(folder, messages, False)
 

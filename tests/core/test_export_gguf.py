@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,10 @@ import gguf
 import pytest
 from safetensors.torch import load_file, save_file
 
+from ollama_tune.core.data.render import ChatFormat
 from ollama_tune.core.errors import TuneError
-from ollama_tune.core.export.gguf import export_gguf, require_space
+from ollama_tune.core.export.gguf import export_gguf, open_source, plain_name, require_space
 from ollama_tune.core.export.llama import LlamaServer
-from ollama_tune.core.export.quantize import TYPES
 from ollama_tune.core.export.reference import divergence
 from ollama_tune.core.export.values import ExportStopped
 from ollama_tune.core.models.architectures import read_config
@@ -75,7 +77,7 @@ def largest_difference(found: dict[int, float], expected: list[float]) -> float:
     return max(abs(found[i] - value) for i, value in enumerate(expected))
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", LIMITS)
 def test_llama_cpp_computes_what_transformers_computes(
     tiny: tuple[Path, Path], tmp_path: Path, kind: str
 ) -> None:
@@ -127,7 +129,7 @@ def test_configs_of_transformers_4_and_5_say_the_same(tmp_path: Path) -> None:
     [
         ({"architectures": ["MixtralForCausalLM"]}, "MixtralForCausalLM"),
         ({"architectures": None}, "unnamed"),
-        ({"auto_map": {"AutoModelForCausalLM": "mine.Model"}}, "own code"),
+        ({"architectures": ["MyLM"], "auto_map": {"AutoModelForCausalLM": "mine.Model"}}, "own code"),
         ({"hidden_act": "gelu"}, "gelu"),
         ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "dynamic"),
         (
@@ -211,7 +213,22 @@ def test_a_name_that_would_change_llama_cpps_tokenizer_is_not_written(
     tiny: tuple[Path, Path], tmp_path: Path
 ) -> None:
     exported = export_gguf(*tiny, tmp_path / "my-phi3.gguf", "f16")
-    assert gguf.GGUFReader(exported.path).fields["general.name"].contents() == "tuned-model"
+    assert name_in(exported.path) == plain_name("my-phi3") == "tuned-model"
+    exported = export_gguf(*tiny, tmp_path / "model.gguf", "f16", name="Phi-3 of mine")
+    assert name_in(exported.path) == "tuned-model"
+
+
+def test_a_name_that_was_probed_with_its_tokenizer_is_written(
+    tiny: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with open_source(*tiny, ChatFormat.from_folder(tiny[0])) as source:
+        probed = {name: value for name, value in source.fields.items() if name.startswith("tokenizer.")}
+    exported = export_gguf(*tiny, tmp_path / "model.gguf", "f16", tokenizer=probed, name="phi-3")
+    assert name_in(exported.path) == "phi-3"
+
+
+def name_in(path: Path) -> str:
+    return str(gguf.GGUFReader(path).fields["general.name"].contents())
 
 
 def test_the_same_export_twice_is_the_same_bytes(tiny: tuple[Path, Path], tmp_path: Path) -> None:
@@ -313,18 +330,45 @@ import sys
 from pathlib import Path
 from ollama_tune.core.export.gguf import export_gguf
 for base in map(Path, sys.argv[1:]):
-    export_gguf(base, None, base / "model.gguf", "q8_0")
+    for kind in ("q8_0", "q4_k_m"):
+        export_gguf(base, None, base / "model.gguf", kind)
     lines = Path("/proc/self/status").read_text().splitlines()
     print(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
 """
 
 
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base of 80 MB."""
+    folder = tmp_path_factory.mktemp("large")
+    return build_llama(folder, hidden_size=1280, intermediate_size=5120)
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak memory is read from /proc")
-def test_memory_does_not_grow_with_the_model(tiny: tuple[Path, Path], tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_model(tiny: tuple[Path, Path], large: Path) -> None:
     """A model of 80 MB takes less than 40 MB more than one of 0.2 MB."""
-    large = build_llama(tmp_path / "large", hidden_size=1280, intermediate_size=5120)
     assert (large / "model.safetensors").stat().st_size > 75e6
     command = [sys.executable, "-c", PEAKS, str(tiny[0]), str(large)]
     output = subprocess.run(command, check=True, capture_output=True).stdout
     before, after = (int(line) / 1024 for line in output.split())
     assert after - before < 40
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q4_k_m"])
+def test_a_stop_is_obeyed_within_a_second(large: Path, tmp_path: Path, kind: str) -> None:
+    """The wish comes from another thread, at any point of the work and of its chunks."""
+    wish, wished = threading.Event(), []
+
+    def ask() -> None:
+        wished.append(time.monotonic())
+        wish.set()
+
+    def first_bytes(_done: int, _total: int) -> None:
+        if not timer.is_alive() and not wished:
+            timer.start()
+
+    timer = threading.Timer(0.05, ask)
+    with pytest.raises(ExportStopped):
+        export_gguf(large, None, tmp_path / "model.gguf", kind, first_bytes, wish.is_set)
+    assert time.monotonic() - wished[0] < 1
+    assert list(tmp_path.iterdir()) == []

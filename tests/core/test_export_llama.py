@@ -86,6 +86,23 @@ def test_a_stop_while_it_loads_is_obeyed(model: Path) -> None:
     assert children() == []
 
 
+def test_a_stop_during_a_long_answer_is_obeyed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    began: list[float] = []
+
+    def slow(*_: object, **__: object) -> None:
+        began.append(time.monotonic())
+        time.sleep(5)
+
+    with (
+        pytest.raises(ExportStopped),
+        LlamaServer(model, 128, lambda: bool(began)) as llama,
+    ):
+        monkeypatch.setattr(httpx.Client, "post", slow)
+        llama.complete(PROMPT, 100)
+    assert time.monotonic() - began[0] < 1
+    assert children() == []
+
+
 PARENT = """
 import sys, time
 from pathlib import Path

@@ -1,186 +1,176 @@
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ollama_tune.core.data.render import ChatFormat
 from ollama_tune.core.data.values import Message
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.export.gguf import export_gguf
 from ollama_tune.core.export.llama import LlamaServer
-from ollama_tune.core.export.probes import CONVERSATIONS, TEXTS
+from ollama_tune.core.export.probes import CONVERSATIONS
 from ollama_tune.core.export.template import TEMPLATE_COMMENT
-from ollama_tune.core.export.tokenizer import (
-    PRE_TOKENIZERS,
-    pre_tokenizer,
-    tokenizer_fields,
-)
-from ollama_tune.core.export.verify import has_marks
+from ollama_tune.core.export.tokenizer import tokenizer_fields, turn_end
+from ollama_tune.core.models.vocabulary import BYTES, SPACE
 from tests.core.export_parts import build_llama
+from tests.core.tokenizer_parts import added, byte_level, change_json, sentencepiece
 from tests.tiny import CHAT_TEMPLATE
 
-_WORD = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_UPPER = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-_LOWER = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
-_SLASH = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-REGEXES = {
-    "llama-bpe": rf"{_WORD}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}",
-    "qwen2": rf"{_WORD}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}",
-    "tekken": rf"{_UPPER}|{_LOWER}|\p{{N}}|{_SLASH}",
-    "gpt-4o": rf"{_UPPER}{_WORD}?|{_LOWER}{_WORD}?|\p{{N}}{{1,3}}|{_SLASH}",
-}
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 
-def split_by(regex: str) -> Any:
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(regex), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+def fields_of(folder: Path, rows: int) -> dict[str, object]:
+    fields = tokenizer_fields(ChatFormat.from_folder(folder), rows)
+    return {key.removeprefix("tokenizer.").removeprefix("ggml."): value for key, value in fields.items()}
 
 
-RULES: dict[str, Callable[[], Any]] = {
-    "gpt-2": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False),
-    "smollm": lambda: pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    ),
-    **{name: (lambda regex=regex: split_by(regex)) for name, regex in REGEXES.items()},
-}
-
-
-def model_with(folder: Path, rules: Any = None, **config: Any) -> Path:
-    """A tiny model whose tokenizer learned the probe texts by the given rules."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = rules or pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|bos|>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=900,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([*TEXTS] * 3, trainer)
-    build_llama(folder, vocab_size=960)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    change_json(folder / "tokenizer_config.json", **config)
-    return folder
-
-
-def change_json(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+def types_of(folder: Path, rows: int) -> dict[str, int]:
+    fields = fields_of(folder, rows)
+    return dict(zip(fields["tokens"], fields["token_type"], strict=True))
 
 
 def serve(base: Path, folder: Path) -> LlamaServer:
     return LlamaServer(export_gguf(base, None, folder / "model.gguf", "q8_0").path, 256)
 
 
-@pytest.mark.parametrize("name", REGEXES)
-def test_the_digest_names_published_rules(name: str) -> None:
-    assert PRE_TOKENIZERS[hashlib.sha256(REGEXES[name].encode()).hexdigest()] == name
-
-
-@pytest.mark.parametrize("name", RULES)
-def test_llama_cpp_cuts_text_by_the_same_rules(tmp_path: Path, name: str) -> None:
-    base = model_with(tmp_path / "base", RULES[name]())
-    chat = ChatFormat.from_folder(base)
-    assert tokenizer_fields(chat, 960)["tokenizer.ggml.pre"] == name
-    with serve(base, tmp_path) as llama:
-        wrong = [text for text in TEXTS if llama.tokenize(text) != chat.encode(text)[0]]
-    # llama.cpp's own versions of these two rules do not count marks as letters.
-    assert [text for text in wrong if name not in ("tekken", "gpt-4o") or not has_marks(text)] == []
-
-
-@pytest.mark.parametrize(
-    ("rules", "named"),
-    [
-        ({"pre_tokenizer": {"type": "Metaspace"}}, "Metaspace"),
-        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "ByteLevel"),
-        ({"pre_tokenizer": None}, "pre-tokenizer"),
-        ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": []}}, "pre-tokenizer"),
-        (
-            {
-                "pre_tokenizer": {
-                    "type": "Sequence",
-                    "pretokenizers": [
-                        {
-                            "type": "Split",
-                            "pattern": {"Regex": "a+"},
-                            "behavior": "Isolated",
-                            "invert": False,
-                        },
-                        {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
-                    ],
-                }
-            },
-            "digest",
-        ),
-        ({"normalizer": {"type": "Lowercase"}, "pre_tokenizer": {"type": "ByteLevel"}}, "Lowercase"),
-    ],
-)
-def test_rules_that_llama_cpp_is_not_known_to_have_are_refused(rules: dict[str, Any], named: str) -> None:
-    with pytest.raises(TuneError, match=named):
-        pre_tokenizer(rules)
-
-
-def test_other_kinds_of_tokenizers_are_refused_by_name(tmp_path: Path) -> None:
-    base = build_llama(tmp_path)
-    chat = ChatFormat.from_folder(base)
-    data = json.loads((base / "tokenizer.json").read_text())
-    for change, named in (({"byte_fallback": True}, "SentencePiece"), ({"type": "Unigram"}, "Unigram")):
-        (base / "tokenizer.json").write_text(json.dumps(data | {"model": data["model"] | change}))
-        with pytest.raises(TuneError, match=named):
-            tokenizer_fields(chat, 400)
-
-
 def test_token_types_gaps_and_ids(tmp_path: Path) -> None:
-    base = build_llama(tmp_path)
-    data = json.loads((base / "tokenizer.json").read_text())
-    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
-    size = len(data["model"]["vocab"])
-    data["added_tokens"].append({"id": size, "content": "<plain>", **plain})
-    (base / "tokenizer.json").write_text(json.dumps(data))
-    fields = tokenizer_fields(ChatFormat.from_folder(base), size + 3)
-    tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
-    assert tokens[:3] == ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    assert types[:4] == [3, 3, 3, 1]
-    assert tokens[size:] == ["<plain>", f"[PAD{size + 1}]", f"[PAD{size + 2}]"]
-    assert types[size:] == [4, 5, 5]
-    assert fields["tokenizer.ggml.eos_token_id"] == 2
-    assert fields["tokenizer.ggml.padding_token_id"] == 0
-    assert fields["tokenizer.ggml.add_bos_token"] is False
-    with pytest.raises(TuneError, match=f"token id {size}, but the model has only {size} embedding rows"):
-        tokenizer_fields(ChatFormat.from_folder(base), size)
+    size = byte_level(tmp_path, extra=[added("<plain>", special=False)])
+    fields = fields_of(tmp_path, size + 2)
+    tokens, types = fields["tokens"], fields["token_type"]
+    assert tokens[:4] == ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|bos|>"]
+    assert types[:5] == [CONTROL, CONTROL, CONTROL, CONTROL, NORMAL]
+    assert tokens[size - 1 :] == ["<plain>", f"[PAD{size}]", f"[PAD{size + 1}]"]
+    assert types[size - 1 :] == [USER_DEFINED, UNUSED, UNUSED]
+    assert fields["model"] == "gpt2"
+    assert (fields["eos_token_id"], fields["padding_token_id"], fields["add_bos_token"]) == (2, 0, False)
+    assert len(fields["merges"]) == size - 1 - 4 - 256
+    assert "scores" not in fields
 
 
-def test_every_id_that_ends_an_answer_is_written(tmp_path: Path) -> None:
-    base = build_llama(tmp_path)
-    change_json(base / "generation_config.json", eos_token_id=[2, 0])
-    fields = tokenizer_fields(ChatFormat.from_folder(base), 400)
-    assert (fields["tokenizer.ggml.eos_token_id"], fields["tokenizer.ggml.eot_token_id"]) == (2, 0)
+def test_a_filler_never_repeats_a_token(tmp_path: Path) -> None:
+    size = byte_level(tmp_path, size=300)
+    change = {**json.loads((tmp_path / "tokenizer.json").read_text())}
+    change["added_tokens"].append({"id": size, **added(f"[PAD{size + 1}]")})
+    change_json(tmp_path / "tokenizer.json", **change)
+    tokens = fields_of(tmp_path, size + 3)["tokens"]
+    assert tokens[size:] == [f"[PAD{size + 1}]", f"[PAD{size + 1}_1]", f"[PAD{size + 2}]"]
+
+
+def test_ids_without_a_token_are_filled(tmp_path: Path) -> None:
+    size = byte_level(tmp_path, size=300)
+    text = (tmp_path / "tokenizer.json").read_text()
+    assert text.count(f": {size - 1}") == 1
+    (tmp_path / "tokenizer.json").write_text(text.replace(f": {size - 1}", f": {size + 4}"))
+    assert ChatFormat.from_folder(tmp_path).vocabulary_size == size + 5
+    fields = fields_of(tmp_path, size + 5)
+    assert fields["tokens"][size - 1 : size + 4] == [f"[PAD{i}]" for i in range(size - 1, size + 4)]
+    assert fields["token_type"][size - 1 :] == [UNUSED] * 5 + [NORMAL]
+
+
+def test_a_token_without_an_embedding_row_is_refused(tmp_path: Path) -> None:
+    size = byte_level(tmp_path, size=300)
+    named = f"token id {size - 1}, but the model has only {size - 1} embedding rows"
+    with pytest.raises(TuneError, match=named):
+        fields_of(tmp_path, size - 1)
+
+
+@pytest.mark.parametrize("used", ["template", "stop", "padding"])
+def test_an_added_token_beyond_the_rows_is_left_out_only_where_nothing_needs_it(
+    tmp_path: Path, used: str
+) -> None:
+    size = byte_level(tmp_path, size=300, extra=[added("<picture>")])
+    assert len(fields_of(tmp_path, size - 1)["tokens"]) == size - 1
+    if used == "template":
+        change_json(tmp_path / "tokenizer_config.json", chat_template="<picture>" + CHAT_TEMPLATE)
+    else:
+        key = "eos_token_id" if used == "stop" else "pad_token_id"
+        change_json(tmp_path / "tokenizer_config.json", pad_token=None)
+        change_json(tmp_path / "config.json", **{key: size - 1})
+    with pytest.raises(TuneError, match="embedding rows"):
+        fields_of(tmp_path, size - 1)
+
+
+def test_sentencepiece_types(tmp_path: Path) -> None:
+    size = sentencepiece(tmp_path, "gemma")
+    types = types_of(tmp_path, size + 1)
+    assert all(types[text] == BYTE for text in BYTES)
+    assert (types["<unk>"], types["<bos>"], types["<start_of_turn>"]) == (UNKNOWN, CONTROL, CONTROL)
+    assert (types["\n\n"], types["<table>"]) == (USER_DEFINED, USER_DEFINED)
+    assert types[SPACE * 2] == NORMAL  # only the merges ever make it; llama.cpp prints it as spaces
+    assert types[f"[PAD{size}]"] == UNUSED
+
+
+def test_an_added_token_that_stands_for_spaces_is_looked_for_as_spaces(tmp_path: Path) -> None:
+    size = sentencepiece(tmp_path, "gemma")
+    data = json.loads((tmp_path / "tokenizer.json").read_text())
+    for token in data["added_tokens"]:
+        token["normalized"] = token["normalized"] or token["content"] == SPACE * 3
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    types = types_of(tmp_path, size)
+    assert types["   "] == USER_DEFINED
+    assert SPACE * 3 not in types
+
+
+def test_scores_follow_the_first_merge_and_the_rest_comes_last(tmp_path: Path) -> None:
+    size = sentencepiece(tmp_path, "llama-2")
+    data = json.loads((tmp_path / "tokenizer.json").read_text())
+    merges = data["model"]["merges"]
+    fields = fields_of(tmp_path, size)
+    scores = dict(zip(fields["tokens"], fields["scores"], strict=True))
+    made = ["".join(merge) for merge in merges]
+    assert len(made) > len(set(made))
+    for text in set(made):
+        assert scores[text] == -made.index(text)
+    others = {score for text, score in scores.items() if text not in set(made)}
+    assert others == {-float(len(merges))}
+    assert (fields["model"], fields["pre"], fields["unknown_token_id"]) == ("llama", "default", 0)
+    assert "merges" not in fields
+
+
+def test_the_token_that_ends_turns_comes_before_ends_that_nothing_is_known_of(tmp_path: Path) -> None:
+    ends = [added(f"<stop {i}>") for i in range(4)]
+    template = CHAT_TEMPLATE.replace("<|im_end|>", "<stop 3>")
+    size = byte_level(tmp_path, size=300, extra=ends, chat_template=template)
+    change_json(tmp_path / "config.json", eos_token_id=list(range(size - 4, size)))
+    fields = fields_of(tmp_path, size)
+    assert turn_end(ChatFormat.from_folder(tmp_path)) == size - 1
+    keys = ("eos_token_id", "eot_token_id", "eom_token_id")
+    assert [fields[key] for key in keys] == [2, size - 1, size - 4]
+
+
+def test_ends_that_llama_cpp_knows_by_their_text_leave_the_keys_to_others(tmp_path: Path) -> None:
+    size = byte_level(tmp_path, size=300, extra=[added("<stop>")], eos_token="<stop>")
+    change_json(tmp_path / "config.json", eos_token_id=[0, 2, 3, size - 1])
+    fields = fields_of(tmp_path, size)
+    assert [fields[key] for key in ("eos_token_id", "eot_token_id", "eom_token_id")] == [size - 1, 2, 3]
 
 
 def test_a_model_that_names_no_end_is_refused(tmp_path: Path) -> None:
-    base = build_llama(tmp_path)
-    change_json(base / "tokenizer_config.json", eos_token=None, chat_template="{{ messages[0]['content'] }}")
-    for name in ("generation_config.json", "config.json"):
-        change_json(base / name, eos_token_id=None)
+    size = byte_level(tmp_path, size=300, eos_token=None, chat_template="{{ messages[0]['content'] }}")
     with pytest.raises(TuneError, match="never stop"):
-        tokenizer_fields(ChatFormat.from_folder(base), 400)
+        fields_of(tmp_path, size)
+
+
+def test_a_merge_with_a_space_in_it_is_not_byte_level(tmp_path: Path) -> None:
+    size = byte_level(tmp_path, size=300)
+    chat = ChatFormat.from_folder(tmp_path)
+    data = json.loads((tmp_path / "tokenizer.json").read_text())
+    data["model"]["merges"].append(["a", "b c"])
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    with pytest.raises(TuneError, match="not byte-level"):
+        tokenizer_fields(chat, size)
 
 
 @pytest.mark.parametrize("in_template", [True, False])
 def test_a_prompt_has_exactly_the_bos_it_was_trained_with(tmp_path: Path, in_template: bool) -> None:
     template = ("{{ bos_token }}" if in_template else "") + CHAT_TEMPLATE
-    base = model_with(tmp_path / "base", bos_token="<|bos|>", chat_template=template)
+    base = build_llama(tmp_path / "base", vocab_size=1600)
+    byte_level(base, bos_token="<|bos|>", chat_template=template)
+    (base / "config.json").write_text(
+        (build_llama(tmp_path / "other", vocab_size=1600) / "config.json").read_text()
+    )
     chat = ChatFormat.from_folder(base)
     messages = [Message("user", "Hello")]
     with serve(base, tmp_path) as llama:

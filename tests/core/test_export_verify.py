@@ -10,16 +10,20 @@ import pytest
 
 from ollama_tune.core.data.render import ChatFormat
 from ollama_tune.core.data.values import Message
-from ollama_tune.core.export import merge
+from ollama_tune.core.export.adapter_config import LoraConfig
+from ollama_tune.core.export.answercheck import check_answers
 from ollama_tune.core.export.gguf import Exported, export_gguf
+from ollama_tune.core.export.header import read_header
+from ollama_tune.core.export.llama import LlamaServer
+from ollama_tune.core.export.meter import Meter
+from ollama_tune.core.export.mix import FILE_TYPES
 from ollama_tune.core.export.probes import CONVERSATIONS
 from ollama_tune.core.export.quantize import TYPES
 from ollama_tune.core.export.reference import ReferenceAnswer, divergence, read_reference
-from ollama_tune.core.export.tensorcheck import read_tensors
 from ollama_tune.core.export.values import Check, ExportStopped, Verification
 from ollama_tune.core.export.verify import compute_reference, verify
 from ollama_tune.core.models import architectures
-from tests.core.export_parts import LLAMA3_ROPE, build_adapter, build_llama
+from tests.core.export_parts import LLAMA3_ROPE, build_adapter, build_any_adapter, build_llama
 
 LIMIT = 16
 HELD_OUT = [(Message("user", f"What is the colour of bird {i}?"),) for i in range(3)]
@@ -51,7 +55,7 @@ def verdicts(verification: Verification) -> dict[str, str]:
     return {check.name: check.verdict for check in verification.checks}
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", [kind.name for kind in FILE_TYPES.values() if not kind.mixed])
 def test_a_good_file_passes_every_check(case: Case, tmp_path: Path, kind: str) -> None:
     exported = export_gguf(case.base, case.adapter, tmp_path / "model.gguf", kind)
     seen: list[tuple[int, int]] = []
@@ -60,7 +64,8 @@ def test_a_good_file_passes_every_check(case: Case, tmp_path: Path, kind: str) -
     # Random weights leave the greedy answers of a coarse type to chance.
     assert passed.pop("answers") in ("pass", "warn")
     assert passed.pop("ending") in ("pass", "warn", "skipped")
-    assert passed == dict.fromkeys(("tensors", "adapter", "tokens", "chat", "probabilities"), "pass")
+    names = ("metadata", "tensors", "adapter", "tokens", "chat", "BOS", "probabilities")
+    assert passed == dict.fromkeys(names, "pass")
     assert found.verdict != "fail"
     assert (found.file, found.sha256, found.bytes) == ("model.gguf", exported.sha256, exported.bytes)
     assert seen[-1][0] == seen[-1][1]
@@ -71,6 +76,34 @@ def test_an_exact_file_gives_the_same_answers(case: Case, tmp_path: Path) -> Non
     (answers,) = [check for check in found.checks if check.name == "answers"]
     assert answers.figure == f"{len(case.reference)} of {len(case.reference)} equal"
     assert found.verdict == "pass"
+
+
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "dora": {"use_dora": True},
+    "saved head": {"modules_to_save": ["lm_head"]},
+    "saved embedding": {"modules_to_save": ["embed_tokens"]},
+    "more tokens": {"resize": 3, "store_embedding": True},
+    "patterns": {"rank_pattern": {"layers.1.mlp.down_proj": 8}, "alpha_pattern": {"q_proj": 16}},
+}
+
+
+@pytest.mark.parametrize("changes", ADAPTERS.values(), ids=ADAPTERS)
+def test_every_kind_of_adapter_is_weighed_and_its_absence_caught(
+    case: Case, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    adapter = build_any_adapter(case.base, tmp_path / "adapter", **changes)
+    chat = ChatFormat.from_folder(case.base)
+    reference = compute_reference(case.base, adapter, chat, CONVERSATIONS[:2], LIMIT)
+    path = tmp_path / "model.gguf"
+    for kind in ("f16", "q4_k_m"):
+        exported = export_gguf(case.base, adapter, path, kind)
+        found = verdicts(verify(exported, case.base, adapter, reference, max_new_tokens=LIMIT))
+        assert found["tensors"] == found["adapter"] == found["metadata"] == "pass"
+        assert kind == "q4_k_m" or found["probabilities"] == "pass"
+    if "resize" not in changes:
+        forgotten = export_gguf(case.base, None, path, "q4_k_m")
+        found = verdicts(verify(forgotten, case.base, adapter, reference, max_new_tokens=LIMIT))
+        assert found["tensors"] == found.get("adapter", "fail") == "fail"
 
 
 def test_a_forgotten_adapter_is_caught(case: Case, tmp_path: Path) -> None:
@@ -87,9 +120,9 @@ def test_a_forgotten_adapter_is_caught(case: Case, tmp_path: Path) -> None:
 
 def test_a_wrong_scale_is_caught(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rank-stabilised LoRA scaled as the plain one: half of it, at rank 4."""
-    right = merge.Adapter.scale
+    right = LoraConfig.scale
     with monkeypatch.context() as patch:
-        patch.setattr(merge.Adapter, "scale", lambda self, module: right(self, module) / 2)
+        patch.setattr(LoraConfig, "scale", lambda self, module, rank: right(self, module, rank) / 2)
         exported = export_gguf(case.base, case.adapter, tmp_path / "model.gguf", "f16")
     found = case.verify(exported)
     assert verdicts(found)["adapter"] == verdicts(found)["probabilities"] == "fail"
@@ -124,7 +157,7 @@ def test_a_wrong_rope_is_caught(
                 lambda self, rows: right(self, rows) | {"llama.rope.freq_base": 10000.0},
             )
         else:
-            patch.setattr(architectures.Config, "rope_factors", lambda self: None)
+            patch.setattr(architectures.Config, "rope_factors", lambda self: {})
         exported = export_gguf(case.base, case.adapter, tmp_path / "model.gguf", "f16")
     found = verdicts(case.verify(exported))
     assert found["probabilities"] == "fail"
@@ -140,7 +173,7 @@ def changed(exported: Exported, change: Any) -> Exported:
 
 def test_two_swapped_tensors_are_caught(case: Case, tmp_path: Path) -> None:
     exported = export_gguf(case.base, case.adapter, tmp_path / "model.gguf", "q8_0")
-    stored = read_tensors(exported.path)
+    stored = read_header(exported.path).tensors
     first, second = (stored[f"blk.{i}.attn_v.weight"].start for i in (0, 1))
     size = TYPES["q8_0"].size(*stored["blk.0.attn_v.weight"].shape)
 
@@ -180,7 +213,8 @@ def test_a_file_that_is_none_fails_and_does_not_crash(case: Case, tmp_path: Path
     content = {"cut": data[: len(data) // 2], "empty": b"", "text": b"not a GGUF " * 99}[damage]
     exported.path.write_bytes(content)
     found = case.verify(exported)
-    assert verdicts(found) == {"tensors": "fail", "llama.cpp": "fail"}
+    whole_header = {"metadata": "pass"} if damage == "cut" else {}
+    assert verdicts(found) == whole_header | {"tensors": "fail", "llama.cpp": "fail"}
     assert found.verdict == "fail"
 
 
@@ -190,13 +224,10 @@ def test_an_end_token_that_ends_nothing_is_caught(case: Case, tmp_path: Path) ->
     chat = ChatFormat.from_folder(case.base)
     assert token not in chat.stop_ids
     chat.stop_ids = chat.stop_ids | {token}
-    from ollama_tune.core.export.llama import LlamaServer
-    from ollama_tune.core.export.verify import _Meter, check_answers
-
     exported = export_gguf(case.base, case.adapter, tmp_path / "model.gguf", "f32")
     ended = replace(case.reference[0], answer_ids=(), ended=True)
     with LlamaServer(exported.path, 256) as llama:
-        checks = check_answers(llama, chat, [ended], LIMIT, _Meter(1, None, None))
+        checks = check_answers(llama, chat, [ended], LIMIT, Meter(1))
     assert [check.verdict for check in checks if check.name == "ending"] == ["fail"]
 
 
@@ -269,6 +300,13 @@ def test_divergence_is_the_textbook_value_and_zero_for_equals() -> None:
     assert divergence(reference, reference) == 0.0
     # A token that only one side lists belongs to the rest of both.
     assert divergence({1: half, 2: third}, {1: half, 3: third}) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_sure_answers_that_the_other_side_does_not_even_list_are_far_apart() -> None:
+    sure = {1: math.log(0.9), 2: math.log(0.09)}
+    other = {token: math.log(0.007) for token in range(10, 138)}
+    assert divergence(sure, other) > 3
+    assert divergence(sure, {3: math.log(0.999)}) > 3
 
 
 def test_a_verification_survives_its_file() -> None:

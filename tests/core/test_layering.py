@@ -19,9 +19,14 @@ MAY_TORCH = {
     "evaluate/generate.py",
     "evaluate/compare.py",
     "evaluate/chat.py",
+    "export/adapter.py",
+    "export/adapter_gguf.py",
     "export/merge.py",
+    "export/outputs.py",
     "export/quantize.py",
+    "export/structure.py",
     "export/verify.py",
+    "export/weights.py",
 }
 CORE, TUI = Path(core.__path__[0]), Path(tui.__path__[0])
 

@@ -13,6 +13,7 @@ import pytest
 
 from ollama_tune.core.errors import BusyError, TuneError
 from ollama_tune.core.models import download as downloads
+from ollama_tune.core.models.about import about
 from ollama_tune.core.models.download import download, fetch_metadata
 from ollama_tune.core.models.locate import is_complete, list_models, resolve
 from ollama_tune.core.models.spec import read_spec
@@ -39,6 +40,8 @@ def hub(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     monkeypatch.setenv("OLLAMA_TUNE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(downloads.time, "sleep", lambda _: None)
     monkeypatch.setattr(downloads, "TOLD_EVERY", 30_000)
@@ -220,6 +223,95 @@ def test_a_gated_model_says_where_to_accept(hub: Hub) -> None:
     with pytest.raises(TuneError, match="accepted its licence") as caught:
         fetch_metadata("org/tiny")
     assert "https://huggingface.co/org/tiny" in caught.value.fix
+
+
+SECRET = "hf_topsecretvalue"
+
+
+@pytest.fixture
+def token(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    return SECRET
+
+
+def test_an_account_that_was_not_let_in_is_told_from_none(hub: Hub, token: str) -> None:
+    hub.gated, hub.accounts = True, {token: False}
+    with pytest.raises(TuneError, match="your account has not been let in") as caught:
+        fetch_metadata("org/tiny")
+    assert "Ask for it on https://huggingface.co/org/tiny" in caught.value.fix
+    assert SECRET not in f"{caught.value}{caught.value.details}{caught.value.__cause__!r}"
+
+
+def test_a_gated_model_is_fetched_with_the_accounts_token_and_noted_as_gated(hub: Hub, token: str) -> None:
+    hub.gated, hub.accounts = True, {token: True}
+    folder = download("org/tiny", None, lambda *_: None)
+    assert is_complete(folder)
+    assert {sent for path, sent in hub.sent if not path.startswith("/cdn/")} == {f"Bearer {SECRET}"}
+    assert about(read_spec("org/tiny")).gated == "manual"
+    assert not [path for path in folder.iterdir() if SECRET.encode() in path.read_bytes()]
+
+
+def test_a_wrong_token_is_not_taken_for_a_missing_model(hub: Hub, token: str) -> None:
+    with pytest.raises(TuneError, match="does not take your Hugging Face token") as caught:
+        fetch_metadata("org/tiny")
+    assert "hf auth login" in caught.value.fix
+    assert SECRET not in f"{caught.value}{caught.value.details}"
+
+
+def test_the_token_is_not_sent_to_another_host_that_stores_the_weights(
+    hub: Hub, model: Path, token: str
+) -> None:
+    hub.accounts = {token: True}
+    with running(model) as store:
+        hub.cdn = store.url.replace("127.0.0.1", "localhost")
+        folder = download("org/tiny", None, lambda *_: None)
+        assert is_complete(folder)
+        assert store.sent
+        assert {sent for _, sent in store.sent} == {None}
+
+
+def test_a_token_that_an_answer_repeats_is_left_out_of_the_details(hub: Hub, token: str) -> None:
+    hub.failing, hub.said = 500, f"bad header Bearer {SECRET}"
+    with pytest.raises(TuneError) as caught:
+        fetch_metadata("org/tiny")
+    assert SECRET not in f"{caught.value}{caught.value.details}"
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "words"),
+    [
+        (429, "", "asks for a pause"),
+        (403, "Access to this resource is disabled.", "switched the model org/tiny off"),
+        (500, "the database is away", r"error 500 for org/tiny \(the database is away\)"),
+    ],
+)
+def test_other_refusals_are_told_in_the_hubs_words(hub: Hub, status: int, said: str, words: str) -> None:
+    hub.failing, hub.said = status, said
+    with pytest.raises(TuneError, match=words):
+        fetch_metadata("org/tiny")
+
+
+def test_what_is_left_to_download_counts_what_an_interrupted_one_left(hub: Hub, model: Path) -> None:
+    folder = fetch_metadata("org/tiny")
+    size = (model / "model.safetensors").stat().st_size
+    found = about(read_spec("org/tiny"))
+    assert (found.to_download, found.folder, found.gated, found.offer) == (size, folder, "", None)
+    assert found.tokenizer == f"BPE, {read_spec('org/tiny').vocabulary_size} entries"
+    (folder / ".model.safetensors.part").write_bytes(bytes(1000))
+    assert about(read_spec("org/tiny")).to_download == size - 1000
+    (folder / ".model.safetensors.part").unlink()
+    download("org/tiny", None, lambda *_: None)
+    assert about(read_spec("org/tiny")).to_download == 0
+
+
+def test_facts_of_the_hub_that_were_changed_by_hand_do_no_harm(hub: Hub) -> None:
+    folder = fetch_metadata("org/tiny")
+    spec = read_spec("org/tiny")
+    facts = {"gated": ["x"], "weights": {"../../etc/passwd": 5, "a": "b"}}
+    (folder / "ollama-tune-hub.json").write_text(json.dumps(facts))
+    assert (about(spec).gated, about(spec).to_download) == ("", 0)
+    (folder / "ollama-tune-hub.json").unlink()
+    assert about(spec).to_download == spec.weight_bytes
 
 
 def test_a_hub_out_of_order_and_a_hub_that_is_away(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

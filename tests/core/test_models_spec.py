@@ -137,9 +137,22 @@ def test_model_types_that_transformers_knows(model_type: str) -> None:
     assert check_config(config) == "XForCausalLM"
 
 
-def test_another_architecture_can_be_trained_but_says_it_cannot_be_exported(model: Path) -> None:
-    change(model, architectures=["MistralForCausalLM"], model_type="mistral")
-    assert "MistralForCausalLM can be trained, not exported" in read_spec(str(model)).export_reason
+def test_a_model_that_can_be_trained_but_not_exported_says_why(model: Path) -> None:
+    change(model, architectures=["BloomForCausalLM"], model_type="bloom")
+    assert "BloomForCausalLM can be trained, not exported" in read_spec(str(model)).export_reason
+    change(model, architectures=["LlamaForCausalLM"], model_type="llama", hidden_act="gelu")
+    assert "hidden_act=gelu" in read_spec(str(model)).export_reason
+
+
+def test_the_reason_is_known_before_the_weights_are_here(model: Path) -> None:
+    headers = {n: {"dtype": t.dtype, "shape": t.shape} for n, t in read_tensors(model).items()}
+    (model / HEADERS).write_text(json.dumps(headers))
+    (model / "model.safetensors").unlink()
+    assert read_spec(str(model)).export_reason == ""
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    tokenizer["model"]["type"] = "WordPiece"
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert "WordPiece" in read_spec(str(model)).export_reason
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 from textual.app import App
 from textual.pilot import Pilot
 
+from ollama_tune.core.machine.values import Machine
 from ollama_tune.core.plan.settings import Settings
 from ollama_tune.core.runs import events as events_module
 from ollama_tune.core.runs import folder as folder_module
@@ -27,25 +28,25 @@ NASTY = "[/foo] [bold]x\x1b[2J\x1b]52;c;aGk=\x07 \u202eabc\u202c [red"
 BEGIN = 1_795_260_600.0  # 2026-11-21 11:30:00 UTC
 
 CHECKS = [
-    {
-        "name": "Token ids",
-        "verdict": "pass",
-        "figure": "384 of 384 equal",
-        "text": "Both read the text alike.",
-    },
-    {
-        "name": "Next token",
-        "verdict": "pass",
-        "figure": "98.7 % agree",
-        "text": "llama.cpp and transformers choose the same next token.",
-    },
-    {
-        "name": "Greedy answer",
-        "verdict": "warn",
-        "figure": "7 of 8 equal",
-        "text": "One answer parts after 41 tokens, as 8 bit rounding does.",
-    },
-    {"name": "Ollama", "verdict": "skipped", "figure": "no server", "text": "No Ollama answered."},
+    {"name": name, "verdict": verdict, "figure": figure, "text": text}
+    for name, verdict, figure, text in (
+        ("tokenizer", "pass", "74 of 74", "llama.cpp reads prompts as the training did, token by token."),
+        ("metadata", "pass", "28 of 28", "Type, name, tokenizer, chat template and numbers are the model's."),
+        ("tensors", "pass", "20 of 20, error 0.53%", "Rows of every tensor equal base + adapter."),
+        ("adapter", "pass", "0.999 to 1.001", "All 14 adapted tensors hold the adapter once and whole."),
+        ("tokens", "pass", "74 of 74", "llama.cpp, transformers and the training see the same tokens."),
+        ("chat", "pass", "11 of 11", "Conversations become the text and tokens of the training."),
+        ("probabilities", "pass", "KL 0.0009, first token 99%", "Next-token probabilities are the model's."),
+        (
+            "answers",
+            "warn",
+            "7 of 8 equal",
+            "Greedy answers of llama.cpp against those of the tuned model, token by token. With few bits a "
+            "close choice tips over; compare some answers by hand.",
+        ),
+        ("ending", "pass", "8 of 8", "Answers end by themselves with an end-of-generation token."),
+        ("ollama", "skipped", "no answer", "No Ollama answered."),
+    )
 ]
 
 
@@ -231,10 +232,33 @@ class Log:
         )
         return self
 
+    def refuted(self) -> Log:
+        """An export whose file failed its proof."""
+        what = (
+            "At 19 places of 4 answers llama.cpp's next-token probabilities are not those of the tuned model."
+        )
+        failed = {"name": "probabilities", "verdict": "fail", "figure": "KL 0.49, first token 35%"}
+        failed["text"] = (
+            f"{what} Do not use the file; export with more bits, and report it if that fails too."
+        )
+        checks = [check if check["name"] != "probabilities" else failed for check in CHECKS[:-1]]
+        self.start(stage="export").phase("Writing the GGUF file.", "gguf")
+        self(
+            "verification",
+            verdict="fail",
+            checks=checks,
+            file="kitchen-q4_k_m.failed.gguf",
+            sha256="0123456789abcdef" * 4,
+            bytes=5 << 20,
+            type="q4_k_m",
+        )
+        self("error", what="The exported file failed its proof (probabilities).", fix="Do not use it.")
+        return self
 
-def open_app(folder: RunFolder, step: int = 6) -> TuneApp:
+
+def open_app(folder: RunFolder, step: int = 6, probe: Callable[[], Machine] | None = None) -> TuneApp:
     """The application at a step of a run, without the wizard's own reading of model and data."""
-    app = TuneApp(Start(WizardState(step=step, run=folder.name)), warm=False)
+    app = TuneApp(Start(WizardState(step=step, run=folder.name)), probe=probe, warm=False)
     app.read_everything = lambda: None  # type: ignore[method-assign]
     return app
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ["attach", "delete", "demo", "export", "paths", "plan", "resume", "run", "runs", "stop"]
+COMMANDS = ["attach", "delete", "demo", "export", "paths", "plan", "resume", "run", "runs", "stop", "verify"]
 
 
 def tune(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

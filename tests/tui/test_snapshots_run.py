@@ -12,17 +12,31 @@ from textual.app import App
 from textual.pilot import Pilot
 from textual.widgets import Input
 
+from ollama_tune.core.export.values import Check
 from ollama_tune.core.paths import runs_dir
 from ollama_tune.core.plan.settings import Settings
 from ollama_tune.core.runs.folder import RunFolder
 from ollama_tune.tui.screens.try_it import Prompt, TryItScreen
 from ollama_tune.tui.widgets.answer import AnswerPane
+from tests.cases import LLAMA_8B
 
+from .conftest import cpu_machine, gpu_machine
 from .run_logs import Clock, Log, alive, open_app, until_text
 
 SIZES = pytest.mark.parametrize("size", [(80, 24), (120, 40)], ids=lambda size: f"{size[0]}x{size[1]}")
 Compare = Callable[..., bool]
 Size = tuple[int, int]
+OLLAMA_CHECKS = [
+    Check("ollama version", "pass", "0.34.0", "This Ollama uses the file's template and rewrites the file."),
+    Check("ollama name", "pass", "x:latest", "The name is one that Ollama takes."),
+    Check(
+        "ollama disk",
+        "pass",
+        "17.1 GiB",
+        "The model needs 17.1 GiB (twice the file: this version rewrites it) of 180.0 GiB free on Ollama's "
+        "disk.",
+    ),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +135,8 @@ def test_try_it(
 def test_export_form(size: Size, clock: Clock, tiny_model: Path, snap_compare: Compare) -> None:
     folder = run_called("2026-11-21-1130-kitchen", str(tiny_model))
     Log(folder, clock).trained()
-    assert picture(snap_compare, open_app(folder, 8), size, "tiny-tickets", "No Ollama answers", "KiB")
+    app = open_app(folder, 8, cpu_machine)
+    assert picture(snap_compare, app, size, "tiny-tickets", "No Ollama answers", "KiB", "✓ fits")
 
 
 def test_export_with_a_wrong_name(clock: Clock, tiny_model: Path, snap_compare: Compare) -> None:
@@ -129,12 +144,50 @@ def test_export_with_a_wrong_name(clock: Clock, tiny_model: Path, snap_compare: 
     Log(folder, clock).trained()
 
     async def prepare(pilot: Pilot[Any]) -> None:
-        await until_text(pilot, "tiny-tickets", "No Ollama answers", "KiB")
+        await until_text(pilot, "tiny-tickets", "No Ollama answers", "KiB", "✓ fits")
         pilot.app.screen.query_one("#name", Input).value = "my kitchen"
         await pilot.press("enter")
         await until_text(pilot, "✗ The model")
 
-    assert snap_compare(open_app(folder, 8), terminal_size=(80, 24), run_before=prepare)
+    app = open_app(folder, 8, cpu_machine)
+    assert snap_compare(app, terminal_size=(80, 24), run_before=prepare)
+
+
+def test_export_of_a_large_model_with_ollama(
+    clock: Clock, snap_compare: Compare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An 8 B model on a 24 GiB GPU; only its shape is needed for what the form says."""
+    monkeypatch.setattr("ollama_tune.core.models.describe.describe", lambda *_: LLAMA_8B)
+    monkeypatch.setattr("ollama_tune.tui.screens.export.ask_ollama", lambda *_: OLLAMA_CHECKS)
+    folder = run_called("2026-11-21-1130-kitchen")
+    Log(folder, clock).trained()
+    app = open_app(folder, 8, gpu_machine)
+    assert picture(snap_compare, app, (80, 24), "llama-3.1-8b-instruct-tickets", "twice the file")
+
+
+@pytest.mark.parametrize("size", [(60, 18), (80, 24)], ids=["60x18", "80x24"])
+def test_export_form_with_more(size: Size, clock: Clock, tiny_model: Path, snap_compare: Compare) -> None:
+    folder = run_called("2026-11-21-1130-kitchen", str(tiny_model))
+    Log(folder, clock).trained()
+
+    async def prepare(pilot: Pilot[Any]) -> None:
+        await until_text(pilot, "tiny-tickets", "No Ollama answers", "KiB", "✓ fits")
+        await pilot.press("f2")
+        await until_text(pilot, "Importance")
+        await pilot.pause()
+
+    app = open_app(folder, 8, cpu_machine)
+    assert snap_compare(app, terminal_size=size, run_before=prepare)
+
+
+def test_export_form_without_colour(
+    clock: Clock, tiny_model: Path, snap_compare: Compare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    folder = run_called("2026-11-21-1130-kitchen", str(tiny_model))
+    Log(folder, clock).trained()
+    app = open_app(folder, 8, cpu_machine)
+    assert picture(snap_compare, app, (80, 24), "tiny-tickets", "No Ollama answers", "KiB", "✓ fits")
 
 
 def test_export_at_work(folder: RunFolder, clock: Clock, snap_compare: Compare) -> None:
@@ -149,6 +202,11 @@ def test_export_at_work(folder: RunFolder, clock: Clock, snap_compare: Compare) 
 def test_verification_card(size: Size, folder: RunFolder, clock: Clock, snap_compare: Compare) -> None:
     Log(folder, clock).trained().exported("kitchen")
     assert picture(snap_compare, open_app(folder, 8), size, "Proved with remarks", "Enter Next")
+
+
+def test_card_of_a_failed_proof(folder: RunFolder, clock: Clock, snap_compare: Compare) -> None:
+    Log(folder, clock).trained().refuted()
+    assert picture(snap_compare, open_app(folder, 8), (80, 24), "Not proved", "a Export again")
 
 
 @SIZES

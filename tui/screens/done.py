@@ -14,6 +14,7 @@ from ollama_tune.core.evaluate.compare import Sample
 from ollama_tune.core.evaluate.metrics import exact_match
 from ollama_tune.core.files import write_atomic
 from ollama_tune.core.text import one_line, visible
+from ollama_tune.tui.exporting import use_and_share
 from ollama_tune.tui.run_view import RunView
 from ollama_tune.tui.screens.run_screen import RunScreen
 from ollama_tune.tui.text import tilde
@@ -41,6 +42,7 @@ class DoneScreen(RunScreen):
         with VerticalScroll(id="page-of-results"):
             yield Static(id="headline", markup=False)
             yield Static(id="commands", markup=False)
+            yield Static(id="share", markup=False)
             yield Static("Where everything is", classes="heading")
             yield Static(id="places", markup=False)
             yield Static("What it learned", classes="heading")
@@ -57,11 +59,12 @@ class DoneScreen(RunScreen):
     def commands(self) -> list[str]:
         """What to type now, as the export left it; none where there was no export."""
         done = self.view.done.get("export")
-        if done is None:
-            return []
-        commands = [str(command) for command in done.get("commands") or []]
-        name = done.get("ollama_name")
-        return commands or ([f"ollama run {name}"] if name else [])
+        name = done.get("ollama_name") if done is not None else None
+        return use_and_share(self._left())[0] or ([f"ollama run {name}"] if name else [])
+
+    def _left(self) -> list[str]:
+        done = self.view.done.get("export")
+        return [str(command) for command in done.get("commands") or []] if done is not None else []
 
     def show_run(self) -> None:
         """Everything; nothing here changes while it is looked at, except after another export."""
@@ -69,6 +72,9 @@ class DoneScreen(RunScreen):
         self.tell("#headline", self._headline(), layout=True)
         self.tell("#commands", "\n".join(visible(command) for command in commands), layout=True)
         self.query_one("#commands").display = bool(commands)
+        share = [visible(command) for command in use_and_share(self._left())[1]]
+        self.tell("#share", Content.styled(f"To share it: {'; '.join(share)}", "dim"), layout=True)
+        self.query_one("#share").display = bool(share)
         room = self.query_one("#page-of-results").size.width - LABEL - 2
         self.tell("#learned", learned(self.view, max(room, 30)), layout=True)
         self.tell("#places", self._places(), layout=True)
@@ -85,7 +91,7 @@ class DoneScreen(RunScreen):
             )
         name = done.get("ollama_name")
         if name:
-            words = f"{one_line(str(name), 60)} is in Ollama. Talk to it with:"
+            words = f"{one_line(str(name).removesuffix(':latest'), 60)} is in Ollama. Talk to it with:"
             return Content.assemble(("✓ ", "bold $text-success"), (words, "bold"))
         words = "The model file is ready. Where Ollama runs, type:"
         return Content.assemble(("✓ ", "bold $text-success"), (words, "bold"))

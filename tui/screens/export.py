@@ -3,54 +3,67 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, cast
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
 
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical, VerticalScroll
+from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.message import Message
-from textual.widgets import Input, Static
+from textual.widgets import Static
 
 from ollama_tune.core.errors import TuneError
-from ollama_tune.core.plan.settings import ExportSettings, GgufType
+from ollama_tune.core.plan.settings import ExportSettings
 from ollama_tune.core.runs.folder import RunFolder, State
 from ollama_tune.core.text import one_line, visible
+from ollama_tune.tui.exporting import (
+    Look,
+    ask_ollama,
+    begin_export,
+    fails_in_ollama_only,
+    look,
+    refusal,
+    replaces,
+)
 from ollama_tune.tui.screens.run_screen import RunScreen, working
 from ollama_tune.tui.text import tilde
 from ollama_tune.tui.widgets.card import VerificationCard
-from ollama_tune.tui.widgets.choice import GgufTypes
 from ollama_tune.tui.widgets.errors import ErrorScreen, sentence
-from ollama_tune.tui.widgets.form import TextField
+from ollama_tune.tui.widgets.export_form import ExportForm
 from ollama_tune.tui.widgets.log import RunLog
 
 if TYPE_CHECKING:
+    from ollama_tune.core.export.values import Check
     from ollama_tune.core.machine.values import OllamaStatus
-    from ollama_tune.core.models.values import ModelSpec
 
-EXAMPLE = "for example kitchen-tickets"
-FREE_SECONDS = 10.0
+KNOCK = 4.0
+FILE_ONLY = "For the file alone press F2 and say no to Send to Ollama."
 
 
 @dataclass
 class Looked(Message):
-    """Ollama and the base model were looked at; `error` says why the model could not be read."""
+    """The base model and the box were looked at."""
 
-    ollama: OllamaStatus
-    spec: ModelSpec | None
-    suggestion: str
-    error: TuneError | None
+    look: Look
+
+
+@dataclass
+class Asked(Message):
+    """What Ollama says of a model of that name and size."""
+
+    status: OllamaStatus
+    about: tuple[str, int]
+    checks: list[Check]
 
 
 @dataclass
 class Checked(Message):
-    """Whether Ollama already has a model of that name; `error` says why it did not tell."""
+    """What Ollama says of the very export that was asked for; it is started if nothing is against it."""
 
     request: ExportSettings
-    taken: bool
-    error: TuneError | None = None
+    checks: list[Check]
 
 
 @dataclass
@@ -61,7 +74,7 @@ class Begun(Message):
 
 
 class ExportScreen(RunScreen):
-    """Name and number format, then the work, then the verification card."""
+    """Name and type, then the work, then the verification card."""
 
     STEP = 8
     CSS_PATH = "export.tcss"
@@ -70,6 +83,7 @@ class ExportScreen(RunScreen):
         Binding("enter", "export", "Export", priority=True),
         Binding("enter", "next", "Next", priority=True),
         Binding("tab", "other_field", "Other field"),
+        Binding("f2,m", "more", "More"),
         Binding("s", "stop", "Stop"),
         Binding("a", "again", "Export again"),
         Binding("e", "details", "Details"),
@@ -77,33 +91,31 @@ class ExportScreen(RunScreen):
 
     def __init__(self, folder: RunFolder) -> None:
         super().__init__(folder)
-        self._request = folder.export_settings()
-        self._ollama: OllamaStatus | None = None
-        self._spec: ModelSpec | None = None
+        self._look: Look | None = None
+        self._told: list[Check] = []
         self._error: TuneError | None = None
-        self._name_error = ""
         self._busy = self._again = False
+        self._mark = -1
 
     def body(self) -> ComposeResult:
         """State, the form, trouble, the card."""
         yield Static(id="state", markup=False)
-        with Vertical(id="form"):
-            yield Static("Name in Ollama", classes="label")
-            yield TextField(visible(self._request.name or ""), placeholder=EXAMPLE, id="name")
-            yield Static(id="name-note", markup=False)
-            yield Static("Weights in the file", classes="label")
-            yield GgufTypes(self._request.type, id="type")
-            yield Static("Ollama", classes="label")
-            yield Static("Looking for Ollama …", id="ollama", markup=False)
+        yield ExportForm(self.folder.export_settings(), id="form")
         yield Static(id="trouble", markup=False)
         yield RunLog(id="log")
         with VerticalScroll(id="result"):
             yield VerificationCard(id="card")
 
+    @property
+    def form(self) -> ExportForm:
+        """The form."""
+        return self.query_one(ExportForm)
+
     def on_mount(self) -> None:
         """Look at Ollama and the model while the form is already there."""
         super().on_mount()
-        self._look()
+        self._start_look()
+        self.set_interval(KNOCK, self._knock)
 
     # What the screen is at
 
@@ -125,6 +137,11 @@ class ExportScreen(RunScreen):
         return told and not (self.working or self._again)
 
     @property
+    def _in_ollama(self) -> bool:
+        proof = self.view.verification
+        return proof is not None and fails_in_ollama_only(proof)
+
+    @property
     def form_shown(self) -> bool:
         """True while the person chooses."""
         return not (self.working or self.finished or self.refuted or self.impossible)
@@ -132,7 +149,8 @@ class ExportScreen(RunScreen):
     @property
     def impossible(self) -> bool:
         """True when this model's architecture cannot be written as a file for Ollama."""
-        return self._spec is not None and bool(self._spec.export_reason)
+        spec = self._look.spec if self._look else None
+        return spec is not None and bool(spec.export_reason)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Enter exports in the form and goes on after it; the other keys show where they do something."""
@@ -140,6 +158,7 @@ class ExportScreen(RunScreen):
         shown = {
             "export": form,
             "other_field": form,
+            "more": form,
             "next": not form,
             "again": self.finished or self.refuted,
             "stop": self.run.alive and self.view.stage == "export",
@@ -150,6 +169,8 @@ class ExportScreen(RunScreen):
     def obstacle(self) -> str:
         """The end of the wizard needs a file."""
         if self.refuted:
+            if self._in_ollama:
+                return "The model is not in Ollama: press a to export again."
             return "This file is not proved: press a to export again with another type."
         return "The export is still going: wait for its end, or press s to stop it." if self.working else ""
 
@@ -157,10 +178,12 @@ class ExportScreen(RunScreen):
 
     def show_run(self) -> None:
         """Form, work or result."""
-        form, log, card = self.query_one("#form"), self.query_one(RunLog), self.finished or self.refuted
+        if self._mark >= 0 and (self.view.version > self._mark or not self.run.alive):
+            self._busy, self._mark = False, -1  # the worker has said its first word, or ended without one
+        form, log, card = self.form, self.query_one(RunLog), self.finished or self.refuted
         form.display = self.form_shown
         log.display = self.working
-        if self.working:
+        if self.working and not self._busy:
             self.call_after_refresh(log.show_events, self.view, since=self.view.started)
         self.query_one("#result").display = card
         self.query_one(VerificationCard).show(self.view.verification if card else None)
@@ -183,12 +206,15 @@ class ExportScreen(RunScreen):
         if self.working:
             return Content("Starting the worker …") if self._busy else working(self.view, time.time())
         if self.refuted:
-            return Content.styled("✗ The exported file failed its proof.", "bold $text-error")
+            what = "model in Ollama" if self._in_ollama else "exported file"
+            return Content.styled(f"✗ The {what} failed its proof.", "bold $text-error")
         if not self.finished:
             return Content("One file that Ollama runs, proved to be the tuned model.")
         name = self.view.done["export"].get("ollama_name")
         where = (
-            f"It is in Ollama as {one_line(str(name), 60)}." if name else "The file is in the run's folder."
+            f"It is in Ollama as {one_line(str(name).removesuffix(':latest'), 60)}."
+            if name
+            else "The file is in the run's folder."
         )
         return Content.assemble(("✓ Exported. ", "bold $text-success"), where)
 
@@ -207,104 +233,82 @@ class ExportScreen(RunScreen):
             return TuneError("The export ended without a word.", where, details=tail)
         return None
 
-    def _note(self) -> Content:
-        if self._name_error:
-            return Content.styled(f"✗ {self._name_error}", "bold $text-error")
-        name = visible(self.query_one("#name", Input).value.strip())
-        return Content.styled(f"You will talk to it with: ollama run {name}" if name else EXAMPLE, "dim")
-
-    # The look at Ollama and the model
+    # The look at the box, the model and Ollama
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="look")
-    def _look(self) -> None:
-        from ollama_tune.core.machine.ollama import read_ollama
-        from ollama_tune.core.models.spec import read_spec
-        from ollama_tune.core.plan.names import suggest_name
-
-        spec, suggestion, error = None, "", None
-        try:
-            settings = self.folder.settings()
-            spec = read_spec(settings.model.source, settings.model.revision)
-            suggestion = suggest_name(spec, settings.data.path)
-        except TuneError as found:
-            error = found
-        self.post_message(Looked(read_ollama(), spec, suggestion, error))
+    def _start_look(self) -> None:
+        self.post_message(Looked(look(self.folder, self.tune.look_at_box())))
 
     @on(Looked)
     def _looked(self, message: Looked) -> None:
-        self._ollama, self._spec, self._error = message.ollama, message.spec, message.error
-        name = self.query_one("#name", TextField)
-        if not name.value and message.suggestion:
-            name.value = message.suggestion
-        self.query_one(GgufTypes).show_sizes(message.spec)
-        self.query_one("#ollama", Static).update(_ollama_line(message.ollama))
-        if message.spec is not None and self.impossible:
-            reason = f"{message.spec.export_reason} The adapter is in {tilde(self.folder.adapter)}."
+        self._look, self._error = message.look, message.look.error
+        self.form.show_look(message.look)
+        self._ask_again()
+        if message.look.spec is not None and self.impossible:
+            reason = f"{message.look.spec.export_reason} The adapter is in {tilde(self.folder.adapter)}."
             self._error = TuneError("This model cannot be exported.", reason)
         self.show_now()
 
-    # The form
+    @on(ExportForm.Changed)
+    def _ask_again(self) -> None:
+        """Ollama's words follow the form."""
+        if self._look is not None:
+            self.form.show_ollama(self._look.ollama, self._told)
+            self._ask(self._look.ollama, *self._asked)
 
-    @on(Input.Changed, "#name")
-    def _typed(self) -> None:
-        """Never a complaint while somebody types; an old one goes as soon as the name is right."""
-        if self._name_error:
-            self._check_name()
-        self.tell("#name-note", self._note())
+    @property
+    def _asked(self) -> tuple[str, int]:
+        asked = self.form.asked
+        return asked.name or "", self._look.size(asked.type) if self._look else 0
 
-    @on(Input.Blurred, "#name")
-    def _left(self) -> None:
-        self._check_name()
-        self.tell("#name-note", self._note(), layout=True)
+    def _knock(self) -> None:
+        """An Ollama that did not answer may have been started by now."""
+        if self.is_current and self.form_shown and self._look and not self._look.ollama.reachable:
+            self._ask(None, *self._asked)
 
-    def _check_name(self) -> str | None:
-        """The name if Ollama takes it, else None with the reason below the field."""
-        from ollama_tune.core.plan.names import check_ollama_name
+    @work(thread=True, exclusive=True, exit_on_error=False, group="ask")
+    def _ask(self, status: OllamaStatus | None, name: str, size: int) -> None:
+        from ollama_tune.core.machine.ollama import read_ollama
 
-        name = self.query_one("#name", Input).value.strip()
-        try:
-            check_ollama_name(name)
-        except TuneError as error:
-            self._name_error = f"{visible(error.what)} {visible(error.fix)}"
-            return None
-        self._name_error = ""
-        return name
+        found = status or read_ollama()
+        self.post_message(Asked(found, (name, size), ask_ollama(found, name, size)))
+
+    @on(Asked)
+    def _answered_by_ollama(self, message: Asked) -> None:
+        """Show it, unless the form asks something else by now."""
+        if self._look is not None and message.about == self._asked:
+            self._look, self._told = replace(self._look, ollama=message.status), message.checks
+            self.form.show_ollama(message.status, message.checks)
+
+    # From the form to a worker
 
     def action_export(self) -> None:
-        """Check the name, ask before a model is replaced, and start."""
-        name = self._check_name()
-        self.tell("#name-note", self._note(), layout=True)
-        if name is None:
+        """Check the form, ask before a model is replaced, and start."""
+        obstacle = self.form.obstacle()
+        self.say(obstacle)
+        if self.form.checked_name() is None:
             self.query_one("#name").focus()
-            return
-        chosen = cast("GgufType", self.query_one(GgufTypes).value)
-        self._busy, self._error, self._again = True, None, True
-        self.show_now()
-        self._check(ExportSettings(name=name, type=chosen, push=self._request.push))
+        elif not obstacle:
+            self._busy, self._error, self._again = True, None, True
+            self.show_now()
+            self._check(self.form.asked)
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="export")
     def _check(self, request: ExportSettings) -> None:
-        from ollama_tune.core.export.ollama import OllamaClient
         from ollama_tune.core.machine.ollama import read_ollama
 
-        status = read_ollama()
-        taken = False
-        try:
-            if status.reachable and request.push:
-                with OllamaClient(status.url) as client:
-                    taken = client.exists(str(request.name))
-        except TuneError as error:
-            self.post_message(Checked(request, False, error))
-        else:
-            self.post_message(Checked(request, taken))
+        size = self._look.size(request.type) if self._look else 0
+        checks = ask_ollama(read_ollama(), str(request.name), size) if request.push else []
+        self.post_message(Checked(request, checks))
 
     @on(Checked)
     def _checked(self, message: Checked) -> None:
         from ollama_tune.tui.widgets.confirm import ConfirmScreen
 
-        if message.error is not None:
-            self._begun(Begun(message.error))
-        elif message.taken:
+        refused = refusal(message.checks)
+        if refused:
+            self._begun(Begun(TuneError(refused, FILE_ONLY)))
+        elif replaces(message.checks):
             name = visible(str(message.request.name))
             question = ConfirmScreen(
                 f"Replace {name} in Ollama?",
@@ -336,8 +340,9 @@ class ExportScreen(RunScreen):
 
     @on(Begun)
     def _begun(self, message: Begun) -> None:
-        self._busy, self._error = False, message.error
+        self._busy, self._error = message.error is None, message.error
         self._again = message.error is not None
+        self._mark = self.view.version if self._busy else -1
         self.run.poll()
         self.show_now()
 
@@ -346,6 +351,17 @@ class ExportScreen(RunScreen):
     def action_other_field(self) -> None:
         """From the name to the number format and back."""
         self.focus_next()
+
+    def action_more(self) -> None:
+        """Show or hide what few need."""
+        self.form.toggle_more()
+
+    def help_topic(self) -> tuple[str, str]:
+        """The help of the focused field, else of the step."""
+        topic = (
+            self.form.help_topic() if self.form_shown else "proof" if self.finished or self.refuted else ""
+        )
+        return ("export", topic) if topic else super().help_topic()
 
     def action_again(self) -> None:
         """Back to the form; what was exported stays until the next one is done."""
@@ -375,22 +391,3 @@ class ExportScreen(RunScreen):
         failure = self._failure()
         if failure is not None:
             self.app.push_screen(ErrorScreen(failure))
-
-
-def begin_export(folder: RunFolder, request: ExportSettings) -> None:
-    """Write the request into the run's folder and start a worker on it; a training one may just be ending."""
-    from ollama_tune.core.runs.control import wait_until_free
-    from ollama_tune.core.runs.folder import write_export_request
-    from ollama_tune.core.runs.launch import start
-
-    wait_until_free(folder, FREE_SECONDS)
-    write_export_request(folder, request.model_dump())
-    start(folder, "export")
-
-
-def _ollama_line(status: OllamaStatus) -> Content:
-    if status.reachable:
-        server = f"Ollama {one_line(str(status.version), 20)} answers at {one_line(status.url, 60)}."
-        return Content.assemble(("✓ ", "bold $text-success"), f"{server} The model is put into it.")
-    later = "The file and the commands for later are left in the run's folder."
-    return Content.assemble(("– ", "bold"), f"{one_line(status.reason, 200)} {later}")

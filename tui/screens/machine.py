@@ -105,7 +105,7 @@ def _one_gpu(gpu: Gpu, driver: str | None) -> list[Line]:
 
 def _holder(process: GpuProcess) -> str:
     size = f" {human_bytes(process.memory)}" if process.memory else ""
-    return f"{one_line(process.name, 24)}{size} (process {process.pid})"
+    return f"{one_line(process.name or 'a program out of sight', 24)}{size} (process {process.pid})"
 
 
 def _host_lines(host: Host) -> list[Line]:

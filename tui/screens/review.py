@@ -13,13 +13,13 @@ from textual.content import Content
 
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.paths import runs_dir, state_dir
-from ollama_tune.core.text import human_bytes, human_count, one_line, visible
+from ollama_tune.core.text import human_bytes, human_count, human_seconds, one_line, visible
 from ollama_tune.tui.screens.base import StepScreen
 from ollama_tune.tui.state import BUNDLED, Facts
 from ollama_tune.tui.text import tilde
 from ollama_tune.tui.widgets.confirm import TypedConfirmScreen
 from ollama_tune.tui.widgets.errors import sentence
-from ollama_tune.tui.widgets.membar import duration, verdict
+from ollama_tune.tui.widgets.membar import MemoryBar, duration
 from ollama_tune.tui.widgets.page import BLANK, Line, Page, row, sign
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ class ReviewScreen(StepScreen):
     CSS_PATH = "review.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "next", "Start", priority=True),
-        Binding("f", "fit", "Make it fit"),
+        Binding("f", "take(1)", "Make it fit"),
+        *(Binding(str(number), f"take({number})", f"Offer {number}", show=False) for number in range(1, 6)),
         Binding("n", "anew", "Start anew"),
         Binding("w", "write", "Write run.yaml here"),
         Binding("c", "copy", "Copy command"),
@@ -54,25 +55,32 @@ class ReviewScreen(StepScreen):
     def body(self) -> ComposeResult:
         """One page, scrolled where the window is low."""
         with VerticalScroll(id="review"):
+            yield Page(id="job")
+            yield MemoryBar(id="memory")
             yield Page(id="summary")
 
     def facts_changed(self, facts: Facts) -> None:
         """Show the plan; write its run.yaml when it is a new one."""
-        plan, page = facts.plan, self.query_one("#summary", Page)
+        plan = facts.plan
+        job, bar = self.query_one("#job", Page), self.query_one("#memory", MemoryBar)
+        bar.display = plan is not None
         if plan is None:
             error = facts.plan_error or facts.model_error or facts.data_error
             waiting = Content(visible(next(iter(facts.busy.values()), "")))
-            page.show([Line(sentence(error) if error else waiting)])
+            job.show([Line(sentence(error) if error else waiting)])
+            self.query_one("#summary", Page).show([])
             return
         if plan is not self._plan:
             self._plan = plan
             self._file = self._save(state_dir() / "run.yaml", plan.settings)
         self._started = self._same_run(plan.settings)
-        page.show(self._lines(plan, facts))
+        job.show([*what_lines(plan, facts), BLANK])
+        bar.show(plan)
+        self.query_one("#summary", Page).show(self._lines(plan, facts))
         self.say(str(facts.plan_error) if facts.plan_error else facts.busy.get("start", ""))
 
     def _lines(self, plan: Plan, facts: Facts) -> list[Line]:
-        lines = [*what_lines(plan, facts), BLANK, *cost_lines(plan, facts), BLANK]
+        lines = [*offer_lines(plan), *cost_lines(plan, facts), BLANK]
         lines += [sign("!", visible(warning)) for warning in plan.warnings]
         lines += [BLANK] if plan.warnings else []
         lines.append(row("Command", Content.styled(visible(self.command()), "bold"), 10))
@@ -118,9 +126,9 @@ class ReviewScreen(StepScreen):
         return ""
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """`f` only where the plan does not fit, `n` only where it was started already."""
-        if action == "fit":
-            return bool(self._plan and not self._plan.memory.fits and self.tune.answers.changed)
+        """`f` and the numbers only where there are offers, `n` only where it was started already."""
+        if action == "take":
+            return bool(self._plan and len(self._plan.offers) >= int(str(parameters[0])))
         if action == "anew":
             return self._started is not None
         return super().check_action(action, parameters)
@@ -149,9 +157,10 @@ class ReviewScreen(StepScreen):
         if yes and plan is not None:
             self.tune.start_run(plan.settings)
 
-    def action_fit(self) -> None:
-        """Go back to the nearest plan that fits."""
-        self.tune.restore_until_it_fits()
+    def action_take(self, number: int) -> None:
+        """Take an offer, counted from 1: the nearest plans that fit."""
+        if self._plan is not None:
+            self.tune.take_offer(self._plan.offers[number - 1])
 
     def action_write(self) -> None:
         """Write run.yaml into the current folder, beside one that is there already."""
@@ -212,15 +221,37 @@ def _result(settings: Settings) -> str:
 
 
 def cost_lines(plan: Plan, facts: Facts) -> list[Line]:
-    """Device, memory, time and disk."""
-    device = "GPU" if plan.settings.training.device == "cuda" else "CPU"
-    free = f"; {human_bytes(facts.machine.disk.free)} free" if facts.machine else ""
+    """Time and how sure it is, energy, disk and place."""
     work = plan.work
-    checkpoints, export = human_bytes(work.checkpoint_bytes), human_bytes(work.export_bytes)
+    low, high = human_seconds(work.seconds / work.spread), human_seconds(work.seconds * work.spread)
+    energy = "" if work.energy_kwh is None else f"; at most {work.energy_kwh:.2g} kWh on the GPU"
     return [
-        row("Memory", verdict(plan.memory)),
-        row("Time", Content.assemble(duration(work), f" on the {device}")),
-        row("", Content.styled(visible(work.ground), "dim")),
-        row("Disk", f"{checkpoints} for checkpoints, {export} for the export{free}"),
+        row("Time", Content.assemble(duration(work), energy)),
+        row("", Content.styled(f"between {low} and {high}: {visible(work.ground)}", "dim")),
+        row("Disk", _disk(plan, facts)),
         row("Goes to", f"a new folder in {tilde(runs_dir())}"),
     ]
+
+
+def _disk(plan: Plan, facts: Facts) -> str:
+    work = plan.work
+    written = (
+        (work.checkpoint_bytes, "for checkpoints"),
+        (work.export_bytes, "for the export"),
+        (work.download_bytes, "to download"),
+        (work.ollama_bytes, "in Ollama"),
+    )
+    words = ", ".join(f"{human_bytes(size)} {what}" for size, what in written if size)
+    free = f"; {human_bytes(facts.machine.disk.free)} free" if facts.machine else ""
+    return f"{words}{free}"
+
+
+def offer_lines(plan: Plan) -> list[Line]:
+    """The nearest plans that fit, each with its key."""
+    if not plan.offers:
+        return []
+    lines = [row("Would fit", "press its number (f takes the first)")]
+    for number, offer in enumerate(plan.offers, 1):
+        needed = human_bytes(offer.memory.needed)
+        lines.append(sign(str(number), f"{visible(offer.text)} ({needed})", "$text-accent"))
+    return [*lines, BLANK]

@@ -13,6 +13,7 @@ from ollama_tune.core.runs.folder import RunFolder, State
 from ollama_tune.core.text import human_bytes, human_count, human_seconds, one_line, visible
 from ollama_tune.tui.run_view import Progress, RunView
 from ollama_tune.tui.screens.base import StepScreen
+from ollama_tune.tui.text import put_text
 from ollama_tune.tui.widgets.bar import level
 
 POLL = 0.25
@@ -113,9 +114,7 @@ class RunScreen(StepScreen):
 
     def tell(self, selector: str, content: Content | str, *, layout: bool = False) -> None:
         """Change a text only where it is another one: every repaint costs bytes over ssh."""
-        static = self.query_one(selector, Static)
-        if static.content != content:
-            static.update(content, layout=layout)
+        put_text(self.query_one(selector, Static), content, layout=layout)
 
     def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
         """An error of our own in slow work is reported by the application."""

@@ -156,8 +156,7 @@ class FieldRow(Widget):
     def _make_editor(self) -> TextField | ChoiceField:
         if self.field.words:
             return ChoiceField(self.field.words, classes="editor")
-        wordy = self.field.path in ("export.name", "training.targets")
-        return TextField(classes="editor") if wordy else NumberField(classes="editor")
+        return TextField(classes="editor") if self.field.wordy else NumberField(classes="editor")
 
     def compose(self) -> ComposeResult:
         """The editor."""

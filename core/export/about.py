@@ -1,0 +1,57 @@
+"""What a proof is about: the base, the adapter, what was asked for, and the versions of the judges."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from ollama_tune.core.errors import TuneError
+from ollama_tune.core.export.order import Order, Stopped
+from ollama_tune.core.export.values import ExportStopped
+from ollama_tune.core.runs.launch import environment
+
+PIECE = 1 << 22
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def describe(order: Order, adapter_digest: str, importance: bool, reference: str) -> dict[str, Any]:
+    """The `about` of a verification: everything that one needs to make the same file and proof again."""
+    settings = order.settings
+    return {
+        "run": order.folder.name,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "base": {
+            "source": settings.model.source,
+            "revision": _revision(order.base) or settings.model.revision,
+            "folder": str(order.base),
+        },
+        "adapter_sha256": adapter_digest,
+        "quantization_in_training": settings.training.quantization,
+        "name": order.name,
+        "type": order.wanted.type,
+        "importance": importance,
+        "reference": reference,
+        "versions": environment(),
+    }
+
+
+def _revision(base: Path) -> str | None:
+    """The commit of a downloaded model: the folder's name in both caches."""
+    return base.name if _COMMIT.fullmatch(base.name) else None
+
+
+def digest_of(path: Path, stopped: Stopped = lambda: False) -> str:
+    """SHA-256 of a file as 64 hex digits; raises `ExportStopped` between two pieces."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(PIECE):
+                if stopped():
+                    raise ExportStopped
+                digest.update(piece)
+    except OSError as error:
+        raise TuneError(f"{path} cannot be read: {error.strerror}.", "Train or copy it again.") from error
+    return digest.hexdigest()

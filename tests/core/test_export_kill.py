@@ -1,0 +1,105 @@
+"""An export that is killed or stopped, as a real process: nothing half done, and the next one succeeds."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ollama_tune.core.plan.settings import Settings
+from ollama_tune.core.runs.folder import RunFolder, State, create_run
+from tests.core.export_parts import build_adapter, build_llama
+from tests.core.train_parts import quiet_environment, wait_for, work
+from tests.ollama_double import OllamaDouble
+from tests.ollama_state import Faults
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A model that takes a while to be written in a 6-bit type."""
+    folder = tmp_path_factory.mktemp("parts")
+    wide = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 3, "head_dim": 64}
+    base = build_llama(folder / "base", **wide, num_attention_heads=8, initializer_range=0.02)
+    return base, shutil.copytree(build_adapter(base, folder / "made", size=0.01), folder / "adapter")
+
+
+@pytest.fixture
+def folder(parts: tuple[Path, Path]) -> RunFolder:
+    values: dict[str, Any] = {
+        "model.source": str(parts[0]),
+        "data.path": str(parts[0] / "none.jsonl"),
+        "evaluation.max_new_tokens": 8,
+        "export.name": "birds",
+        "export.type": "q6_k",
+    }
+    made = create_run(Settings().with_values(values), "birds")
+    shutil.copytree(parts[1], made.adapter)
+    return made
+
+
+def names(folder: RunFolder) -> list[str]:
+    """What lies in the export folder under a final name."""
+    unfinished = (".unverified.gguf", ".part")
+    return sorted(path.name for path in folder.export.iterdir() if not path.name.endswith(unfinished))
+
+
+def interrupted(folder: RunFolder, phase: str, number: int, wait: float = 0.0) -> float:
+    """Start an export, send it a signal `wait` seconds into a phase; returns the seconds it took to end."""
+    command = [sys.executable, "-m", "ollama_tune.core.train.worker", str(folder.path), "--stage", "export"]
+    seen = len(folder.events()) if folder.events_path.exists() else 0
+    with subprocess.Popen(command, env=quiet_environment(), stderr=subprocess.DEVNULL) as worker:
+        wait_for(lambda: any(event.get("name") == phase for event in folder.events()[seen:]))
+        time.sleep(wait)
+        worker.send_signal(number)
+        began = time.monotonic()
+        worker.wait(30)
+    return time.monotonic() - began
+
+
+def finished(folder: RunFolder) -> None:
+    """The next export succeeds and leaves nothing of the one before."""
+    done = work(folder, "export")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert folder.status().state is State.FINISHED
+    assert sorted(path.name for path in folder.export.iterdir()) == [
+        "Modelfile",
+        "birds-q6_k.gguf",
+        "verification.json",
+    ]
+
+
+def test_kills_at_random_moments_leave_no_file_under_a_final_name(folder: RunFolder) -> None:
+    chance = random.Random()
+    for phase, longest in (("writing", 0.5), ("asking_tuned", 0.3), ("verifying", 1.5)):
+        interrupted(folder, phase, signal.SIGKILL, chance.random() * longest)
+        assert folder.status().state is State.CRASHED
+        assert names(folder) == []
+    finished(folder)
+
+
+@pytest.mark.parametrize("phase", ["probing", "writing", "verifying"])
+def test_a_stop_ends_the_process_at_once_and_leaves_nothing(folder: RunFolder, phase: str) -> None:
+    took = interrupted(folder, phase, signal.SIGTERM)
+    last = folder.events()[-1]
+    assert (last.kind, last["reason"]) == ("stopped", "the signal SIGTERM")
+    assert took < 3, "the interpreter's own end included"
+    assert list(folder.export.iterdir()) == []
+
+
+def test_a_kill_while_sending_keeps_the_proved_file_and_no_model(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with OllamaDouble(faults=Faults(stall_mid_upload=True)) as server:
+        monkeypatch.setenv("OLLAMA_HOST", server.url)
+        interrupted(folder, "uploading", signal.SIGKILL, 0.2)
+        assert server.state.models == {}
+    assert names(folder) == ["Modelfile", "birds-q6_k.gguf", "verification.json"]
+    monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")
+    finished(folder)

@@ -1,0 +1,66 @@
+"""`ollama-tune plan`: recommended settings for this box, or for a card that could be rented."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ollama_tune.tui.shell import assignments
+
+EPILOG = """\b
+Examples:
+  ollama-tune plan --data rows.jsonl --model Qwen/Qwen3-4B-Instruct-2507
+  ollama-tune plan --data rows.jsonl --model ~/my-model --gpu "RTX 4090" --json
+  ollama-tune plan --gpu 24GiB --set training.rank=64 --set training.epochs=1
+
+\b
+With --json one object is printed (bytes, seconds and kWh as numbers):
+  settings  what a run.yaml holds
+  choices   for every recommended field its value, reason and source
+  changed   the fields you set
+  memory    needed_bytes, free_bytes, fits, parts, method
+  work      steps, tokens, seconds (between / and x spread), bytes on disk, energy_kwh
+  offers    values to set so that the plan fits, with text and memory
+  warnings  sentences
+  gpu       name, total_bytes and free_bytes of the card that is planned for, or null
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.option("--model", default="bundled", show_default=True, help="`bundled`, a folder or a hub id.")
+@click.option("--data", default="bundled", show_default=True, help="`bundled` or a file of examples.")
+@click.option(
+    "--gpu", metavar="CARD", help="Plan for a card that is not here: its name or its memory, such as 24GiB."
+)
+@click.option("--set", "values", multiple=True, metavar="FIELD=VALUE", help="A setting that is yours.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write the settings to this run.yaml.")
+@click.option("--json", "as_json", is_flag=True, help="Print settings, reasons and estimates as JSON.")
+def plan(
+    model: str, data: str, gpu: str | None, values: tuple[str, ...], output: Path | None, as_json: bool
+) -> None:
+    """Recommend settings for a model and data, each with its reason, and say what they cost.
+
+    The model may be a folder with nothing but a config.json; tokens are then estimated.
+    """
+    import json
+
+    from ollama_tune.core.plan.cards import gpu_of
+    from ollama_tune.core.plan.prepare import prepare_for
+    from ollama_tune.tui.printing import plan_json, plan_lines
+
+    changed = assignments(values)
+    card = gpu_of(gpu) if gpu is not None else None
+    source = str(Path(data).absolute()) if data != "bundled" and Path(data).exists() else data
+    made = prepare_for(model, source, changed, card)
+    if as_json:
+        gpus = made.machine.gpu.gpus
+        used = (
+            {"name": gpus[0].name, "total_bytes": gpus[0].total, "free_bytes": gpus[0].free} if gpus else None
+        )
+        click.echo(json.dumps(plan_json(made.plan) | {"gpu": used}, indent=2))
+    else:
+        click.echo("\n".join(plan_lines(made.plan)))
+    if output is not None:
+        made.plan.settings.save(output)
+        click.echo(f"Written: {output}. Start it with `ollama-tune run {output}`.", err=as_json)
