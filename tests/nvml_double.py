@@ -25,6 +25,12 @@ class Device:
     display: Any = 0
     compute: Any = ()
     graphics: Any = ()
+    mps: Any = ()
+    utilization: Any = 3
+    temperature: Any = 41
+    power: Any = 21_500
+    power_limit: Any = 450_000
+    virtualization: Any = pynvml.NVML_GPU_VIRTUALIZATION_MODE_NONE
     mig: Any = field(default_factory=lambda: pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED))
     parts: dict[int, Device] = field(default_factory=dict)
     lost: bool = False
@@ -42,16 +48,25 @@ def process(pid: int, memory: int | None) -> SimpleNamespace:
 
 
 class Nvml:
-    """The module. `init` is raised by `nvmlInit` when given."""
+    """The module. `init` is raised by `nvmlInit` when given; an `old` driver lacks newer calls."""
 
-    def __init__(self, *devices: Device, init: Exception | None = None, driver: str = "570.86.10") -> None:
+    def __init__(
+        self,
+        *devices: Device,
+        init: Exception | None = None,
+        driver: Any = "570.86.10",
+        cuda: Any = 13_000,
+        old: bool = False,
+    ) -> None:
         self._devices = devices
         self._init = init
         self._driver = driver
+        self._cuda = cuda
+        self._old = old
         self._open = 0
         self.shutdowns = 0
         for name in dir(pynvml):
-            if name.startswith(("NVMLError", "NVML_ERROR")):
+            if name.startswith(("NVMLError", "NVML_ERROR", "NVML_TEMP", "NVML_GPU_VIRT", "nvmlMemory_v")):
                 setattr(self, name, getattr(pynvml, name))
 
     def _value(self, value: Any) -> Any:
@@ -78,6 +93,9 @@ class Nvml:
     def nvmlSystemGetDriverVersion(self) -> Any:
         return self._value(self._driver)
 
+    def nvmlSystemGetCudaDriverVersion_v2(self) -> Any:
+        return self._value(self._cuda)
+
     def nvmlDeviceGetCount(self) -> Any:
         return self._value(len(self._devices))
 
@@ -94,7 +112,10 @@ class Nvml:
         missing = error(pynvml.NVML_ERROR_NOT_FOUND)
         return self._of(device, lambda d: d.parts.get(index, missing))
 
-    def nvmlDeviceGetMemoryInfo(self, device: Device) -> Any:
+    def nvmlDeviceGetMemoryInfo(self, device: Device, version: int | None = None) -> Any:
+        assert version in (None, pynvml.nvmlMemory_v2), "not a version"
+        if version and self._old:
+            raise error(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
         free = self._of(device, lambda d: d.free)
         return SimpleNamespace(free=free, total=device.total, used=device.total)
 
@@ -115,3 +136,27 @@ class Nvml:
 
     def nvmlDeviceGetGraphicsRunningProcesses(self, device: Device) -> Any:
         return self._of(device, lambda d: d.graphics)
+
+    def nvmlDeviceGetMPSComputeRunningProcesses(self, device: Device) -> Any:
+        return self._of(device, lambda d: d.mps)
+
+    def nvmlDeviceGetUtilizationRates(self, device: Device) -> Any:
+        return SimpleNamespace(gpu=self._whole(device, lambda d: d.utilization), memory=0)
+
+    def nvmlDeviceGetTemperature(self, device: Device, sensor: int) -> Any:
+        assert sensor == pynvml.NVML_TEMPERATURE_GPU
+        return self._whole(device, lambda d: d.temperature)
+
+    def nvmlDeviceGetPowerUsage(self, device: Device) -> Any:
+        return self._whole(device, lambda d: d.power)
+
+    def nvmlDeviceGetEnforcedPowerLimit(self, device: Device) -> Any:
+        return self._whole(device, lambda d: d.power_limit)
+
+    def nvmlDeviceGetVirtualizationMode(self, device: Device) -> Any:
+        return self._whole(device, lambda d: d.virtualization)
+
+    def _whole(self, device: Device, read: Callable[[Device], Any]) -> Any:
+        """Sensors belong to a card; a MIG instance has none."""
+        assert device in self._devices, "an instance was asked for what only the whole card has"
+        return self._of(device, read)

@@ -5,20 +5,22 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import platform
-from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
 
-import psutil
-
-from ollama_tune.core.machine.host import read_memory
-from ollama_tune.core.machine.values import Gpu, GpuProcess, GpuReport
+from ollama_tune.core.machine.host import is_wsl, pids_are_ours, read_memory
+from ollama_tune.core.machine.others import has_nvidia_card, other_gpus
+from ollama_tune.core.machine.processes import process_name
+from ollama_tune.core.machine.torchbuild import LEAST_CAPABILITY, TorchBuild, torch_build
+from ollama_tune.core.machine.values import Gpu, GpuProcess, GpuReport, OtherGpu
 from ollama_tune.core.text import visible
 
 CPU_WORKS = "training works on the CPU"
-INITIAL_PID_NAMESPACE = "pid:[4026531836]"
+NO_DRIVER = f"There is no NVIDIA driver here, so no GPU can be used; {CPU_WORKS}."
+PROCESS_LISTS = ("Compute", "Graphics", "MPSCompute")
+_Answer = TypeVar("_Answer")
 
 
 def read_gpus(nvml: Any = None, torch_version: str | None = None) -> GpuReport:
@@ -27,6 +29,22 @@ def read_gpus(nvml: Any = None, torch_version: str | None = None) -> GpuReport:
     `CUDA_VISIBLE_DEVICES` is respected. `nvml` stands in for the module `pynvml`, `torch_version`
     for the installed PyTorch's.
     """
+    torch = torch_build(torch_version)
+    others = other_gpus(torch)
+    report = _ask(nvml, torch)
+    if report.reason == NO_DRIVER and (why := _what_is_here(others)):
+        report = replace(report, reason=f"{why.removesuffix('.')}; {CPU_WORKS}.")
+    return replace(report, others=others)
+
+
+def _what_is_here(others: tuple[OtherGpu, ...]) -> str:
+    """What to say instead of no NVIDIA driver, where there is a GPU all the same."""
+    if has_nvidia_card():
+        return "An NVIDIA GPU is here, but not its driver; install it to use the GPU."
+    return others[0].why if others else ""
+
+
+def _ask(nvml: Any, torch: TorchBuild) -> GpuReport:
     try:
         nvml = nvml or importlib.import_module("pynvml")
         nvml.nvmlInit()
@@ -35,7 +53,7 @@ def read_gpus(nvml: Any = None, torch_version: str | None = None) -> GpuReport:
     except nvml.NVMLError as error:
         return GpuReport((), None, _why_none(nvml, error))
     try:
-        return _report(nvml, torch_version or _installed_torch())
+        return _report(nvml, torch)
     except nvml.NVMLError as error:
         return GpuReport((), None, _why_none(nvml, error))
     finally:
@@ -43,34 +61,55 @@ def read_gpus(nvml: Any = None, torch_version: str | None = None) -> GpuReport:
             nvml.nvmlShutdown()
 
 
-def _report(nvml: Any, torch_version: str) -> GpuReport:
-    driver = str(nvml.nvmlSystemGetDriverVersion())
+def _report(nvml: Any, torch: TorchBuild) -> GpuReport:
+    driver = visible(str(_optional(nvml, nvml.nvmlSystemGetDriverVersion, "unknown")))
+    number = _optional(nvml, nvml.nvmlSystemGetCudaDriverVersion_v2, 0)
+    cuda = (number // 1000, number % 1000 // 10) if number else None
     found: list[Gpu] = []
-    lost = 0
+    notes: list[str] = []
     for index in range(nvml.nvmlDeviceGetCount()):
         try:
             found.extend(_device(nvml, index))
         except (nvml.NVMLError_GpuIsLost, nvml.NVMLError_ResetRequired):
-            lost += 1
+            notes.append(f"GPU {index} stopped answering; restart this machine to use it.")
+        except nvml.NVMLError_NotFound:
+            notes.append(f"GPU {index} is cut by MIG but has no instance; make one with `nvidia-smi mig`.")
     gpus = tuple(_chosen(found, os.environ.get("CUDA_VISIBLE_DEVICES")))
-    if gpus and torch_version.endswith("+cpu"):
-        text = f"PyTorch {torch_version} cannot use the GPU; install its CUDA build; {CPU_WORKS}."
-        return GpuReport(gpus, driver, text, usable=False)
-    return GpuReport(gpus, driver, "" if gpus else _why_hidden(len(found), lost))
+    reason = _unusable(torch, driver, cuda, gpus[0]) if gpus else _why_hidden(len(found), notes)
+    return GpuReport(gpus, driver, reason, not (gpus and reason), cuda, (), tuple(notes))
 
 
-def _why_hidden(found: int, lost: int) -> str:
+def _unusable(torch: TorchBuild, driver: str, cuda: tuple[int, int] | None, gpu: Gpu) -> str:
+    """Why the installed PyTorch cannot use a GPU; empty when nothing speaks against it."""
+    name = f"PyTorch {visible(torch.version)}"
+    if torch.kind in ("cpu", "rocm"):
+        return f"{name} cannot use the NVIDIA GPU; install its CUDA build; {CPU_WORKS}."
+    if torch.cuda and cuda and cuda[0] < torch.cuda:
+        return (
+            f"{name} needs CUDA {torch.cuda}, and the driver {driver} goes up to {cuda[0]}.{cuda[1]}; "
+            f"update the driver; {CPU_WORKS}."
+        )
+    least, own = LEAST_CAPABILITY.get(torch.cuda, (0, 0)), gpu.compute_capability
+    if own and own < least:
+        return (
+            f"{gpu.name} has compute capability {own[0]}.{own[1]}, {name} starts at {least[0]}.{least[1]}; "
+            f"install a PyTorch for CUDA {torch.cuda - 1}; {CPU_WORKS}."
+        )
+    return ""
+
+
+def _why_hidden(found: int, notes: list[str]) -> str:
     if found:
         shown = visible(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
         return f"CUDA_VISIBLE_DEVICES={shown} hides all {found} GPUs; {CPU_WORKS}."
-    if lost:
-        return f"The NVIDIA GPU stopped answering; restart this machine to use it; {CPU_WORKS}."
+    if notes:
+        return f"{notes[0].removesuffix('.')}; {CPU_WORKS}."
     return f"The NVIDIA driver is loaded but sees no GPU; {CPU_WORKS}."
 
 
 def _why_none(nvml: Any, error: Exception) -> str:
     if isinstance(error, nvml.NVMLError_LibraryNotFound):
-        return _other_gpu() or f"There is no NVIDIA driver here, so no GPU can be used; {CPU_WORKS}."
+        return NO_DRIVER
     if isinstance(error, nvml.NVMLError_DriverNotLoaded):
         return f"The NVIDIA driver is installed but not loaded (see `nvidia-smi`); {CPU_WORKS}."
     if isinstance(error, nvml.NVMLError_LibRmVersionMismatch):
@@ -80,58 +119,77 @@ def _why_none(nvml: Any, error: Exception) -> str:
     return f"The NVIDIA driver reports an error ({visible(str(error))}); {CPU_WORKS}."
 
 
-def _other_gpu(root: Path = Path("/")) -> str:
-    """What to say of a GPU that this version cannot train on; empty when none is seen."""
-    if (root / "dev/kfd").exists():
-        return f"An AMD GPU is here, but ollama-tune trains on NVIDIA GPUs only; {CPU_WORKS}."
-    if (platform.system(), platform.machine()) == ("Darwin", "arm64"):
-        return f"An Apple GPU is here, but ollama-tune trains on NVIDIA GPUs only; {CPU_WORKS}."
-    return ""
-
-
 def _device(nvml: Any, index: int) -> Iterator[Gpu]:
-    """The device, or its MIG parts where it is cut into such."""
+    """The device, or its MIG instances where it is cut into such; CUDA cannot use a cut card as a whole."""
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    if not _optional(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle)[0], 0):
+        yield _gpu(nvml, index, handle, handle)
+        return
     parts = list(_mig_parts(nvml, handle))
-    for part in parts or [handle]:
-        yield _gpu(nvml, index, part, handle)
+    if not parts:
+        raise nvml.NVMLError_NotFound()
+    for part in parts:
+        yield replace(_gpu(nvml, index, part, handle), mig=True)
 
 
 def _mig_parts(nvml: Any, handle: Any) -> Iterator[Any]:
-    if not _optional(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle)[0], 0):
-        return
     for number in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
         with contextlib.suppress(nvml.NVMLError_NotFound, nvml.NVMLError_InvalidArgument):
             yield nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)
 
 
 def _gpu(nvml: Any, index: int, handle: Any, parent: Any) -> Gpu:
+    """What the driver tells of a device; a MIG instance's chip, sensors and screen are its parent's."""
     free, total, unified = _memory(nvml, handle)
-    capability = _optional(nvml, lambda: nvml.nvmlDeviceGetCudaComputeCapability(parent), None)
+    processes = _processes(nvml, handle)
+
+    def ask(name: str, *arguments: Any) -> Any:
+        return _optional(nvml, lambda: getattr(nvml, name)(parent, *arguments), None)
+
+    capability = ask("nvmlDeviceGetCudaComputeCapability")
+    rates = ask("nvmlDeviceGetUtilizationRates")
+    mode = ask("nvmlDeviceGetVirtualizationMode")
     return Gpu(
         index=index,
-        uuid=str(nvml.nvmlDeviceGetUUID(handle)),
-        name=visible(str(nvml.nvmlDeviceGetName(handle))),
+        uuid=str(_optional(nvml, lambda: nvml.nvmlDeviceGetUUID(handle), f"GPU-{index}")),
+        name=visible(str(_optional(nvml, lambda: nvml.nvmlDeviceGetName(handle), "NVIDIA GPU"))),
         total=total,
         free=free,
         compute_capability=tuple(capability) if capability else None,
-        processes=_processes(nvml, handle),
-        display=bool(_optional(nvml, lambda: nvml.nvmlDeviceGetDisplayActive(parent), 0)),
+        processes=processes or (),
+        display=bool(ask("nvmlDeviceGetDisplayActive")),
         unified=unified,
+        virtual=mode == nvml.NVML_GPU_VIRTUALIZATION_MODE_VGPU,
+        processes_known=processes is not None,
+        utilization=rates.gpu if rates else None,
+        temperature=ask("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
+        power=_watts(ask("nvmlDeviceGetPowerUsage")),
+        power_limit=_watts(ask("nvmlDeviceGetEnforcedPowerLimit")),
     )
 
 
+def _watts(milliwatts: int | None) -> float | None:
+    return None if milliwatts is None else milliwatts / 1000
+
+
 def _memory(nvml: Any, handle: Any) -> tuple[int, int, bool]:
-    """Free and total bytes; where CPU and GPU share memory NVML does not say, but the kernel does."""
+    """Free and total bytes; where CPU and GPU share memory NVML does not say, but the kernel does.
+
+    Only `free` counts: what old drivers call used includes what they keep for themselves, and new ones not.
+    """
     try:
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
+    except (nvml.NVMLError_FunctionNotFound, nvml.NVMLError_ArgumentVersionMismatch):
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
     except nvml.NVMLError_NotSupported:
+        memory = None
+    if memory is None or not memory.total:
         available, total = read_memory()
         return available, total, True
     return int(memory.free), int(memory.total), False
 
 
-def _optional(nvml: Any, call: Any, default: Any) -> Any:
+def _optional(nvml: Any, call: Callable[[], _Answer], default: _Answer) -> _Answer:
     """What the call answers, or the default where this device or driver does not tell."""
     try:
         return call()
@@ -139,32 +197,21 @@ def _optional(nvml: Any, call: Any, default: Any) -> Any:
         return default
 
 
-def _processes(nvml: Any, handle: Any) -> tuple[GpuProcess, ...]:
+def _processes(nvml: Any, handle: Any) -> tuple[GpuProcess, ...] | None:
+    """Who holds memory, most first; None where the driver has no list, as in WSL2."""
+    if is_wsl():
+        return None
+    asked = [getattr(nvml, f"nvmlDeviceGet{kind}RunningProcesses") for kind in PROCESS_LISTS]
+    lists = [_optional(nvml, partial(ask, handle), None) for ask in asked]
+    if all(found is None for found in lists):
+        return None
     held: dict[int, int | None] = {}
-    for list_them in (nvml.nvmlDeviceGetComputeRunningProcesses, nvml.nvmlDeviceGetGraphicsRunningProcesses):
-        for process in _optional(nvml, lambda of=list_them: of(handle), []):
-            known = held.get(process.pid) or 0
-            memory = process.usedGpuMemory
-            held[process.pid] = max(known, memory) if memory is not None else (known or None)
-    found = [GpuProcess(pid, _process_name(pid), memory) for pid, memory in held.items()]
+    for process in (process for found in lists for process in found or []):
+        known, memory = held.get(process.pid) or 0, process.usedGpuMemory
+        held[process.pid] = max(known, memory) if memory is not None else (known or None)
+    named = pids_are_ours()
+    found = [GpuProcess(pid, process_name(pid) if named else "", memory) for pid, memory in held.items()]
     return tuple(sorted(found, key=lambda process: -(process.memory or 0)))
-
-
-def _process_name(pid: int) -> str:
-    """NVML counts processes as the host does, so inside a container a pid names somebody else."""
-    if not _pids_are_ours():
-        return "unknown"
-    try:
-        return visible(psutil.Process(pid).name())
-    except psutil.Error:
-        return "unknown"
-
-
-def _pids_are_ours() -> bool:
-    try:
-        return str(Path("/proc/self/ns/pid").readlink()) == INITIAL_PID_NAMESPACE
-    except OSError:
-        return platform.system() != "Linux"
 
 
 def _chosen(gpus: list[Gpu], wish: str | None) -> Iterator[Gpu]:
@@ -186,10 +233,3 @@ def _is_named(gpu: Gpu, entry: str) -> bool:
     if entry.isdecimal():
         return gpu.index == int(entry)
     return entry.startswith(("GPU-", "MIG-")) and gpu.uuid.startswith(entry)
-
-
-def _installed_torch() -> str:
-    try:
-        return version("torch")
-    except PackageNotFoundError:
-        return ""

@@ -14,6 +14,7 @@ from ollama_tune.core.machine.values import Disk, Host
 from ollama_tune.core.text import visible
 
 ROOT = Path("/")
+INITIAL_PID_NAMESPACE = "pid:[4026531836]"
 
 
 def read_host(root: Path = ROOT) -> Host:
@@ -25,7 +26,26 @@ def read_host(root: Path = ROOT) -> Host:
         ram_total=total,
         ram_available=available,
         system=f"{platform.system()} {platform.release()}",
+        inside="WSL2" if is_wsl(root) else "container" if _in_container(root) else "",
     )
+
+
+def is_wsl(root: Path = ROOT) -> bool:
+    """Whether this Linux runs in Windows: its driver tells totals of the GPU, but not who holds them."""
+    return "microsoft" in _text(root / "proc/sys/kernel/osrelease").lower()
+
+
+def _in_container(root: Path) -> bool:
+    marks = (root / ".dockerenv", root / "run/.containerenv")
+    return not pids_are_ours(root) or any(mark.exists() for mark in marks)
+
+
+def pids_are_ours(root: Path = ROOT) -> bool:
+    """Whether process ids mean here what they mean to the driver; in a container they are the host's."""
+    try:
+        return str((root / "proc/self/ns/pid").readlink()) == INITIAL_PID_NAMESPACE
+    except OSError:
+        return platform.system() != "Linux"
 
 
 def read_memory(root: Path = ROOT) -> tuple[int, int]:
@@ -45,7 +65,7 @@ def read_disk(path: Path) -> Disk:
     while True:
         try:
             usage = shutil.disk_usage(place)
-            return Disk(str(path), usage.free, usage.total)
+            return Disk(str(path), usage.free, usage.total, place.stat().st_dev)
         except OSError:
             if place == place.parent:
                 return Disk(str(path), 0, 0)

@@ -7,11 +7,15 @@ import json
 import os
 import socket
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from ollama_tune.core.errors import UsageError
 from ollama_tune.core.machine.values import OllamaModel, OllamaStatus
 from ollama_tune.core.text import one_line, visible
+
+if TYPE_CHECKING:
+    import httpx
 
 DEFAULT_PORT = "11434"
 LOCAL_PATIENCE, REMOTE_PATIENCE = 0.9, 1.9
@@ -68,6 +72,17 @@ def is_local(url: str) -> bool:
         return False
 
 
+def authorization() -> dict[str, str]:
+    """The header for a server that asks for a key (`OLLAMA_API_KEY`), as Ollama's own clients send it.
+
+    Raises `UsageError` for a key that no header can hold; the key itself is in no message.
+    """
+    key = os.environ.get("OLLAMA_API_KEY", "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UsageError("OLLAMA_API_KEY holds a character that no key has.", "Set it again, or unset it.")
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
 def read_ollama() -> OllamaStatus:
     """Ask the server for its version and loaded models; answers within 1 s (2 s for a remote one)."""
     url = ollama_url()
@@ -92,36 +107,50 @@ def _ask(url: str, local: bool, patience: float) -> OllamaStatus:
     import httpx
 
     try:
-        with httpx.Client(base_url=url, timeout=patience, trust_env=not local) as client:
-            status, answer = _get(client, "/api/version")
+        with open_client(url, patience) as client:
+            status, answer = request(client, "GET", "/api/version")
             if status != 200:
-                return OllamaStatus(url, None, _refused(url, status), local)
+                return OllamaStatus(url, None, refusal(url, status), local)
             version = answer.get("version")
             if not isinstance(version, str) or not version:
                 text = f"What answers at {url} is not Ollama; set OLLAMA_HOST to Ollama's address."
                 return OllamaStatus(url, None, text, local)
-            return OllamaStatus(url, one_line(version, 40), "", local, _loaded(client))
+            status, answer = request(client, "GET", "/api/ps")
+            loaded = loaded_models(answer) if status == 200 else ()
+            return OllamaStatus(url, one_line(version, 40), "", local, loaded)
     except httpx.ConnectError:
         return OllamaStatus(url, None, f"No Ollama answers at {url}; {_advice(local)}.", local)
     except httpx.TimeoutException:
         return _silent(url, local)
+    except UsageError as error:
+        return OllamaStatus(url, None, str(error), local)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         text = f"{url} cannot be asked ({one_line(str(error), 80)}); check OLLAMA_HOST."
         return OllamaStatus(url, None, text, local)
 
 
-def _refused(url: str, status: int) -> str:
+def refusal(url: str, status: int) -> str:
+    """Why a server does not answer with what was asked for, and what to do."""
     if status == 403:
         return (
             f"Ollama at {url} refuses this address (403); "
             "set OLLAMA_HOST to 127.0.0.1, or start the server with OLLAMA_HOST=0.0.0.0."
         )
+    if status == 401:
+        return f"Ollama at {url} asks for a key (401); set OLLAMA_API_KEY to one that it takes."
     return f"{url} answered {status} instead of a version; restart Ollama or check OLLAMA_HOST."
 
 
-def _loaded(client: Any) -> tuple[OllamaModel, ...]:
-    status, answer = _get(client, "/api/ps")
-    models = answer.get("models") if status == 200 else None
+def open_client(url: str, patience: float) -> httpx.Client:
+    """A client for a server; proxies are for other hosts only. `patience` in seconds for each answer."""
+    import httpx
+
+    return httpx.Client(base_url=url, timeout=patience, trust_env=not is_local(url), headers=authorization())
+
+
+def loaded_models(answer: dict[str, Any]) -> tuple[OllamaModel, ...]:
+    """What an answer of `/api/ps` says the server holds in memory: bytes in all and on the GPU."""
+    models = answer.get("models")
     found = [m for m in models if isinstance(m, dict)] if isinstance(models, list) else []
     return tuple(
         OllamaModel(visible(str(m.get("name", "")))[:200], _count(m.get("size")), _count(m.get("size_vram")))
@@ -133,10 +162,12 @@ def _count(value: Any) -> int:
     return value if isinstance(value, int) and value >= 0 else 0
 
 
-def _get(client: Any, path: str) -> tuple[int, dict[str, Any]]:
+def request(
+    client: httpx.Client, method: str, path: str, body: dict[str, Any] | None = None
+) -> tuple[int, dict[str, Any]]:
     """Status and JSON object; an endless answer is cut, and what is no object counts as an empty one."""
     content = b""
-    with client.stream("GET", path) as answer:
+    with client.stream(method, path, json=body) as answer:
         for piece in answer.iter_bytes():
             content += piece
             if len(content) > MAX_ANSWER:

@@ -35,7 +35,9 @@ class Draft:
         """Take a value, unless the person set another."""
         if self.free(path):
             self.choices[path] = Choice(choice.value, one_line(choice.reason, REASON_WIDTH), choice.source)
-            self.settings = self.settings.with_value(path, choice.value)
+            section, _, name = path.partition(".")
+            changed = getattr(self.settings, section).model_copy(update={name: choice.value})
+            self.settings = self.settings.model_copy(update={section: changed})
 
     @property
     def rows(self) -> int:

@@ -3,71 +3,30 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from ollama_tune.core.data.values import Lengths
-from ollama_tune.core.machine.values import Gpu, Machine
+from ollama_tune.core.machine.values import Machine
+from ollama_tune.core.models.about import missing_bytes
+from ollama_tune.core.models.locate import HUB_FACTS, is_complete, is_hub_id, snapshots
+from ollama_tune.core.models.tokenizer_files import read_json
 from ollama_tune.core.models.values import ModelSpec
-from ollama_tune.core.plan.memory import adapter_parameters, linear_parameters
+from ollama_tune.core.plan.gguf_types import export_bytes, ollama_copies, written_bytes
+from ollama_tune.core.plan.memory import adapter_parameters, linear_parameters, weight_bytes
 from ollama_tune.core.plan.settings import Settings, TrainingSettings
+from ollama_tune.core.plan.speed import REACHED, Rate, expected_rate, rate_of, remember
 from ollama_tune.core.plan.values import WorkEstimate
 
 PADDING = 1.05
 """Tokens computed for each useful one: batches are made of rows of similar length."""
 NF4_FLOPS = 1400
 """Arithmetic that dequantizing a weight costs a micro-batch, at the rate of a GPU's matrix units."""
-TYPE_BYTES = {"f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}
 KEPT_CHECKPOINTS = 2
 MEASUREMENTS = 8
 VALIDATION_ROWS = 512
 """Held-out rows that a measurement computes at most."""
 ANSWER_BATCH = 16
-
-
-@dataclass(frozen=True)
-class Rate:
-    """What a device reaches: arithmetic a second, seconds a layer and pass cost at least, and its ground."""
-
-    flops: float
-    layer_seconds: float
-    start_seconds: float
-    ground: str
-
-
-CPU_CORE_FLOPS = {"float32": 80e9, "bfloat16": 60e9}
-"""float32: 80 to 140 measured with transformers + peft on one core of an x86 server with AVX-512.
-bfloat16: 160 there with AMX, far less on a CPU without 16-bit units, so a low figure."""
-CPU_SCALING = 0.85
-"""n cores do the work of n to that power."""
-CPU_LAYER_SECONDS = 1.6e-3
-GPU_LAYER_SECONDS = 0.5e-3
 LOAD_BYTES = 1e9
 """Bytes of weights read a second."""
-REACHED = 0.4
-"""Share of a GPU's dense 16-bit rate that fine-tuning through transformers reaches."""
-GPU_PEAKS = {
-    "B200": 2000e12,
-    "H200": 800e12,
-    "H100": 750e12,
-    "A100": 300e12,
-    "A6000": 150e12,
-    "A10": 120e12,
-    "L40": 180e12,
-    "L4": 100e12,
-    "T4": 50e12,
-    "V100": 100e12,
-    "5090": 200e12,
-    "5080": 110e12,
-    "4090": 160e12,
-    "4080": 95e12,
-    "4070": 60e12,
-    "4060": 35e12,
-    "3090": 71e12,
-    "3080": 60e12,
-    "3070": 40e12,
-    "3060": 25e12,
-}
-CAPABILITY_PEAKS = {(10, 0): 800e12, (9, 0): 400e12, (8, 0): 200e12, (7, 0): 30e12}
 
 
 def train_rows(lengths: Lengths, validation_split: float) -> int:
@@ -90,19 +49,61 @@ def estimate(settings: Settings, spec: ModelSpec, lengths: Lengths, machine: Mac
     steps = steps_of(training, rows)
     mean = min(lengths.tokens / max(lengths.rows, 1), training.sequence_length)
     tokens = int(rows * mean * training.epochs)
-    rate = _rate(training, machine)
-    seconds = rate.start_seconds + spec.weight_bytes / LOAD_BYTES
-    seconds += _training_seconds(settings, spec, lengths, rate)
-    seconds += _answer_seconds(settings, spec, lengths, rate)
+    rate = rate_of(training, machine)
+    held_out = min(lengths.rows - rows, VALIDATION_ROWS)
+    computing = _training_seconds(settings, spec, lengths, rate, held_out)
+    computing += _answer_seconds(settings, spec, lengths, rate)
     adapter = 4 * adapter_parameters(spec, training.rank, training.targets)
     return WorkEstimate(
         steps=steps,
         tokens=tokens,
-        seconds=seconds,
+        seconds=rate.start_seconds + spec.weight_bytes / LOAD_BYTES + computing,
         checkpoint_bytes=KEPT_CHECKPOINTS * 3 * adapter + adapter,
-        export_bytes=int(spec.parameters * TYPE_BYTES[settings.export.type]) if settings.export.name else 0,
+        export_bytes=written_bytes(spec, settings),
         ground=rate.ground,
+        ollama_bytes=_ollama_bytes(settings, spec, machine),
+        download_bytes=download_bytes(spec),
+        spread=rate.spread,
+        energy_kwh=_energy(training, machine, computing),
     )
+
+
+def learn_speed(
+    settings: Settings, spec: ModelSpec, lengths: Lengths, machine: Machine, tokens_per_second: float
+) -> None:
+    """Let later plans on this device count with the speed that a run reached in its training steps.
+
+    `lengths` are those of the run's rows; tokens are counted without padding, as in `step` events.
+    """
+    rows = train_rows(lengths, settings.data.validation_split)
+    mean = min(lengths.tokens / max(lengths.rows, 1), settings.training.sequence_length)
+    tokens = rows * mean * settings.training.epochs
+    expected = _training_seconds(settings, spec, lengths, expected_rate(settings.training, machine), 0)
+    if tokens > 0:
+        remember(settings.training, machine, tokens_per_second * expected / tokens)
+
+
+def download_bytes(spec: ModelSpec) -> int:
+    """Bytes of the base model's weights that are still to be fetched from the hub."""
+    if not is_hub_id(spec.source) or any(map(is_complete, [spec.folder, *snapshots(spec.source)])):
+        return 0
+    return missing_bytes(spec, read_json(spec.folder / HUB_FACTS) or {})
+
+
+def _energy(training: TrainingSettings, machine: Machine, seconds: float) -> float | None:
+    """The most that the GPU draws while it computes, in kWh; the rest of the box is not known."""
+    limit = machine.gpu.gpus[0].power_limit if machine.gpu.gpus else None
+    if training.device != "cuda" or limit is None:
+        return None
+    return limit * seconds / 3.6e6
+
+
+def _ollama_bytes(settings: Settings, spec: ModelSpec, machine: Machine) -> int:
+    """What an Ollama on this box writes for the model; another host's disk is not ours."""
+    wanted, server = settings.export, machine.ollama
+    if wanted.name is None or not wanted.push or not server.local or not server.reachable:
+        return 0
+    return ollama_copies(server) * export_bytes(spec, wanted.type)
 
 
 def token_flops(settings: Settings, spec: ModelSpec, lengths: Lengths) -> tuple[float, float]:
@@ -121,11 +122,12 @@ def token_flops(settings: Settings, spec: ModelSpec, lengths: Lengths) -> tuple[
     return forward, backward + (forward if settings.training.gradient_checkpointing else 0.0)
 
 
-def _training_seconds(settings: Settings, spec: ModelSpec, lengths: Lengths, rate: Rate) -> float:
-    """Training rows in both passes; validation rows forward, at each measurement."""
+def _training_seconds(
+    settings: Settings, spec: ModelSpec, lengths: Lengths, rate: Rate, held_out: int
+) -> float:
+    """Training rows in both passes; `held_out` validation rows forward, at each measurement."""
     training = settings.training
     rows = train_rows(lengths, settings.data.validation_split)
-    held_out = min(lengths.rows - rows, VALIDATION_ROWS)
     mean = min(lengths.tokens / max(lengths.rows, 1), training.sequence_length) * PADDING
     forward, backward = token_flops(settings, spec, lengths)
     steps = steps_of(training, rows)
@@ -139,30 +141,13 @@ def _training_seconds(settings: Settings, spec: ModelSpec, lengths: Lengths, rat
 
 
 def _answer_seconds(settings: Settings, spec: ModelSpec, lengths: Lengths, rate: Rate) -> float:
-    """Answers of the base and the tuned model, 16 rows at once; the base often runs on to the limit."""
+    """Answers of the base and the tuned model, 16 rows at once; the base often runs on to the limit.
+
+    A token takes the arithmetic of 16 rows or reading all weights once, whichever is longer.
+    """
     rows = min(settings.evaluation.rows, lengths.rows - train_rows(lengths, settings.data.validation_split))
     passes = 2 * math.ceil(rows / ANSWER_BATCH) * settings.evaluation.max_new_tokens
     weights = linear_parameters(spec) + spec.vocabulary_size * spec.hidden_size
-    return passes * (spec.layers * rate.layer_seconds + 2.0 * ANSWER_BATCH * weights / rate.flops)
-
-
-def _rate(training: TrainingSettings, machine: Machine) -> Rate:
-    if training.device == "cpu" or not machine.gpu.gpus:
-        cores, per_core = machine.host.cores, CPU_CORE_FLOPS[training.compute_dtype]
-        words = f"{per_core / 1e9:.0f} GFLOP/s a core as measured on an x86 server, {cores} cores"
-        return Rate(per_core * cores**CPU_SCALING, CPU_LAYER_SECONDS, 6.0, words)
-    gpu = machine.gpu.gpus[0]
-    peak, known = _gpu_peak(gpu)
-    words = f"{REACHED:.0%} of about {peak / 1e12:.0f} TFLOP/s ({known}); not measured on this GPU"
-    return Rate(REACHED * peak, GPU_LAYER_SECONDS, 20.0, words)
-
-
-def _gpu_peak(gpu: Gpu) -> tuple[float, str]:
-    for name, peak in GPU_PEAKS.items():
-        if name in gpu.name:
-            return peak, f"a {name}'s 16-bit rate"
-    capability = gpu.compute_capability or (7, 0)
-    for least, peak in CAPABILITY_PEAKS.items():
-        if capability >= least:
-            return peak, f"a low figure for compute capability {capability[0]}.{capability[1]}"
-    return 10e12, "a low figure for an old GPU"
+    reading = weight_bytes(spec, settings.training) / rate.bandwidth
+    computing = 2.0 * ANSWER_BATCH * weights / rate.flops
+    return passes * (spec.layers * rate.layer_seconds + max(reading, computing))

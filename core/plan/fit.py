@@ -1,4 +1,8 @@
-"""Chooses what decides memory, together: the first candidate that fits, best first."""
+"""Chooses what decides memory, together: the first candidate that fits, best first.
+
+What changes the result is given up last: first the rows computed at once and kept activations, which cost
+time only, then the number format, and only where that does not suffice rows of the data and the rank.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from ollama_tune.core.plan.values import Choice, MemoryEstimate
 from ollama_tune.core.text import human_bytes
 
 SPARE = 0.1
-"""Share of the free memory that a candidate must leave."""
+"""Share of the free memory that a candidate leaves where a cheaper one would not change the result."""
 LEAST_RANK = 8
 
 Values = dict[str, Any]
@@ -28,15 +32,25 @@ def choose_memory(draft: Draft, rows_a_step: int) -> list[str]:
 
 
 def _search(draft: Draft, rows_a_step: int) -> tuple[Values, Values]:
-    """The best candidate whether it fits or not, and the best that fits (else the smallest)."""
+    """The best candidate whether it fits or not, and the best that fits (else the smallest).
+
+    Of those that learn the same rows with the same rank the best with memory to spare is taken, else the
+    smallest if it fits at all.
+    """
     first: Values = {}
-    chosen: Values = {}
-    for chosen in _candidates(draft, rows_a_step):
-        first = first or chosen
-        memory = _memory(draft, chosen)
-        if memory.needed <= memory.free * (1 - SPARE):
-            break
-    return first, chosen
+    smallest: Values = {}
+    for rank, length in _learning(draft):
+        candidates = list(_candidates(draft, rows_a_step, rank, length))
+        first, smallest = first or candidates[0], candidates[-1]
+        if not _memory(draft, smallest).fits:
+            continue
+        spared = (values for values in candidates if _leaves_spare(_memory(draft, values)))
+        return first, next(spared, smallest)
+    return first, smallest
+
+
+def _leaves_spare(memory: MemoryEstimate) -> bool:
+    return memory.needed <= memory.free * (1 - SPARE)
 
 
 def _memory(draft: Draft, values: Values) -> MemoryEstimate:
@@ -46,28 +60,28 @@ def _memory(draft: Draft, values: Values) -> MemoryEstimate:
     return predict(settings, draft.spec, draft.machine, draft.lengths.longest)
 
 
-def _candidates(draft: Draft, rows_a_step: int) -> Iterator[Values]:
-    """What is given up, in this order, until the plan fits; the effective batch never changes.
-
-    Fewer rows at once, checkpointing, a smaller number format, then shorter rows, then a lower rank.
-    """
+def _learning(draft: Draft) -> list[tuple[int, int]]:
+    """Rank and sequence length, best first: first rows are left out, then the rank falls."""
     rank = draft.settings.training.rank
     ranks = _open(draft, "rank", [rank, min(rank, LEAST_RANK)])
     lengths = _open(draft, "sequence_length", rules.sequence_lengths(draft.spec, draft.lengths))
-    smaller = [(ranks[0], length) for length in lengths] + [(rank, lengths[-1]) for rank in ranks[1:]]
-    for rank, length in smaller:
-        for dtype, quantization in _precisions(draft):
-            for checkpointing in _open(draft, "gradient_checkpointing", [False, True]):
-                for micro, accumulation in _batches(draft, rows_a_step):
-                    yield {
-                        "training.compute_dtype": dtype,
-                        "training.quantization": quantization,
-                        "training.sequence_length": length,
-                        "training.batch_size": micro,
-                        "training.gradient_accumulation_steps": accumulation,
-                        "training.gradient_checkpointing": checkpointing,
-                        "training.rank": rank,
-                    }
+    return [(ranks[0], length) for length in lengths] + [(lower, lengths[-1]) for lower in ranks[1:]]
+
+
+def _candidates(draft: Draft, rows_a_step: int, rank: int, length: int) -> Iterator[Values]:
+    """Number formats, checkpointing and batches, best first; the effective batch is the same in all."""
+    for dtype, quantization in _precisions(draft):
+        for checkpointing in _open(draft, "gradient_checkpointing", [False, True]):
+            for micro, accumulation in _batches(draft, rows_a_step):
+                yield {
+                    "training.compute_dtype": dtype,
+                    "training.quantization": quantization,
+                    "training.sequence_length": length,
+                    "training.batch_size": micro,
+                    "training.gradient_accumulation_steps": accumulation,
+                    "training.gradient_checkpointing": checkpointing,
+                    "training.rank": rank,
+                }
 
 
 def _open(draft: Draft, name: str, values: list[Any]) -> list[Any]:
@@ -83,6 +97,8 @@ def _precisions(draft: Draft) -> list[tuple[str, str]]:
         wanted = [(sixteen, "none"), (sixteen, "nf4")]
     else:
         wanted = [("float32", "none"), ("bfloat16", "none"), ("bfloat16", "nf4")]
+    if rules.mixture_of_experts(draft.spec):
+        wanted = wanted[:-1]
     pairs = [(_open(draft, "compute_dtype", [d])[0], _open(draft, "quantization", [q])[0]) for d, q in wanted]
     return list(dict.fromkeys(pairs))
 
@@ -96,24 +112,24 @@ def _batches(draft: Draft, rows_a_step: int) -> list[tuple[int, int]]:
     if not draft.free("training.gradient_accumulation_steps"):
         accumulation = training.gradient_accumulation_steps
         return [(max(rows_a_step // accumulation, 1), accumulation)]
-    micro = rules.micro_batch_target(draft.lengths, rows_a_step, training.device == "cuda")
+    micro = rules.micro_batch_target(draft.lengths, rows_a_step, training.device)
     return [(size, rows_a_step // size) for size in (micro >> shift for shift in range(micro.bit_length()))]
 
 
 def _reason(draft: Draft, path: str, first: Values, chosen: Values, rows_a_step: int) -> Choice:
     """Why a field has its value, with figures of the candidates that were tried."""
     value, free = chosen[path], human_bytes(_memory(draft, chosen).free)
-    on_gpu = draft.settings.training.device == "cuda"
     if path == "training.sequence_length":
         return rules.sequence_length(draft.spec, draft.lengths, value)
     if path == "training.compute_dtype":
+        on_gpu = draft.settings.training.device == "cuda"
         return rules.gpu_dtype(draft.machine) if on_gpu else _cpu_dtype(value, free)
     if path == "training.quantization":
-        return _quantization(draft, first, value, free)
+        return _quantization(draft, first, chosen, free)
     if path == "training.gradient_checkpointing":
         return _checkpointing(draft, chosen, value, free)
     if path == "training.batch_size":
-        return _batch_size(first, value, free, rows_a_step, on_gpu)
+        return _batch_size(draft, first, value, free, rows_a_step)
     if path == "training.gradient_accumulation_steps":
         return Choice(
             value, f"{chosen['training.batch_size']} x {value} rows a step; few are better", rules.LWR
@@ -129,11 +145,18 @@ def _cpu_dtype(value: str, free: str) -> Choice:
     return Choice(value, f"float32 does not fit in {free} of RAM", rules.MEMORY)
 
 
-def _quantization(draft: Draft, first: Values, value: str, free: str) -> Choice:
-    if value == "none":
-        return Choice(value, f"whole weights fit in the {free} that are free", rules.MEMORY)
-    whole = human_bytes(_memory(draft, first | {"training.quantization": "none"}).parts[0].bytes)
-    return Choice(value, f"whole weights alone need {whole} of the {free} that are free", rules.QLORA)
+def _quantization(draft: Draft, first: Values, chosen: Values, free: str) -> Choice:
+    if chosen["training.quantization"] == "nf4":
+        weights = _memory(draft, first | {"training.quantization": "none"}).parts[0].bytes
+        whole = _memory(draft, chosen | {"training.quantization": "none"})
+        if weights > whole.free:
+            text = f"whole weights alone need {human_bytes(weights)} of the {free} that are free"
+        else:
+            text = f"with whole weights {human_bytes(whole.needed)} are needed and {free} are free"
+        return Choice("nf4", text, rules.QLORA)
+    if rules.mixture_of_experts(draft.spec):
+        return Choice("none", "4 bit would not reach the experts, which are most weights", rules.MODEL)
+    return Choice("none", f"whole weights fit in the {free} that are free", rules.MEMORY)
 
 
 def _checkpointing(draft: Draft, chosen: Values, value: bool, free: str) -> Choice:
@@ -143,17 +166,19 @@ def _checkpointing(draft: Draft, chosen: Values, value: bool, free: str) -> Choi
     return Choice(value, f"without it {needed} are needed and {free} are free", rules.MEMORY)
 
 
-def _batch_size(first: Values, value: int, free: str, rows_a_step: int, on_gpu: bool) -> Choice:
+def _batch_size(draft: Draft, first: Values, value: int, free: str, rows_a_step: int) -> Choice:
     if value < first["training.batch_size"]:
         return Choice(value, f"more rows at once do not fit in {free}", rules.MEMORY)
     if value >= rows_a_step:
         return Choice(value, "all rows of a step at once", rules.PRACTICE)
-    tokens = "8,000" if on_gpu else "2,000"
-    return Choice(value, f"about {tokens} tokens at once; more gains little speed", rules.PRACTICE)
+    if not draft.free("training.gradient_accumulation_steps"):
+        return Choice(value, f"with your batches a step that makes {rows_a_step} rows", rules.PRACTICE)
+    tokens = value * draft.lengths.percentile_95
+    return Choice(value, f"up to {tokens:,} tokens at once; more gains little speed", rules.PRACTICE)
 
 
 def _given_up(draft: Draft, first: Values, chosen: Values) -> list[str]:
-    """What the search changed, in a sentence; nothing when the first wish fits."""
+    """What the search changed, in a sentence; nothing when the first wish fits, or nothing does."""
     words = {
         "training.compute_dtype": "{} weights",
         "training.quantization": "{} weights",
@@ -163,8 +188,8 @@ def _given_up(draft: Draft, first: Values, chosen: Values) -> list[str]:
         "training.rank": "rank {}",
     }
     changed = [text.format(chosen[path]) for path, text in words.items() if chosen[path] != first[path]]
-    if not changed:
-        return []
     memory = _memory(draft, first)
+    if not changed or not _memory(draft, chosen).fits:
+        return []
     needed, free = human_bytes(memory.needed), human_bytes(memory.free)
     return [f"The fastest settings need {needed} and {free} are free, so chosen: {', '.join(changed)}."]

@@ -1,28 +1,138 @@
-"""From a model and a data file to a plan, in one call, without torch."""
+"""From a model and a data file to a plan in one call, without torch and, where need be, without weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from ollama_tune.core.data.lengths import encode_rows, measure
+from ollama_tune.core.data.lengths import encode_rows, estimate_lengths, measure
 from ollama_tune.core.data.load import load_dataset
 from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.data.values import Lengths
 from ollama_tune.core.errors import TuneError
+from ollama_tune.core.machine.host import read_host
 from ollama_tune.core.machine.probe import probe_machine
+from ollama_tune.core.machine.values import Disk, Gpu, GpuReport, Machine, OllamaStatus
+from ollama_tune.core.models.architectures import read_config
+from ollama_tune.core.models.catalogue import find_listed, spec_of
 from ollama_tune.core.models.describe import describe
+from ollama_tune.core.models.locate import is_hub_id
+from ollama_tune.core.models.values import ModelSpec
+from ollama_tune.core.plan.predict import read_model_config
 from ollama_tune.core.plan.recommend import make_plan
 from ollama_tune.core.plan.settings import BUNDLED
+from ollama_tune.core.plan.shape import Shape
 from ollama_tune.core.plan.values import Plan
+from ollama_tune.core.text import human_bytes, one_line
+
+NO_WEIGHTS = "The model's weights are not here; its size is counted from config.json."
+WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A plan with what it was made from."""
+
+    plan: Plan
+    machine: Machine
+    spec: ModelSpec
+    lengths: Lengths
 
 
 def prepare(model: str, data: str, changed: Mapping[str, Any]) -> Plan:
     """Probe the box, read model and data, and recommend settings; `changed` are the person's own."""
-    spec = describe(model, changed.get("model.revision"))
+    return prepare_for(model, data, changed).plan
+
+
+def prepare_for(model: str, data: str, changed: Mapping[str, Any], gpu: Gpu | None = None) -> Prepared:
+    """As `prepare`, for a card that is not in this box where one is given.
+
+    The model may be a folder with a `config.json` alone, or a listed hub id that cannot be fetched; what is
+    then only estimated stands among the plan's warnings.
+    """
+    spec, notes = _describe(model, changed.get("model.revision"))
+    lengths, counted = _lengths(spec, data)
+    machine = probe_machine() if gpu is None else _box_with(gpu)
+    mine = {} if data == BUNDLED else {"data.path": data}
+    plan = make_plan(machine, spec, lengths, mine | dict(changed))
+    notes = [*notes, *counted]
+    if gpu is not None:
+        free = human_bytes(gpu.free)
+        notes.append(f"Planned for {gpu.name} with {free} free; that box's disk and Ollama are not checked.")
+    return Prepared(replace(plan, warnings=(*notes, *plan.warnings)), machine, spec, lengths)
+
+
+def _box_with(gpu: Gpu) -> Machine:
+    """A box with that card, of which nothing else is known."""
+    nobody = OllamaStatus("", None, "This plan is for another box.", local=True)
+    host = replace(read_host(), ram_total=0, ram_available=0)
+    return Machine(GpuReport((gpu,), None, ""), host, Disk("", 0, 0), nobody)
+
+
+def _describe(model: str, revision: str | None) -> tuple[ModelSpec, list[str]]:
+    """The model from its files, from a lone config.json, or from the list that ships with the tool."""
+    if model != BUNDLED and not is_hub_id(model) and _lacks_weights(Path(model)):
+        return _of_config(Path(model).absolute()), [NO_WEIGHTS]
+    listed = find_listed(model)
+    try:
+        return describe(model, revision), []
+    except TuneError as error:
+        if listed is None:
+            raise
+        return spec_of(listed), [f"{one_line(error.what, 160)} The figures are from the shipped list."]
+
+
+def _lacks_weights(folder: Path) -> bool:
+    """Whether there is a config.json and no file of weights of any format."""
+    if not (folder / "config.json").is_file():
+        return False
+    return not any(path.suffix in WEIGHT_FILES for path in folder.iterdir())
+
+
+def _of_config(folder: Path) -> ModelSpec:
+    """A model of which only the configuration is known: all weights counted in 16 bit."""
+    config = read_model_config(folder)
+    shape = Shape.of_config(config)
+    context = config.get("max_position_embeddings")
+    try:
+        read_config(folder)
+        reason = ""
+    except TuneError as error:
+        reason = error.what
+    return ModelSpec(
+        source=str(folder),
+        folder=folder,
+        name=folder.name,
+        architecture=str((config.get("architectures") or [""])[0]),
+        model_type=shape.model_type,
+        parameters=shape.parameters,
+        weight_bytes=2 * shape.parameters,
+        weight_dtype="BF16",
+        hidden_size=shape.H,
+        intermediate_size=shape.I,
+        layers=shape.L,
+        heads=shape.heads,
+        key_value_heads=shape.K // shape.width,
+        head_dim=shape.width,
+        vocabulary_size=shape.V,
+        tied_embeddings=shape.tied,
+        context_length=context if isinstance(context, int) and context > 0 else 2048,
+        chat_template=None,
+        licence="",
+        export_reason=reason,
+    )
+
+
+def _lengths(spec: ModelSpec, data: str) -> tuple[Lengths, list[str]]:
+    """Token lengths of the rows, estimated where the model has no tokenizer here."""
     profile = load_dataset(data)
+    if not (spec.folder / "tokenizer.json").is_file():
+        note = "Tokens are estimated from the rows' bytes, as the model's tokenizer is not here."
+        return estimate_lengths(profile.rows), [note]
     examples, problems = encode_rows(ChatFormat.from_folder(spec.folder), profile.rows)
     if not examples:
         reason = problems[0].text if problems else "The file has no usable row."
         raise TuneError(f"Nothing in {data} can be trained on: {reason}", "Use other data or another model.")
-    mine = {} if data == BUNDLED else {"data.path": data}
-    return make_plan(probe_machine(), spec, measure(examples), mine | dict(changed))
+    return measure(examples), []

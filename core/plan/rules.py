@@ -1,26 +1,32 @@
 """The rules behind the recommended values: each returns a value with the numbers that chose it.
 
-Each choice names its source: "LoRA Without Regret" (2025), the Tinker cookbook's LoRA primer, QLoRA
-(arXiv 2305.14314), a figure of this box or data, or practice where there is no better evidence.
+Each choice names its source. Certain are figures of this box, data or model and the memory formula. "LoRA
+Without Regret" (2025), the Tinker cookbook's LoRA primer and QLoRA (arXiv 2305.14314) are published
+experiments. A convention is what most people do where no experiment decides; another value is as defensible.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
-from ollama_tune.core.data.values import Lengths
+from ollama_tune.core.data.values import LENGTH_STEP, Lengths
 from ollama_tune.core.machine.values import Machine
+from ollama_tune.core.models.families import ARCHITECTURES
 from ollama_tune.core.models.values import ModelSpec
+from ollama_tune.core.plan.gguf_types import K_TYPES, Room, TypeOffer, ollama_room, type_offers
 from ollama_tune.core.plan.memory import adapter_parameters
 from ollama_tune.core.plan.names import suggest_name
+from ollama_tune.core.plan.settings import GgufType
 from ollama_tune.core.plan.values import Choice
 from ollama_tune.core.text import human_bytes, human_count
 
+GIB = 1 << 30
 LWR = "LoRA Without Regret"
 TINKER = "Tinker cookbook"
 QLORA = "QLoRA"
-PRACTICE = "practice"
+PRACTICE = "convention"
 MEMORY = "memory formula"
 DATA = "your data"
 MACHINE = "this machine"
@@ -30,9 +36,23 @@ EXPONENTS = {"llama": 0.781, "qwen": 0.0775}
 LARGEST_RATE = 1e-2
 ANCHORED_FROM = 1024
 LEAST_STEPS = 100
-TINY_STEPS = 1000
+SMALLEST_BATCH, LARGEST_BATCH = 4, 16
+"""Rows a step: below the first steps are noise, above 32 LoRA learns less from the same rows."""
+STEP_TOKENS = {"cuda": 16_384, "cpu": 2048}
+"""Tokens of a micro-batch at most; half as many fill the device, more gain a few percent."""
 MAX_EPOCHS = 20
 TINY = 50_000_000
+LARGE = 3_000_000_000
+
+LADDER: tuple[GgufType, ...] = ("q8_0", "q6_k", "q5_k_m", "q4_k_m")
+"""Types worth recommending, best first."""
+LESSER: tuple[GgufType, ...] = ("q4_k_m", "q4_k_s", "q4_0")
+"""What is taken where memory is so short that everything counts."""
+COMFORT = 0.8
+"""Share of the free memory that a small model may take."""
+COMFORT_LARGE = {"GPU": 0.5, "RAM": 0.0}
+"""The same for a better type than the usual one of a large model; from RAM each byte costs speed."""
+IMPORTANCE_TYPES = K_TYPES | {"q4_0"}
 
 
 def power_of_two_below(value: float) -> int:
@@ -87,25 +107,27 @@ def validation_split(rows: int) -> Choice:
     return Choice(share, f"{round(rows * share)} of only {rows} rows; the rest is learned", PRACTICE)
 
 
-def effective_batch(train_rows: int) -> int:
-    """Rows a step: small is better for LoRA, and an epoch should have about 100 steps."""
-    return min(max(power_of_two_below(train_rows / LEAST_STEPS), 4), 16)
+def effective_batch(train_rows: int, epochs: float) -> int:
+    """Rows a step: the largest power of two up to 16 that leaves at least 100 steps; at least 4."""
+    wanted = power_of_two_below(train_rows * epochs / LEAST_STEPS)
+    return min(max(wanted, SMALLEST_BATCH), LARGEST_BATCH)
 
 
-def epochs(train_rows: int, rows_a_step: int, parameters: int) -> Choice:
-    """3 below 1,000 rows, 2 below 20,000, else 1; more where that gives under 100 steps.
+def usual_epochs(train_rows: int) -> int:
+    """3 below 1,000 rows, 2 up to 20,000, else 1."""
+    return 3 if train_rows < 1000 else 2 if train_rows <= 20_000 else 1
 
-    A tiny model gets 1,000 steps, which cost it seconds: it knows little and must learn more.
-    """
-    usual = 3 if train_rows < 1000 else 2 if train_rows <= 20_000 else 1
-    tiny = parameters < TINY
-    needed = math.ceil((TINY_STEPS if tiny else LEAST_STEPS) * rows_a_step / max(train_rows, 1))
-    if needed <= usual:
+
+def epochs(train_rows: int, rows_a_step: int) -> Choice:
+    """The usual rounds, more where they would give under 100 steps."""
+    usual = usual_epochs(train_rows)
+    steps = max(math.ceil(train_rows / rows_a_step), 1)
+    if usual * steps >= LEAST_STEPS:
         return Choice(float(usual), f"usual for {train_rows:,} rows; more only memorises them", PRACTICE)
-    value = min(needed, MAX_EPOCHS)
-    why = "a tiny model must learn more" if tiny else f"{train_rows} rows are few"
-    steps = math.ceil(train_rows / rows_a_step) * value
-    return Choice(float(value), f"{why}: {value} rounds make {steps:,} steps", TINKER)
+    value = min(math.ceil(LEAST_STEPS / steps), MAX_EPOCHS)
+    return Choice(
+        float(value), f"{train_rows} rows are few: {value} rounds make {steps * value:,} steps", TINKER
+    )
 
 
 def rank(spec: ModelSpec, lengths: Lengths) -> Choice:
@@ -114,22 +136,28 @@ def rank(spec: ModelSpec, lengths: Lengths) -> Choice:
     wanted = power_of_two_above(lengths.trained_tokens / per_rank)
     value = min(max(wanted, 16), 128)
     held = human_count(per_rank * value)
-    return Choice(value, f"{held} parameters for {human_count(lengths.trained_tokens)} trained tokens", LWR)
+    return Choice(
+        value, f"{held} parameters for {human_count(lengths.trained_tokens)} trained tokens", TINKER
+    )
 
 
-def learning_rate(spec: ModelSpec, rank: int) -> Choice:
+def learning_rate(spec: ModelSpec, rank: int, steps: int) -> Choice:
     """5e-5 x 10 x (2000/H)^p; from hidden size 1024 on no more than the usual rate for small batches.
 
-    Below that width there is no evidence for the usual rate, and small models need larger steps.
+    Below that width there is no evidence for the usual rate, and small models need larger steps. Runs of
+    less than 100 steps like 15 instead of 10 times the rate of a full fine-tuning.
     """
     family = next((name for name in EXPONENTS if spec.model_type.startswith(name)), "llama")
-    formula = 5e-5 * 10 * (2000 / max(spec.hidden_size, 1)) ** EXPONENTS[family]
+    base = 5e-4 if steps >= LEAST_STEPS else 7.5e-4
+    formula = base * (2000 / max(spec.hidden_size, 1)) ** EXPONENTS[family]
     anchor = _anchor(spec.parameters, rank)
     if spec.hidden_size >= ANCHORED_FROM and anchor < formula:
         text = f"usual for {human_count(spec.parameters)} parameters (formula: {formula:.1e})"
         return Choice(anchor, text, QLORA)
     value = rounded(min(formula, LARGEST_RATE))
-    return Choice(value, f"5e-4 x (2000 / hidden size {spec.hidden_size})^{EXPONENTS[family]}", TINKER)
+    short = "" if steps >= LEAST_STEPS else f"; {steps} steps"
+    text = f"{base * 1e4:g}e-4 x (2000 / hidden size {spec.hidden_size})^{EXPONENTS[family]}{short}"
+    return Choice(value, text, TINKER if steps >= LEAST_STEPS else LWR)
 
 
 def _anchor(parameters: int, rank: int) -> float:
@@ -149,10 +177,16 @@ def evaluation_interval(steps: int) -> Choice:
     return Choice(every, f"{steps // every} measurements in {steps} steps", PRACTICE)
 
 
-def micro_batch_target(lengths: Lengths, rows_a_step: int, on_gpu: bool) -> int:
-    """The batch that gives about 8,000 tokens at once on a GPU, 2,000 on a CPU; a power of two."""
-    tokens = 8192 if on_gpu else 2048
-    return min(power_of_two_below(tokens / max(lengths.percentile_95, 1)), power_of_two_below(rows_a_step))
+def micro_batch_target(lengths: Lengths, rows_a_step: int, device: str) -> int:
+    """The batch of 8,000 to 16,000 tokens on a GPU, 1,000 to 2,000 on a CPU, in long rows; a power of two."""
+    rows = power_of_two_below(STEP_TOKENS[device] / max(lengths.percentile_95, 1))
+    return min(rows, power_of_two_below(rows_a_step))
+
+
+def mixture_of_experts(spec: ModelSpec) -> bool:
+    """Whether most weights are in experts, which the 4-bit quantization of a training does not reach."""
+    family = ARCHITECTURES.get(spec.architecture)
+    return "moe" in spec.model_type or bool(family and family.experts)
 
 
 def sequence_lengths(spec: ModelSpec, lengths: Lengths) -> list[int]:
@@ -163,14 +197,26 @@ def sequence_lengths(spec: ModelSpec, lengths: Lengths) -> list[int]:
     return list(dict.fromkeys(found))
 
 
-def rows_left_out(lengths: Lengths, sequence_length: int) -> str:
-    """How many rows are longer, in words, as exactly as the percentiles allow; empty when none is."""
+def rows_longer(lengths: Lengths, sequence_length: int) -> tuple[int, bool]:
+    """How many rows have more tokens than that, and whether the count is exact or an upper bound."""
     if sequence_length >= lengths.longest:
+        return 0, True
+    if lengths.histogram:
+        steps, rest = divmod(sequence_length, LENGTH_STEP)
+        return sum(lengths.histogram[steps:]), not rest
+    bounds = ((0.01, lengths.percentile_99), (0.05, lengths.percentile_95), (0.5, lengths.median))
+    share = next((share for share, bound in bounds if sequence_length >= bound), 1.0)
+    return math.ceil(share * lengths.rows), False
+
+
+def rows_left_out(lengths: Lengths, sequence_length: int) -> str:
+    """How many rows are longer, in words; empty when none is."""
+    longer, exact = rows_longer(lengths, sequence_length)
+    if not longer:
         return ""
-    for share, bound in ((0.01, lengths.percentile_99), (0.05, lengths.percentile_95), (0.5, lengths.median)):
-        if sequence_length >= bound:
-            return f"at most {math.ceil(share * lengths.rows):,} of {lengths.rows:,} rows"
-    return f"more than half of the {lengths.rows:,} rows"
+    if not exact and longer == lengths.rows:
+        return f"more than half of the {lengths.rows:,} rows"
+    return f"{'' if exact else 'at most '}{longer:,} of {lengths.rows:,} rows"
 
 
 def sequence_length(spec: ModelSpec, lengths: Lengths, value: int) -> Choice:
@@ -208,10 +254,59 @@ def export_name(spec: ModelSpec, data_path: str) -> Choice:
     return Choice(suggest_name(spec, data_path), f"made of the model's name and {data}", PRACTICE)
 
 
-def export_type(spec: ModelSpec) -> Choice:
-    """q8_0, or f16 for a model so small that eight bits save nothing worth having."""
+def export_type(spec: ModelSpec, machine: Machine, context: int) -> Choice:
+    """The most precise type that leaves a model of this size fast on this box, and why not its neighbours.
+
+    A tiny model stays in 16 bit; up to 3 B parameters it is the best that fits. From there on Q4_K_M, since
+    the time of an answer grows with the bytes of the file, unless a better one takes half of a GPU at most.
+    """
+    offers, room = type_offers(spec, machine, context), ollama_room(machine)
     if spec.parameters < TINY:
-        size = human_bytes(2 * spec.parameters)
-        return Choice("f16", f"the model is tiny ({size}), so nothing need be lost", PRACTICE)
-    saved = human_bytes((2 - 34 / 32) * spec.parameters)
-    return Choice("q8_0", f"{saved} less than 16 bit, with hardly any loss", PRACTICE)
+        whole, half = _size(offers["f16"].bytes), _size(offers["q8_0"].bytes)
+        return Choice("f16", f"the model is tiny: {whole} with nothing lost, {half} as q8_0", PRACTICE)
+    ladder = [name for name in LADDER if offers[name].available]
+    large = spec.parameters >= LARGE and len(ladder) == len(LADDER)
+    if room.free is None:
+        chosen = offers[ladder[-1 if large else 0]]
+        text = f"{_size(chosen.bytes)}; Ollama is on another host, its memory is not known"
+        return Choice(chosen.name, text, PRACTICE)
+    share = COMFORT_LARGE[room.place] if large else COMFORT
+    fitting = (offers[name] for name in ladder if offers[name].needed <= share * room.free)
+    lesser = (offers[name] for name in LESSER if offers[name].available and offers[name].fits)
+    chosen = next(fitting, None) or next(lesser, offers[ladder[-1]])
+    return Choice(chosen.name, _type_reason(chosen, offers, room), MEMORY)
+
+
+def _type_reason(chosen: TypeOffer, offers: Mapping[GgufType, TypeOffer], room: Room) -> str:
+    """`9.6 GiB of 23.5 GiB GPU`, then why not the next better and why not the next smaller type."""
+    order = [name for name, offer in offers.items() if offer.available and name not in ("f32", "bf16")]
+    at, free = order.index(chosen.name), room.free or 0
+    if chosen.fits:
+        better = offers[order[at - 1]]
+        slower = f"{better.bytes / chosen.bytes - 1:.0%}".replace("%", " %")
+        more = f"{slower} slower" if better.fits else f"{_size(better.needed)}"
+        words = f"{_size(chosen.needed)} of {_size(free)} {room.place}; {better.name}: {more}"
+    else:
+        slow = ": part on the CPU" if room.place == "GPU" else ""
+        words = f"needs {_size(chosen.needed)}, the {room.place} has {_size(free)}{slow}"
+    if not all(offer.available for offer in offers.values()):
+        return f"{words}; K types need xllamacpp"
+    if at + 1 == len(order):
+        return f"{words}; no smaller type"
+    smaller = offers[order[at + 1]]
+    loses = f", loses {smaller.loss / chosen.loss:.0f}x" if smaller.loss >= 2 * chosen.loss else ""
+    return f"{words}; {smaller.name} saves {_size(chosen.bytes - smaller.bytes)}{loses}"
+
+
+def _size(count: float) -> str:
+    """A size in few characters."""
+    if count >= GIB:
+        return f"{count / GIB:.1f} GiB"
+    return f"{count / (1 << 20):.0f} MiB" if count >= 1 << 20 else f"{count / 1024:.0f} KiB"
+
+
+def importance(gguf_type: GgufType) -> Choice:
+    """On: it costs nothing after a training and helps the small types."""
+    if gguf_type in IMPORTANCE_TYPES:
+        return Choice(True, f"{gguf_type} then keeps best what your own rows use", PRACTICE)
+    return Choice(True, f"of no effect on {gguf_type}; helps the 4- to 6-bit types", PRACTICE)

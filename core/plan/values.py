@@ -50,7 +50,12 @@ class MemoryEstimate:
 
 @dataclass(frozen=True)
 class WorkEstimate:
-    """How long the run takes and what it writes: steps, seconds, bytes on disk, each with its ground."""
+    """How long the run takes and what it writes: steps, seconds, bytes on disk, each with its ground.
+
+    `ollama_bytes` is what a local Ollama writes when it takes the exported file, `download_bytes` what is
+    still to be fetched of the base model. The time lies between seconds / `spread` and seconds x `spread`.
+    `energy_kwh` is the most that the GPU draws by its power limit; None where that is not known.
+    """
 
     steps: int
     tokens: int
@@ -58,6 +63,25 @@ class WorkEstimate:
     checkpoint_bytes: int
     export_bytes: int
     ground: str
+    ollama_bytes: int = 0
+    download_bytes: int = 0
+    spread: float = 2.0
+    energy_kwh: float | None = None
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A way out of a plan that does not fit: values to set, what they cost in words, the memory then.
+
+    `changes` maps dotted paths to values; with them set the plan fits.
+    """
+
+    changes: Mapping[str, Any]
+    text: str
+    memory: MemoryEstimate
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "changes", MappingProxyType(dict(self.changes)))
 
 
 @dataclass(frozen=True)
@@ -65,6 +89,7 @@ class Plan:
     """Settings, the reason of each recommended one, and what they cost.
 
     `changed` holds the dotted paths the person set; they are never touched by the recommendation.
+    `offers` are the nearest plans that fit, where this one does not; the cheapest way out first.
     """
 
     settings: Settings
@@ -73,6 +98,7 @@ class Plan:
     work: WorkEstimate
     changed: frozenset[str] = frozenset()
     warnings: tuple[str, ...] = field(default=())
+    offers: tuple[Offer, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "choices", MappingProxyType(dict(self.choices)))

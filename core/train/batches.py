@@ -46,6 +46,14 @@ class StepPlan:
         start = index * self._accumulation
         return self._batches[start : start + self._accumulation]
 
+    def longest(self, count: int) -> list[int]:
+        """The longest rows: no micro-batch of so many rows needs more memory, in any epoch."""
+        return sorted(range(len(self._lengths)), key=self._lengths.__getitem__, reverse=True)[:count]
+
+    def shortest(self) -> list[int]:
+        """The shortest row, as a micro-batch."""
+        return [min(range(len(self._lengths)), key=self._lengths.__getitem__)]
+
     def epoch_at(self, step: int) -> float:
         """How many epochs are done after that many steps."""
         return step / self.steps_per_epoch

@@ -31,7 +31,9 @@ class TrainState:
     """Where a run is, besides its tensors.
 
     The place in the data and all random numbers follow from `step` and the seed. `evaluated_step` is the
-    last step measured on the validation rows; `rows` names the training rows and their order.
+    last step measured on the validation rows; `rows` names the training rows and their order. What running
+    out of memory changed for good: the rows computed at once, checkpointing, offload; besides the steps of
+    late shortages and the step at which the worker began again.
     """
 
     step: int = 0
@@ -40,6 +42,11 @@ class TrainState:
     evaluated_step: int = 0
     rows: str = ""
     scaler: dict[str, Any] = field(default_factory=dict)
+    micro_batch: int | None = None
+    checkpointing: bool = False
+    offload: bool = False
+    shortages: list[int] = field(default_factory=list)
+    restarted_at: int | None = None
 
 
 @dataclass(frozen=True)
@@ -153,6 +160,8 @@ def load(checkpoint: Checkpoint, model: Any, optimizer: torch.optim.Optimizer) -
 
     load_weights(checkpoint, model)
     tensors = load_file(checkpoint.path / OPTIMIZER)
+    if not tensors:
+        return  # written before the first step
     for name, weight in _trained(model).items():
         moments = {key: tensors[f"{key}:{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
         steps = moments.pop("step")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ def export(session: Session, stages: Sequence[str]) -> dict[str, Any]:
     from ollama_tune.core.export.pipeline import run_export
 
     session.gauge = host_memory
-    gc.collect()  # the trained model, when training came before in this process
+    _free_memory()
     try:
         result = run_export(session.folder, session.emit, session.stopped)
     except ExportStopped:
@@ -28,3 +29,11 @@ def export(session: Session, stages: Sequence[str]) -> dict[str, Any]:
         "ollama_name": result.ollama_name,
         "commands": list(result.commands),
     }
+
+
+def _free_memory() -> None:
+    """Give back what a training before in this process held; the export and Ollama need it."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

@@ -14,10 +14,13 @@ from ollama_tune.core.data.values import Example
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.plan.settings import TrainingSettings
 from ollama_tune.core.train import checkpoint
-from ollama_tune.core.train.batches import Batch, StepPlan, collate, fingerprint
+from ollama_tune.core.train.batches import Batch, StepPlan, collate, fingerprint, supervised
 from ollama_tune.core.train.checkpoint import Checkpoint, TrainState
+from ollama_tune.core.train.importance import LayerInputs
 from ollama_tune.core.train.loss import Objective
 from ollama_tune.core.train.model import compute_dtype, trainable
+from ollama_tune.core.train.probe import unchanged
+from ollama_tune.core.train.recovery import OutOfMemory, Recovery, Restart, Rows, is_out_of_memory
 from ollama_tune.core.train.session import Session, Stopped
 
 EVALUATIONS = 8
@@ -63,6 +66,7 @@ class Trainer:
         self._model = model
         self._examples = examples
         self._validation = sorted(validation[:VALIDATION_ROWS], key=lambda example: -len(example.ids))
+        self._supervised = [supervised(example) for example in examples]
         self._pad_id = pad_id
         self._weights = trainable(model)
         self._optimizer = torch.optim.AdamW(
@@ -71,13 +75,17 @@ class Trainer:
             weight_decay=self._training.weight_decay,
             fused=True,
         )
-        half = self._training.compute_dtype == "float16"
-        self._scaler = torch.amp.GradScaler(self._training.device, enabled=half)
+        self._scaler = self._new_scaler()
         self._saved = time.monotonic()
         self._saved_step = 0
         self.plan = StepPlan([len(example.ids) for example in examples], self._training)
         self.objective = Objective(model.get_base_model())
         self.state = TrainState(rows=fingerprint(examples))
+        self.recovery = Recovery(session, model, self.state, self.discard)
+
+    def _new_scaler(self) -> torch.amp.GradScaler:
+        half = self._training.compute_dtype == "float16"
+        return torch.amp.GradScaler(self._training.device, enabled=half)
 
     @property
     def interval(self) -> int:
@@ -100,6 +108,7 @@ class Trainer:
             )
         checkpoint.load(found, self._model, self._optimizer)
         self.state = found.state
+        self.recovery.adopt(found.state)
         self._saved_step = self._session.step = found.state.step
         if self.state.scaler:
             self._scaler.load_state_dict(self.state.scaler)
@@ -111,23 +120,27 @@ class Trainer:
             while self.state.step < self.plan.total_steps:
                 self._step()
                 self._measure_if_due()
+                if self.recovery.changed:
+                    self._save("out_of_memory")
                 if time.monotonic() - self._saved > 60 * self._training.checkpoint_minutes:
                     self._save("time")
-        except Stopped:
-            self._optimizer.zero_grad(set_to_none=True)
+        except (Stopped, OutOfMemory) as end:
+            self.discard()
             if self.state.step != self._saved_step:
-                self._save("stop")
+                self._save("stop" if isinstance(end, Stopped) else "out_of_memory")
+            raise
+        except Restart as restart:
+            if not self._save("out_of_memory"):
+                raise OutOfMemory.at(self.state.step + 1) from restart
             raise
 
     def _step(self) -> None:
         start, cpu, step = time.perf_counter(), time.process_time(), self.state.step
-        torch.manual_seed(self._training.seed * 1_000_003 + step)
         rate = learning_rate(step, self.plan.total_steps, self._training)
         self._optimizer.param_groups[0]["lr"] = rate
-        batches = [self.collate(rows) for rows in self.plan.window(step)]
-        supervised = sum(batch.supervised_tokens for batch in batches)
-        loss = self._accumulate(batches, supervised)
-        norm = self._update(loss, step)
+        window = self.plan.window(step)
+        loss, norm = self.recovery.window(step + 1, window, lambda parts: self.compute(parts, step))
+        rows = [row for batch in window for row in batch]
         self.state.step = self._session.step = step + 1
         self._session.emit(
             "step",
@@ -137,8 +150,8 @@ class Trainer:
             loss=loss,
             learning_rate=rate,
             gradient_norm=norm,
-            useful_tokens=sum(batch.useful_tokens for batch in batches),
-            supervised_tokens=supervised,
+            useful_tokens=sum(len(self._examples[row].ids) for row in rows),
+            supervised_tokens=sum(self._supervised[row] for row in rows),
             seconds=round(time.perf_counter() - start, 6),
             cpu_seconds=round(time.process_time() - cpu, 6),
         )
@@ -146,6 +159,49 @@ class Trainer:
     def collate(self, rows: Sequence[int]) -> Batch:
         """The tensors of a micro-batch of training rows."""
         return collate([self._examples[row] for row in rows], self._pad_id, self._training.device)
+
+    def compute(self, window: Rows, step: int) -> tuple[float, float]:
+        """Compute a whole window and step; the loss, and the gradient's norm before clipping.
+
+        A window computed again draws the same random numbers; in other parts, others (the masks' shapes
+        differ), but always the same for the same parts.
+        """
+        torch.manual_seed(self._training.seed * 1_000_003 + step)
+        batches = [self.collate(rows) for rows in window]
+        loss = self._accumulate(batches, sum(batch.supervised_tokens for batch in batches))
+        return loss, self._update(loss, step)
+
+    def rehearse(self, *, thorough: bool) -> None:
+        """Compute two steps with the longest rows and a rate of zero, and one evaluation batch; undo it all.
+
+        More than one micro-batch a step adds the gradients that wait to the peak, so there are two then. Not
+        thorough, the shortest row stands in for all but the last micro-batch: the peak is the same.
+        """
+        rows = self.recovery.micro_batch
+        worst, short = self.plan.longest(rows), self.plan.shortest()
+        waiting = self._training.gradient_accumulation_steps > 1 or rows < self._training.batch_size
+        other = worst if thorough else short
+        windows: list[Rows] = [[other], [other, worst] if waiting else [worst]]
+        if thorough and waiting:
+            windows[0] = windows[1]
+        with unchanged(self._weights.values(), self._optimizer, self._training.device):
+            known = self._scaler.state_dict()
+            self._optimizer.param_groups[0]["lr"] = 0.0
+            try:
+                for window in windows:
+                    self.compute(window, self.state.step)
+                self.mean_loss(self.recovery.evaluation_rows, self.recovery.evaluation_rows)
+            finally:
+                self.discard(known)
+
+    def discard(self, scaler: dict[str, Any] | None = None) -> None:
+        """Forget a window that was not computed to its end: gradients, and states half made or unscaled."""
+        self._optimizer.zero_grad(set_to_none=True)
+        states = self._optimizer.state
+        for weight in [weight for weight, state in states.items() if "exp_avg_sq" not in state]:
+            del states[weight]
+        known, self._scaler = scaler or self._scaler.state_dict(), self._new_scaler()
+        self._scaler.load_state_dict(known)
 
     def _accumulate(self, batches: Sequence[Batch], supervised: int) -> float:
         """Add up the gradients of the mean loss over the supervised tokens of the whole step."""
@@ -170,10 +226,28 @@ class Trainer:
                 f"Start a run with a learning rate below {self._training.learning_rate:g}, "
                 "and with bfloat16 if this one used float16.",
             )
-        self._scaler.step(self._optimizer)
+        self._apply()
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def _apply(self) -> None:
+        """Change the weights, exactly once.
+
+        The optimizer's last act is the update itself, which allocates nothing: memory can run out before
+        its counter moves, then nothing has changed; or after, in a hook, then the step is done.
+        """
+        before = self._updates()
+        try:
+            self._scaler.step(self._optimizer)
+        except Exception as error:
+            if not is_out_of_memory(error) or self._updates() == before:
+                raise
+
+    def _updates(self) -> float:
+        """How often the last weight was updated."""
+        state = self._optimizer.state.get(list(self._weights.values())[-1], {})
+        return float(state["step"]) if "step" in state else 0.0
 
     def _measure_if_due(self) -> None:
         """Measure and write a checkpoint at every interval and at the end."""
@@ -181,27 +255,37 @@ class Trainer:
         due = step > 0 and (step % self.interval == 0 or step == self.plan.total_steps)
         if not due or self.state.evaluated_step == step:
             return
-        loss = self.validation_loss()
-        better = loss is None or self.state.best_loss is None or loss < self.state.best_loss
-        if better:
+        inputs, loss = self.recovery.evaluation(step, self._measure) or (None, None)
+        left_out = loss is None and bool(self._validation)
+        if not left_out and (loss is None or self.state.best_loss is None or loss < self.state.best_loss):
             self.state.best_step, self.state.best_loss = step, loss
+            if inputs is not None:
+                inputs.write(self._session.folder.importance_path)
         self.state.evaluated_step = step
         if loss is not None:
             rows = len(self._validation)
             self._session.emit("evaluation", step=step, loss=loss, exact_match=None, rows=rows, model="tuned")
         self._save("evaluation")
 
-    @torch.no_grad()
+    def _measure(self, size: int) -> tuple[LayerInputs, float | None]:
+        wanted = self._session.settings.export.importance
+        with LayerInputs(self._model.get_base_model(), wanted) as inputs:
+            return inputs, self.mean_loss(size)
+
     def validation_loss(self) -> float | None:
-        """Mean loss over the supervised tokens of the validation rows; None where there are none."""
+        """The mean loss over the validation rows; None where there are none or memory does not suffice."""
+        return self.recovery.evaluation(self.state.step, self.mean_loss)
+
+    @torch.no_grad()
+    def mean_loss(self, size: int, rows: int | None = None) -> float | None:
+        """Mean loss over the supervised tokens of the (first) validation rows, `size` rows at once."""
         if not self._validation:
             return None
         self._model.eval()
-        total, tokens, size = 0.0, 0, self._training.batch_size
-        for start in range(0, len(self._validation), size):
+        total, tokens, chosen = 0.0, 0, self._validation[:rows]
+        for start in range(0, len(chosen), size):
             self._session.check_stop()
-            part = self._validation[start : start + size]
-            batch = collate(part, self._pad_id, self._training.device)
+            batch = collate(chosen[start : start + size], self._pad_id, self._training.device)
             with autocast(self._training):
                 total += float(self.objective(batch))
             tokens += batch.supervised_tokens
@@ -212,17 +296,23 @@ class Trainer:
         with self._model.disable_adapter():
             return self.validation_loss()
 
-    def _save(self, reason: str) -> None:
+    def _save(self, reason: str) -> bool:
+        """Write a checkpoint; False when memory did not suffice, then the former one stays."""
         self.state.scaler = self._scaler.state_dict()
-        size = checkpoint.save(self._session.folder, self.state, self._model, self._optimizer)
-        self._saved, self._saved_step = time.monotonic(), self.state.step
-        step = self.state.step
+        step, folder = self.state.step, self._session.folder
+        arguments = (folder, self.state, self._model, self._optimizer)
+        size = self.recovery.saving(step, lambda: checkpoint.save(*arguments))
+        self._saved = time.monotonic()
+        if size is None:
+            return False
+        self._saved_step, self.recovery.changed = step, False
         self._session.emit(
             "checkpoint",
             step=step,
-            folder=f"checkpoints/{checkpoint.checkpoint_path(self._session.folder, step).name}",
+            folder=f"checkpoints/{checkpoint.checkpoint_path(folder, step).name}",
             bytes=size,
             best=self.state.best_step == step,
             reason=reason,
         )
         self._session.writer.sync()
+        return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,16 +86,19 @@ def _sample(row: Row, *, base: str | None, tuned: str | None) -> dict[str, Any]:
 def write_reference(session: Session, generator: Generator, held: Held) -> None:
     """Write `reference.json`: what the tuned model answers and how sure it is, to compare an export with.
 
-    `{"prompts": [{"prompt_ids": [...], "answer_ids": [...], "text": str, "positions": [{"index": i,
-    "ids": [...], "logprobs": [...]}]}]}`: the greedy answer without its end mark; at up to six places of
-    the answer the 64 most likely ids after prompt_ids + answer_ids[:index], with natural logarithms of
-    their probabilities, most likely first.
+    `{"adapter_sha256": str, "prompts": [{"prompt_ids": [...], "answer_ids": [...], "text": str, "ended":
+    bool, "positions": [{"index": i, "ids": [...], "logprobs": [...]}]}]}`: the greedy answer without its end
+    mark, and whether the model ended it by itself; at up to six places of the answer the 64 most likely ids
+    after prompt_ids + answer_ids[:index], with natural logarithms of their probabilities, most likely first.
+    The digest names the published adapter, so that no other one is compared with these answers.
     """
     prompts = held.prompts[:REFERENCE_PROMPTS]
     longest = session.settings.evaluation.max_new_tokens
     answers = generator.greedy(prompts, longest, tuned=True) if prompts else []
     written = [_reference(generator, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
-    write_atomic(session.folder.path / "reference.json", json.dumps({"prompts": written}))
+    digest = hashlib.sha256((session.folder.adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
+    tree = {"adapter_sha256": digest, "prompts": written}
+    write_atomic(session.folder.path / "reference.json", json.dumps(tree))
 
 
 def _reference(generator: Generator, prompt: Sequence[int], answer: Answer) -> dict[str, Any]:
@@ -110,5 +114,6 @@ def _reference(generator: Generator, prompt: Sequence[int], answer: Answer) -> d
         "prompt_ids": list(prompt),
         "answer_ids": list(answer.ids),
         "text": answer.text,
+        "ended": answer.ended,
         "positions": positions,
     }

@@ -93,10 +93,17 @@ def add_adapter(base: Any, training: TrainingSettings, name: str) -> PeftModel:
     )
     with _old_names():
         model = get_peft_model(base, config)
-        if training.gradient_checkpointing:
+    if training.gradient_checkpointing:
+        enable_checkpointing(base)
+    return model
+
+
+def enable_checkpointing(base: Any) -> None:
+    """Recompute activations in the backward pass from now on; a second call changes nothing."""
+    with _old_names():
+        if not base.is_gradient_checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": False})
             base.enable_input_require_grads()
-    return model
 
 
 def load_adapter(base: Any, folder: Path) -> PeftModel:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ollama_tune.core.data.lengths import encode_rows
@@ -21,10 +20,12 @@ from ollama_tune.core.models.spec import read_spec
 from ollama_tune.core.models.values import ModelSpec
 from ollama_tune.core.plan.memory import predict_parts
 from ollama_tune.core.plan.settings import TrainingSettings
+from ollama_tune.core.runs.chat import store_chat
 from ollama_tune.core.train import checkpoint
 from ollama_tune.core.train.batches import StepPlan, supervised
 from ollama_tune.core.train.checkpoint import Checkpoint
 from ollama_tune.core.train.measure import Held, measure_base, measure_tuned, write_reference
+from ollama_tune.core.train.probe import probe, read_budget
 from ollama_tune.core.train.session import Session, host_memory
 
 if TYPE_CHECKING:
@@ -64,11 +65,13 @@ def train(session: Session, stages: Sequence[str]) -> dict[str, Any]:
         session.warn(f"The checkpoint {name} is damaged.", "The run goes on from the one before it.")
     spec = _base_model(session)
     session.phase("reading_data", "Reading the data and turning it into tokens.")
-    chat = ChatFormat.from_folder(spec.folder, _first_day(session))
+    chat = store_chat(session.folder, spec.folder)
     material = _read(session, chat, spec)
     session.phase("loading_model", "Loading the libraries and the model.")
+    budget = read_budget(session.settings.training.device)
     model = _load(session, spec, material.longest)
     trainer, generator = _prepare(session, model, chat, material, found)
+    probe(session, trainer, spec, material.longest, budget)
     base = _measure_base(session, trainer, generator, material)
     session.phase("training", f"Training on {len(material.training)} rows.")
     trainer.run()
@@ -108,11 +111,6 @@ def _base_model(session: Session) -> ModelSpec:
         session.phase("downloading", f"Downloading {source}.")
         download(source, revision, session.progress("downloading", "B"))
     return read_spec(source, revision)
-
-
-def _first_day(session: Session) -> datetime | None:
-    """When the run was started first: a template that prints the date must print the same on a resume."""
-    return datetime.fromtimestamp(session.history[0].t) if session.history else None
 
 
 def useful_threads(spec: ModelSpec, training: TrainingSettings, longest: int) -> int:
@@ -225,7 +223,8 @@ def _prepare(
         )
     if found is not None:
         trainer.restore(found)
-    return trainer, Generator(model, chat, autocast=autocast(training))
+    told = trainer.recovery.answers
+    return trainer, Generator(model, chat, autocast=autocast(training), on_shortage=told)
 
 
 def _measure_base(

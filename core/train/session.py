@@ -19,7 +19,7 @@ from ollama_tune.core.machine.host import read_memory
 from ollama_tune.core.plan.settings import Settings
 from ollama_tune.core.runs.events import Event, EventWriter
 from ollama_tune.core.runs.folder import RunFolder
-from ollama_tune.core.runs.launch import environment
+from ollama_tune.core.runs.launch import SIGNALS, environment
 
 HEARTBEAT = 2.0
 PROGRESS_INTERVAL = 0.5
@@ -45,9 +45,10 @@ class StopWish:
 
     def listen(self) -> None:
         """Take over this process' signals."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in SIGNALS:
             signal.signal(number, self._note)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def _note(self, number: int, _frame: Any) -> None:
         self._signal = signal.Signals(number).name
@@ -165,11 +166,19 @@ class Session:
 
     def finish(self, kind: str, **data: Any) -> None:
         """Write the last event of this worker: nothing may follow it, for it decides the run's state."""
+        self._end_signs()
+        self.emit(kind, **data)
+        self.writer.close()
+
+    def rest(self) -> None:
+        """Close the log without a last event: another program goes on with the run."""
+        self._end_signs()
+        self.writer.close()
+
+    def _end_signs(self) -> None:
         self._over.set()
         if self._heart.is_alive():
             self._heart.join()
-        self.emit(kind, **data)
-        self.writer.close()
 
     def _beat(self) -> None:
         while not self._over.wait(HEARTBEAT):

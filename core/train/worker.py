@@ -16,7 +16,8 @@ from typing import Any
 
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.runs.folder import RunFolder, RunLock
-from ollama_tune.core.runs.launch import nice_worker
+from ollama_tune.core.runs.launch import become, nice_worker
+from ollama_tune.core.train.recovery import Restart, is_out_of_memory
 from ollama_tune.core.train.session import Session, Stopped, StopWish
 
 STAGES = {"train": ("train",), "export": ("export",), "all": ("train", "export")}
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--stage", choices=STAGES, default="train")
     parser.add_argument("--warm", nargs=3, metavar=("FOLDER", "PID", "CREATE_TIME"))
+    parser.add_argument("--lock", type=int, metavar="DESCRIPTOR")
     given = parser.parse_args(arguments)
     if given.warm:
         from ollama_tune.core.train.warm import wait_for_order
@@ -36,15 +38,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if order is None else serve(*order)
     if given.folder is None:
         parser.error("the run's folder is missing")
-    return serve(RunFolder(given.folder.absolute()), given.stage)
+    return serve(RunFolder(given.folder.absolute()), given.stage, given.lock)
 
 
-def serve(folder: RunFolder, stage: str) -> int:
-    """Hold the run and do its stages; every way it can end but SIGKILL leaves a last event."""
+def serve(folder: RunFolder, stage: str, held: int | None = None) -> int:
+    """Hold the run and do its stages; every way it can end but SIGKILL leaves a last event.
+
+    `held` is the lock's descriptor when this process has just replaced a worker that ran out of memory.
+    """
     stop = StopWish(folder)
     stop.listen()
     try:
-        RunLock(folder)
+        lock = RunLock(folder, held)
     except TuneError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -58,6 +63,9 @@ def serve(folder: RunFolder, stage: str) -> int:
             "stopped", stage=session.stage, step=session.step, reason=stopped.reason, resumable=True
         )
         return 0
+    except Restart:
+        session.rest()
+        become(folder, stage, lock.descriptor)
     except TuneError as error:
         print(error, error.details, sep="\n", file=sys.stderr)
         session.finish("error", what=error.what, fix=error.fix, details=error.details)
@@ -96,7 +104,7 @@ def _fail(session: Session, error: BaseException) -> None:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     what = f"The worker met an unforeseen problem ({type(error).__name__})."
     fix = f"Look into {folder.log_path}; `ollama-tune resume {folder.name}` tries again."
-    if _out_of_memory(error):
+    if is_out_of_memory(error):
         session.emit("out_of_memory", step=session.step, change=None)
         what = "The memory of the device was used up."
         fix = "Start a run with a smaller batch_size or sequence_length, or with gradient_checkpointing."
@@ -105,12 +113,6 @@ def _fail(session: Session, error: BaseException) -> None:
         fix = f"Free some space on the disk of {folder.path}; `ollama-tune resume {folder.name}` goes on."
     place = f"{type(error).__name__} in {Path(frame.filename).name}, line {frame.lineno}"
     session.finish("error", what=what, fix=fix, details=f"{place}; see {folder.log_path}")
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """True for Python's, the GPU's and the CPU allocator's ways to say it."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,11 @@ LFS = 50_000
 
 @dataclass
 class Hub:
-    """What the server holds and how it misbehaves; `requests` is what it was asked."""
+    """What the server holds and how it misbehaves; `requests` is what it was asked.
+
+    `accounts` maps tokens to whether they were let in to a gated model; `sent` is what each request brought
+    as its Authorization. Weights come from another address where `cdn` names one.
+    """
 
     folder: Path
     url: str = ""
@@ -30,7 +34,11 @@ class Hub:
     cuts: int = 0
     corrupt: bool = False
     ranges: bool = True
+    cdn: str = ""
+    said: str = ""
+    accounts: dict[str, bool] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
+    sent: list[tuple[str, str | None]] = field(default_factory=list)
 
     def file(self, name: str) -> bytes | None:
         path = self.folder / name
@@ -45,7 +53,9 @@ class Hub:
                 digest = hashlib.sha256(content).hexdigest()
                 entry["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 130}
             siblings.append(entry)
-        return {"id": self.repository, "modelId": self.repository, "sha": COMMIT, "siblings": siblings}
+        gated = "manual" if self.gated else False
+        names = {"id": self.repository, "modelId": self.repository, "sha": COMMIT}
+        return {**names, "gated": gated, "private": False, "siblings": siblings}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -63,8 +73,12 @@ class _Handler(BaseHTTPRequestHandler):
         parts = [unquote(part) for part in address.path.strip("/").split("/")]
         span = self.headers.get("Range")
         self.hub.requests.append(self.path + (f" {span}" if span else ""))
+        token = self.headers.get("Authorization")
+        self.hub.sent.append((address.path, token))
         if self.hub.failing:
-            self._refuse(self.hub.failing, "", "out of order")
+            self._refuse(self.hub.failing, "", self.hub.said or "out of order")
+        elif token is not None and token.removeprefix("Bearer ") not in self.hub.accounts:
+            self._refuse(401, "", "Invalid credentials in Authorization header")
         elif parts[:2] == ["api", "models"]:
             self._api(parts[2:], parse_qs(address.query))
         elif parts[0] == "cdn" and len(parts) == 2:
@@ -88,18 +102,23 @@ class _Handler(BaseHTTPRequestHandler):
         content = self.hub.file(name)
         if revision != COMMIT:
             self._refuse(404, "RevisionNotFound", "files must be taken from one commit")
-        elif self.hub.gated:
-            self._refuse(403, "GatedRepo", "Access to model is restricted")
+        elif self.hub.gated and not self._let_in():
+            known = "Authorization" in self.headers
+            self._refuse(403 if known else 401, "GatedRepo", "Access to model is restricted")
         elif content is None:
             self._refuse(404, "EntryNotFound", "Entry not found")
         elif len(content) >= LFS:
             self.send_response(302)
-            self.send_header("Location", f"/cdn/{name}")
+            self.send_header("Location", f"{self.hub.cdn}/cdn/{name}")
             self.send_header("X-Repo-Commit", COMMIT)
             self.send_header("Content-Length", "0")
             self.end_headers()
         else:
             self._send(content)
+
+    def _let_in(self) -> bool:
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        return self.hub.accounts.get(token, False)
 
     def _json(self, value: object) -> None:
         self._send(json.dumps(value).encode())

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ollama_tune.core.machine.host import read_disk, read_host, read_memory
+from ollama_tune.core.machine.host import pids_are_ours, read_disk, read_host, read_memory
 from ollama_tune.core.machine.probe import probe_machine
 
 MIB = 1 << 20
@@ -36,6 +36,28 @@ def test_this_machine_is_described() -> None:
 def test_the_cpu_name_comes_from_the_kernel(tmp_path: Path) -> None:
     write(tmp_path, {"proc/cpuinfo": "processor\t: 0\nmodel name\t: Fast   CPU 9000\x1b[2J @ 5GHz"})
     assert read_host(tmp_path).cpu == "Fast CPU 9000␛[2J @ 5GHz"
+
+
+def namespace(root: Path, name: str) -> None:
+    link = root / "proc/self/ns/pid"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(name)
+
+
+def test_a_container_is_told_by_its_process_ids_or_its_mark(tmp_path: Path) -> None:
+    plain, boxed, marked = tmp_path / "a", tmp_path / "b", tmp_path / "c"
+    namespace(plain, "pid:[4026531836]")
+    namespace(boxed, "pid:[4026532301]")
+    namespace(marked, "pid:[4026531836]")
+    write(marked, {"run/.containerenv": ""})
+    assert [read_host(root).inside for root in (plain, boxed, marked)] == ["", "container", "container"]
+    assert [pids_are_ours(root) for root in (plain, boxed, marked)] == [True, False, True]
+
+
+def test_linux_in_windows_is_told_by_its_kernel(tmp_path: Path) -> None:
+    namespace(tmp_path, "pid:[4026532301]")
+    write(tmp_path, {"proc/sys/kernel/osrelease": "5.15.153.1-microsoft-standard-WSL2"})
+    assert read_host(tmp_path).inside == "WSL2"
 
 
 def test_a_version_2_memory_limit_is_respected_and_file_cache_counts_as_free(tmp_path: Path) -> None:

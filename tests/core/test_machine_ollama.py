@@ -134,6 +134,30 @@ def test_a_server_is_found_with_its_version_and_loaded_models(monkeypatch: pytes
     assert [(m.name, m.size, m.vram) for m in status.loaded] == [("a:latest", 1000, 500)]
 
 
+def test_a_server_behind_a_key_is_asked_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with OllamaDouble(faults=Faults(key="s3cret")) as server:
+        status = ask(server.url, monkeypatch)
+        assert not status.reachable
+        assert "set OLLAMA_API_KEY" in status.reason
+        monkeypatch.setenv("OLLAMA_API_KEY", "s3cret")
+        assert ask(server.url, monkeypatch).reachable
+
+
+def test_a_key_that_no_header_holds_is_a_sentence_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLLAMA_API_KEY", "s3c\x01ret")
+    status = ask("127.0.0.1:9", monkeypatch)
+    assert "OLLAMA_API_KEY" in status.reason
+    assert "s3c" not in status.reason
+
+
+def test_proxies_are_for_other_hosts_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "")
+    with OllamaDouble() as server:
+        assert ask(server.url, monkeypatch).reachable
+    assert not ask("nobody.invalid", monkeypatch, limit=2.3).reachable
+
+
 def test_nothing_there_says_how_to_start_it(monkeypatch: pytest.MonkeyPatch) -> None:
     status = ask("127.0.0.1:9", monkeypatch)
     assert not status.reachable

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from ollama_tune.core.machine.values import OllamaStatus
 from ollama_tune.core.models.values import ModelSpec
 from ollama_tune.core.plan.duration import estimate, steps_of, token_flops, train_rows
+from ollama_tune.core.plan.gguf_types import export_bytes
 from ollama_tune.core.plan.settings import Settings
 from ollama_tune.core.train.batches import StepPlan
 from tests.cases import CHAT, LLAMA_8B, SHORT, TINY, lengths, machine
@@ -118,10 +120,34 @@ def test_the_ground_of_a_cpu_estimate_is_stated() -> None:
     assert "2 cores" in ground
 
 
-@pytest.mark.parametrize(("kind", "bytes_a_weight"), [("f16", 2.0), ("bf16", 2.0), ("q8_0", 1.0625)])
-def test_an_export_is_as_large_as_its_type(kind: str, bytes_a_weight: float) -> None:
-    work = estimate(settings(export__name="x", export__type=kind), LLAMA_8B, CHAT, machine())
-    assert work.export_bytes == int(LLAMA_8B.parameters * bytes_a_weight)
+def test_an_export_counts_the_file_and_what_is_written_besides() -> None:
+    chosen = settings(export__name="x", export__type="q8_0")
+    alone = estimate(chosen, LLAMA_8B, CHAT, machine())
+    assert alone.export_bytes == export_bytes(LLAMA_8B, "q8_0")
+    assert alone.ollama_bytes == 0, "no Ollama answers"
+    merged = estimate(chosen.with_value("export.also", ["merged"]), LLAMA_8B, CHAT, machine())
+    assert merged.export_bytes - alone.export_bytes == 2 * LLAMA_8B.parameters
+
+
+@pytest.mark.parametrize(
+    ("version", "local", "push", "copies"),
+    [
+        ("0.24.0", True, True, 1),
+        ("0.30.0-rc1", True, True, 2),
+        ("0.34.0", True, True, 2),
+        ("0.34.1", True, True, 1),
+        ("0.0.0", True, True, 1),
+        ("0.34.0", False, True, 0),
+        ("0.34.0", True, False, 0),
+    ],
+)
+def test_a_local_ollama_writes_the_file_once_or_twice(
+    version: str, local: bool, push: bool, copies: int
+) -> None:
+    box = replace(machine(), ollama=OllamaStatus("http://x:11434", version, "", local))
+    chosen = settings(export__name="x", export__type="q4_k_m", export__push=push)
+    work = estimate(chosen, LLAMA_8B, CHAT, box)
+    assert work.ollama_bytes == copies * export_bytes(LLAMA_8B, "q4_k_m")
 
 
 def test_without_a_name_nothing_is_exported() -> None:

@@ -65,7 +65,7 @@ def test_the_parts_are_those_of_the_legend_and_add_up() -> None:
     assert [part.name for part in memory.parts] == names
     assert memory.needed == sum(part.bytes for part in memory.parts)
     gpu = predict(on_gpu(), LLAMA_1B, GPU, 75)
-    assert [part.name for part in gpu.parts] == [*names, "context"]
+    assert [part.name for part in gpu.parts] == [*names, "workspaces", "context"]
 
 
 def test_figures_that_can_be_counted_by_hand() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import random
 import shutil
 import threading
 from collections.abc import Iterator
@@ -15,15 +14,15 @@ from typing import Any
 import pytest
 import torch
 
-from ollama_tune.core.data.values import Example
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.plan.settings import TrainingSettings, parse
-from ollama_tune.core.runs.folder import RunFolder, create_run
+from ollama_tune.core.runs.folder import create_run
 from ollama_tune.core.train import checkpoint
 from ollama_tune.core.train.checkpoint import TrainState, checkpoint_path, newest, read_checkpoint
 from ollama_tune.core.train.loop import Trainer, learning_rate
 from ollama_tune.core.train.model import add_adapter, linear_names, load_adapter, load_base
 from ollama_tune.core.train.session import Session, Stopped, StopWish
+from tests.core.loop_parts import TRAIN, VALIDATION, Run
 from tests.core.train_parts import curve
 from tests.tiny import build_model
 
@@ -39,58 +38,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def examples(count: int, first: int = 0) -> list[Example]:
-    """Rows that can be learned: the second half repeats one token."""
-    rows = []
-    for number in range(first, first + count):
-        chance = random.Random(number)
-        half = chance.randrange(3, 20)
-        ids = (*(chance.randrange(3, 300) for _ in range(half)), *[305 + number % 2] * half)
-        rows.append(Example("", ids, tuple([False] * half + [True] * half), ((0, 0),) * len(ids)))
-    return rows
-
-
-TRAIN, VALIDATION = examples(24), examples(6, first=100)
-
-
-class Run:
-    """A trainer with everything it needs."""
-
-    def __init__(
-        self,
-        model: Path,
-        folder: RunFolder | None = None,
-        validation: list[Example] = VALIDATION,
-        **training: Any,
-    ) -> None:
-        quick = {"batch_size": 2, "gradient_accumulation_steps": 2, "rank": 4, "learning_rate": 5e-3}
-        made = {"model": {"source": str(model)}, "training": quick | {"dropout": 0.1} | training}
-        self.folder = folder or create_run(parse(made), "loop")
-        self.session = Session(self.folder, StopWish(self.folder))
-        settings = self.session.settings.training
-        self.model = add_adapter(load_base(model, settings), settings, str(model))
-        self.trainer = Trainer(self.session, self.model, TRAIN, validation, pad_id=0)
-
-    def resume(self) -> list[str]:
-        found, damaged = newest(self.folder)
-        assert found is not None
-        self.trainer.restore(found)
-        return damaged
-
-    def stop_after(self, step: int) -> None:
-        """Ask for the end while the step after that one is computed."""
-        objective, calls = self.trainer.objective, 0
-
-        def counted(batch: Any) -> Any:
-            nonlocal calls
-            calls += self.model.training
-            if calls == 2 * step + 1:
-                self.folder.stop_path.touch()
-            return objective(batch)
-
-        self.trainer.objective = counted  # type: ignore[assignment]
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +131,7 @@ def test_the_two_newest_and_the_best_checkpoint_stay(model_folder: Path, undistu
     assert names == ["step-000010", "step-000012"]
     run = Run(model_folder)
     losses = iter([3.0, 1.0, 2.0, 2.5, 2.6, 2.7])
-    run.trainer.validation_loss = lambda: next(losses)  # type: ignore[method-assign]
+    run.trainer.mean_loss = lambda size: next(losses)  # type: ignore[method-assign,assignment,misc]
     run.trainer.run()
     names = sorted(path.name for path in run.folder.checkpoints.iterdir())
     assert names == ["step-000004", "step-000010", "step-000012"]

@@ -193,6 +193,7 @@ def test_all_stages_in_one_process_end_with_a_proved_file(model: Path, tmp_path:
     settings = {"training": {"epochs": 1.0}, "export": {"name": "tiny", "type": "f16", "push": False}}
     folder = make_run(model, write_rows(tmp_path / "rows.jsonl"), **settings)
     assert work(folder, "all").returncode == 0
+    assert "<|im_start|>" in folder.chat_template_path.read_text()
     events = folder.events()
     assert [event["stage"] for event in events if event.kind == "start"] == ["train", "export"]
     assert {tuple(event["stages"]) for event in events if event.kind == "start"} == {("train", "export")}

@@ -1,0 +1,168 @@
+"""What would go wrong on the last mile, told before the first step: warnings of a plan in plain words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ollama_tune.core.data.values import Lengths
+from ollama_tune.core.errors import TuneError
+from ollama_tune.core.machine.values import Disk, Machine, OllamaStatus
+from ollama_tune.core.models.architectures import read_config
+from ollama_tune.core.models.values import ModelSpec
+from ollama_tune.core.plan import rules
+from ollama_tune.core.plan.gguf_types import ollama_room, serving_context, type_offers
+from ollama_tune.core.plan.names import check_ollama_name
+from ollama_tune.core.plan.values import Plan
+from ollama_tune.core.text import human_bytes, one_line
+
+FEW_ROWS = 50
+OLDEST_OLLAMA = (0, 5, 5)
+"""The first version that makes models of uploaded files (`/api/create` with `files`)."""
+DEVELOPMENT = (0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A plan and what it was made from."""
+
+    plan: Plan
+    machine: Machine
+    spec: ModelSpec
+    lengths: Lengths
+
+    @property
+    def longest(self) -> int:
+        """The longest row that is learned from, in tokens."""
+        return min(self.plan.settings.training.sequence_length, self.lengths.longest)
+
+
+def plan_warnings(plan: Plan, machine: Machine, spec: ModelSpec, lengths: Lengths) -> list[str]:
+    """Everything a person should know before the run starts, the gravest first; empty when all is well."""
+    asked = Asked(plan, machine, spec, lengths)
+    checks = (_memory, _held_by_ollama, _disks, _rows, _export, _context, _ollama)
+    return [text for check in checks for text in check(asked)]
+
+
+def _memory(asked: Asked) -> Iterator[str]:
+    memory, training = asked.plan.memory, asked.plan.settings.training
+    if training.device == "cuda" and asked.machine.device != "cuda":
+        yield "There is no GPU here that can train; set training.device to cpu."
+    elif not memory.fits:
+        needed, free = human_bytes(memory.needed), human_bytes(memory.free)
+        way = "see what is offered" if asked.plan.offers else "choose a smaller model or shorter rows"
+        yield f"This needs {needed} and only {free} are free; {way}."
+
+
+def _held_by_ollama(asked: Asked) -> Iterator[str]:
+    """Models that a local Ollama keeps on the GPU: a lack of memory that is easily ended."""
+    server = asked.machine.ollama
+    if asked.plan.settings.training.device != "cuda" or not server.local:
+        return
+    for model in server.loaded:
+        if model.vram:
+            size, name = human_bytes(model.vram), one_line(model.name, 60)
+            yield f"Ollama holds {size} of GPU memory; `ollama stop {name}` frees it."
+
+
+def _disks(asked: Asked) -> Iterator[str]:
+    """What download, run and Ollama write, added up for each file system. One of 0 bytes is not known."""
+    work, machine = asked.plan.work, asked.machine
+    wanted = [
+        (machine.disk, "the run", work.checkpoint_bytes + work.export_bytes),
+        (machine.models_disk or machine.disk, "the download", work.download_bytes),
+    ]
+    if machine.ollama_disk is not None:
+        wanted.append((machine.ollama_disk, "Ollama's copy", work.ollama_bytes))
+    for disk in {_place(disk): disk for disk, _, _ in wanted}.values():
+        parts = [(what, size) for other, what, size in wanted if _place(other) == _place(disk) and size]
+        need = sum(size for _, size in parts)
+        if disk.total and need > disk.free:
+            listed = " and ".join(f"{human_bytes(size)} for {what}" for what, size in parts)
+            path = one_line(disk.path, 80)
+            yield f"The disk of {path} needs {listed} and has {human_bytes(disk.free)} free; make room first."
+        elif disk is machine.disk and machine.ollama_disk is None and disk.total:
+            yield from _unknown_place(need, work.ollama_bytes, disk)
+
+
+def _unknown_place(need: int, copy: int, disk: Disk) -> Iterator[str]:
+    """Ollama's folder cannot be seen; it may lie on the run's disk."""
+    if copy and need + copy > disk.free:
+        left = human_bytes(max(disk.free - need, 0))
+        yield f"Ollama needs {human_bytes(copy)} for the model; on the run's disk {left} would be left."
+
+
+def _place(disk: Disk) -> object:
+    return disk.device or disk.path
+
+
+def _rows(asked: Asked) -> Iterator[str]:
+    length = asked.plan.settings.training.sequence_length
+    left_out = rules.rows_left_out(asked.lengths, length)
+    if left_out:
+        yield f"Rows longer than {length:,} tokens are left out: {left_out}."
+    if asked.lengths.rows < FEW_ROWS:
+        yield f"{asked.lengths.rows} rows are very few; a model learns a style from some hundred."
+
+
+def _export(asked: Asked) -> Iterator[str]:
+    """A model that cannot be exported, that no memory of this box holds, or that nothing here can write."""
+    settings, room = asked.plan.settings, ollama_room(asked.machine)
+    if asked.spec.export_reason:
+        yield f"The result cannot be exported to Ollama: {one_line(asked.spec.export_reason, 200)}"
+        return
+    if settings.export.name is None:
+        return
+    offer = type_offers(asked.spec, asked.machine, serving_context(settings, asked.spec))[
+        settings.export.type
+    ]
+    if not offer.available:
+        yield f"{settings.export.type} needs llama.cpp's quantizer (xllamacpp), which is not installed here."
+    elif room.free is not None:
+        whole = room.free + (asked.machine.host.ram_available if room.place == "GPU" else 0)
+        if offer.needed > whole:
+            size, free = human_bytes(offer.needed), human_bytes(whole)
+            yield f"Ollama needs {size} of memory for the exported model and this box has {free} free."
+
+
+def _context(asked: Asked) -> Iterator[str]:
+    """Rows that are longer than what llama.cpp computes as training does."""
+    if asked.plan.settings.export.name is None or asked.spec.export_reason:
+        return
+    try:
+        config = read_config(asked.spec.folder)
+    except TuneError:
+        return
+    longest = asked.longest
+    if 0 < config.window < longest:
+        yield (
+            f"Ollama ignores this model's attention window of {config.window:,} tokens: answers to texts "
+            f"longer than that differ from training, and your longest row has {longest:,} tokens."
+        )
+    if config.even_context < longest:
+        yield (
+            f"From {config.even_context:,} tokens of context on Ollama treats short texts otherwise than "
+            f"training does, and your longest row has {longest:,} tokens."
+        )
+
+
+def _ollama(asked: Asked) -> Iterator[str]:
+    """A name or a server that would refuse the model."""
+    wanted, server = asked.plan.settings.export, asked.machine.ollama
+    if wanted.name is None or not wanted.push:
+        return
+    full = check_ollama_name(wanted.name)
+    tag = full.rpartition(":")[2].lower()
+    if tag in ("cloud", "local") or tag.endswith("-cloud"):
+        yield f"Ollama takes {one_line(full, 80)} for a model in its cloud; choose another tag."
+    if too_old(server):
+        version = one_line(server.version or "", 40)
+        yield f"Ollama {version} makes no models of uploaded files; update it to 0.30 or newer."
+
+
+def too_old(server: OllamaStatus) -> bool:
+    """Whether a server that answered cannot take an export; an unreadable version counts as the newest."""
+    found = re.match(r"v?(\d{1,6})\.(\d{1,6})\.(\d{1,6})(?!\d)", server.version or "")
+    number = (int(found[1]), int(found[2]), int(found[3])) if found else DEVELOPMENT
+    return DEVELOPMENT < number < OLDEST_OLLAMA

@@ -1,0 +1,136 @@
+"""The closed formula: the peak of a training step on a GPU by part. Pure arithmetic, so instant."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+
+from ollama_tune.core.plan.layer_walk import LayerWalk
+from ollama_tune.core.plan.request import MemoryRequest
+from ollama_tune.core.plan.shape import Shape
+
+NF4_BYTES = 0.5 + 1 / 64 + 4 / 16384
+"""Bytes a weight in NF4 with double quantization: half a byte, and scales of 64 and 16,384 weights."""
+LOSS_CHUNK = 512
+CUBLAS = 2 * (4096 * 1024 * 2 + 16 * 1024 * 8)
+"""cuBLAS' workspaces of the forward and the backward thread."""
+CUBLAS_HOPPER = 2 * 4096 * 1024 * 8
+
+Parts = Counter[str]
+
+
+@dataclass(frozen=True)
+class Formula:
+    """The peak of training a model of this shape as the request says; all sizes in bytes."""
+
+    shape: Shape
+    request: MemoryRequest
+
+    @cached_property
+    def walk(self) -> LayerWalk:
+        """One layer in detail."""
+        return LayerWalk(self.shape, self.request)
+
+    def weights(self) -> float:
+        """The base weights as they are held."""
+        shape = self.shape
+        if self.walk.full:
+            return shape.parameters * self.walk.trained_size
+        linear = min(shape.linear_parameters(), shape.parameters) if self.walk.nf4 else 0
+        rest = 4 if self.request.kbit_preparation else self.walk.size
+        return linear * NF4_BYTES + (shape.parameters - linear) * rest
+
+    def states(self) -> float:
+        """The optimizer's states on the GPU; paged ones are elsewhere."""
+        optimizer, count = self.request.optimizer, self.walk.trained_weights
+        if optimizer.endswith("8bit"):
+            scales = 2 * 4 / 256
+            return count * (scales if optimizer.startswith("paged") else 2 + scales)
+        return 0 if optimizer == "paged_adamw" else 2 * count * self.walk.trained_size
+
+    def static(self) -> Parts:
+        """What lives through the whole training."""
+        trained = self.walk.trained_weights * self.walk.trained_size
+        workspace = CUBLAS_HOPPER if self.request.hopper else CUBLAS
+        return Counter(
+            weights=round(self.weights()),
+            adapter=0 if self.walk.full else trained,
+            optimizer=round(self.states()),
+            workspaces=workspace,
+        )
+
+    def parts(self) -> Parts:
+        """The peak by part: the highest of the moments of a step."""
+        highest = max(self._moments(), key=lambda moment: sum(moment.values()))
+        return self.static() + highest
+
+    def _moments(self) -> list[Parts]:
+        """In the loss, in its backward pass, in the last norm, in the last and first layer, in the update."""
+        request, walk = self.request, self.walk
+        gradients = walk.trained_weights * walk.trained_size
+        before = gradients if request.gradient_accumulation_steps > 1 else 0
+        hidden = walk.tokens * walk.size * self.shape.H
+        norm = walk.tokens * 4 * self.shape.H
+        alive = self._kept() + self._masks()
+        embedding = self.shape.V * self.shape.H * walk.trained_size if walk.full else 0
+        loss, loss_backward = self._loss()
+        moments = [
+            self._moment(before, alive + norm + self._copies(), loss),
+            self._moment(before, alive + norm, loss_backward),
+            self._moment(before, alive + 6 * norm, hidden),
+            self._moment(gradients, 2 * hidden + (embedding if self.shape.tied else 0), 0),
+            self._moment(gradients, 0, 0),
+        ]
+        if request.optimizer == "adamw_foreach":
+            moments[-1]["optimizer"] = gradients
+        for masked in {walk.masked(window) for window in self._windows()}:
+            layer = walk.backward(masked)
+            rest = alive - (0 if request.gradient_checkpointing else walk.saved(masked))
+            first = hidden + self._masks() + layer
+            moments.append(self._moment(before, rest + layer, 0))
+            moments.append(self._moment(max(gradients - embedding, before), first, 0))
+        return moments
+
+    @staticmethod
+    def _moment(gradients: float, activations: float, loss: float) -> Parts:
+        return Counter(gradients=round(gradients), activations=round(activations), loss=round(loss))
+
+    def _windows(self) -> tuple[int, ...]:
+        return self.shape.windows or (0,) * self.shape.L
+
+    def _kept(self) -> float:
+        """What the forward pass leaves: every layer's tensors, or only its input."""
+        if self.request.gradient_checkpointing:
+            return self.walk.tokens * self.walk.size * self.shape.H * self.shape.L
+        return sum(self.walk.saved(self.walk.masked(window)) for window in self._windows())
+
+    def _masks(self) -> float:
+        """The masks themselves, one for each kind of layer that has one: of truths, or to be added."""
+        kinds = {window for window in self._windows() if self.walk.masked(window)}
+        size = self.walk.size if self.walk.eager else 1
+        return len(kinds) * size * self.walk.tokens * self.request.sequence_length
+
+    def _copies(self) -> float:
+        """Autocast's 16-bit copies of the trained weights, which live until the forward pass ends.
+
+        Without checkpointing the layers' saved tensors contain them.
+        """
+        if not (self.walk.copied_weights and self.request.gradient_checkpointing):
+            return 0
+        return self.walk.trained_weights * self.walk.size
+
+    def _loss(self) -> tuple[float, float]:
+        """Bytes for the loss besides the hidden states' float32 copy: forward, and in its backward pass.
+
+        12 bytes a logit are the softmax, the gradient of the loss and that of the logits, in float32. Our
+        own loss makes the gradient in its forward pass, chunk by chunk.
+        """
+        tokens, size, V, H = self.walk.tokens, self.walk.size, self.shape.V, self.shape.H
+        cap = size if self.shape.logits_cap else 0
+        if self.request.loss == "full":
+            return tokens * ((size + 8 + cap) * V + size * H), tokens * (12 + cap) * V
+        if self.shape.logits_cap:
+            return tokens * (3 * size + 8) * V, tokens * (12 + cap) * V
+        states = 3 * tokens * size * H
+        return states + min(tokens, LOSS_CHUNK) * 12 * V, states

@@ -1,0 +1,293 @@
+"""One decoder layer in the closed formula: what its forward pass saves, and its backward pass walked.
+
+For layers of the Llama type (norm, q k v, attention, o, norm, gated MLP) with what the families in `shape`
+add. Modules come in the order of autograd, each with what it makes and frees. Sizes are bytes; T is the
+tokens of a micro-batch. Everything follows from the lists of tensors; nothing is fitted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from ollama_tune.core.plan.request import MemoryRequest
+from ollama_tune.core.plan.shape import Shape
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+FLASH_WIDTH = 256
+"""Widest head of the flash kernel."""
+
+
+class _Ledger:
+    """Bytes alive and their highest value."""
+
+    def __init__(self, alive: float) -> None:
+        self.alive = self.peak = alive
+
+    def add(self, *sizes: float) -> None:
+        """Count tensors that are made."""
+        self.alive += sum(sizes)
+        self.peak = max(self.peak, self.alive)
+
+    def drop(self, *sizes: float) -> None:
+        """Count tensors that are freed."""
+        self.alive -= sum(sizes)
+
+    def pass_by(self, *sizes: float) -> None:
+        """Count tensors that are made and freed again."""
+        self.add(*sizes)
+        self.drop(*sizes)
+
+
+@dataclass(frozen=True)
+class LayerWalk:
+    """The layers of a model of this shape, trained as the request says."""
+
+    shape: Shape
+    request: MemoryRequest
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a micro-batch."""
+        return self.request.batch_size * self.request.sequence_length
+
+    @cached_property
+    def size(self) -> int:
+        """Bytes of a number in the arithmetic."""
+        return DTYPE_BYTES[self.request.compute_dtype]
+
+    @cached_property
+    def trained_size(self) -> int:
+        """Bytes of a trained weight."""
+        return DTYPE_BYTES[self.request.trained_dtype]
+
+    @cached_property
+    def nf4(self) -> bool:
+        """Whether the base weights are quantized."""
+        return self.request.quantization == "nf4"
+
+    @cached_property
+    def full(self) -> bool:
+        """Whether every weight is trained."""
+        return self.request.method == "full"
+
+    @cached_property
+    def targets(self) -> dict[str, tuple[int, int]]:
+        """The modules with an adapter."""
+        return {} if self.full else self.shape.targets(self.request.targets)
+
+    @cached_property
+    def adapter_weights(self) -> int:
+        """Weights of the adapter in one layer."""
+        return self.request.rank * sum(inside + outside for inside, outside in self.targets.values())
+
+    @cached_property
+    def trained_weights(self) -> int:
+        """Weights that are trained, in all layers."""
+        return self.shape.parameters if self.full else self.shape.L * self.adapter_weights
+
+    @cached_property
+    def casts(self) -> bool:
+        """Whether peft gives every adapter a copy of its input in float32."""
+        mixed_4bit = self.nf4 and self.request.mixed
+        return self.trained_size > self.size and not mixed_4bit and not self.full
+
+    @cached_property
+    def copied_weights(self) -> bool:
+        """Whether autocast keeps 16-bit copies of the trained weights."""
+        return self.request.mixed and self.trained_size == 4
+
+    @cached_property
+    def eager(self) -> bool:
+        """Whether all attention scores are held."""
+        chosen = self.request.attention
+        plain = self.size == 4 and self.shape.K < self.shape.Q and not self.request.padded
+        return chosen == "eager" or plain or (self.shape.eager_only and chosen != "flash")
+
+    def masked(self, window: int) -> bool:
+        """Whether a layer with this sliding window gets a mask."""
+        if self.request.attention == "flash":
+            return False
+        return self.eager or self.request.padded or 0 < window <= self.request.sequence_length
+
+    def _own_input(self, inside: int) -> float:
+        """What an adapter keeps of its input for itself alone, a token; 0 where modules share theirs."""
+        mask = inside if self.request.dropout else 0
+        if self.casts:
+            return inside * (self.size if self.request.mixed else 4) + mask
+        return inside * self.size + mask if self.request.dropout else 0
+
+    def _inputs(self) -> float:
+        """Inputs of the linear modules that backward needs, a token."""
+        shape, found = self.shape, 0.0
+        groups = (["q_proj", "k_proj", "v_proj", "qkv_proj"], ["gate_proj", "up_proj", "gate_up_proj"])
+        for names in groups:
+            own = [self._own_input(self.targets[name][0]) for name in names if name in self.targets]
+            shared = self.full or (own and not own[0])
+            found += shape.H * self.size if shared else sum(own)
+        if "o_proj" in self.targets or self.full:
+            found += self._own_output()
+        if "down_proj" in self.targets:
+            found += self._own_input(shape.I) or shape.I * self.size
+        return found + (shape.I * self.size if self.full else 0)
+
+    def _own_output(self) -> float:
+        """What the adapter on o keeps of its input, a token; flash attention keeps the same tensor anyway."""
+        own = self._own_input(self.shape.Q) if "o_proj" in self.targets else 0
+        return own or (self.size * self.shape.Q if self.eager else 0)
+
+    def _scores(self) -> int:
+        """Number of attention scores of a layer."""
+        return self.shape.heads * self.tokens * self.request.sequence_length
+
+    def _mask(self) -> int:
+        """Number of elements of a mask."""
+        return self.tokens * self.request.sequence_length
+
+    def _attention_saved(self, masked: bool) -> float:
+        """Queries, keys, values and the result; with a mask keys and values are those of all heads."""
+        shape, size = self.shape, self.size
+        spread = masked and shape.K < shape.Q
+        values = shape.Q + 2 * shape.K if shape.fused else shape.K
+        keys_and_values = 2 * shape.Q if spread else shape.K + values
+        if self.eager:
+            inputs = self.tokens * size * (shape.Q + keys_and_values)
+            cap = size if shape.attention_cap else 0
+            return inputs + self._scores() * (4 + self._narrow() + cap)
+        saved = self.tokens * (size * (2 * shape.Q + keys_and_values) + 4 * shape.heads)
+        return saved + (size * self._mask() if masked else 0)
+
+    def _narrow(self) -> int:
+        """Bytes a score of the 16-bit copy that eager attention makes of its probabilities."""
+        return 0 if self.size == 4 else self.size
+
+    def saved(self, masked: bool) -> float:
+        """What the forward pass of a layer leaves for its backward pass."""
+        shape, size, tokens = self.shape, self.size, self.tokens
+        norms = 4 * shape.norms * shape.H + (4 * (shape.Q + shape.K) if shape.qk_norm else 0)
+        if self.full:
+            norms += size * shape.norms * shape.H
+        between = (4 if self.casts and not self.request.mixed else size) * self.request.rank
+        values = norms + 3 * size * shape.I + self._inputs() + between * len(self.targets)
+        copies = 0
+        if self.copied_weights:
+            copies = size * (shape.linear_parameters() // shape.L if self.full else self.adapter_weights)
+        return tokens * values + self._attention_saved(masked) + copies
+
+    def _last_forward(self) -> float:
+        """What the down projection's forward pass needs besides what it saves, when all else is saved."""
+        shape, size = self.shape, self.size
+        result = self.tokens * size * shape.H
+        weight = int(shape.I * shape.H * (size + 8 / 64)) if self.nf4 else 0
+        if "down_proj" not in self.targets:
+            return result + weight
+        product = self.tokens * size * shape.I if self._own_input(shape.I) else 0
+        wide = self.tokens * shape.I * (4 if self.casts else 0) * (2 if self.request.dropout else 1)
+        base = weight - self.tokens * self._own_input(shape.I)
+        return result + product + max(base, wide)
+
+    def _linear(self, ledger: _Ledger, name: str, freed: float) -> None:
+        """Backward through a linear module: the gradient of its result is alive, that of its input is made.
+
+        The adapter goes first, then the base weight. `freed` is what the adapter's input held.
+        """
+        inside, outside = self.shape.linear()[name]
+        tokens, size = self.tokens, self.size
+        gradient = tokens * size * inside
+        adapted = name in self.targets
+        if adapted:
+            ledger.pass_by(tokens * size * outside)
+            ledger.add(gradient)
+            wide = tokens * 4 * inside if self.casts else gradient
+            ledger.pass_by(wide if self.casts else 0)
+            if self.request.dropout:
+                ledger.pass_by(2 * wide - gradient)
+            ledger.drop(freed)
+        weight = inside * outside * size
+        ledger.add(gradient, weight if self.nf4 else 0)
+        if self.nf4:
+            ledger.pass_by(inside * outside // 64 * 4)
+        ledger.drop(weight if self.nf4 else 0, gradient if adapted else 0, tokens * size * outside)
+        if self.full:
+            ledger.drop(freed)
+            ledger.add(inside * outside * self.trained_size)
+
+    def _norm(self, ledger: _Ledger, width: int) -> None:
+        """Backward through a norm: five float32 tensors at once; its saved input goes."""
+        wide = self.tokens * 4 * width
+        ledger.pass_by(5 * wide - self.tokens * self.size * width)
+        ledger.drop(wide)
+
+    def _mlp_backward(self, ledger: _Ledger) -> None:
+        size, tokens, shape = self.size, self.tokens, self.shape
+        inner = tokens * size * shape.I
+        has_down = "down_proj" in self.targets
+        own = tokens * self._own_input(shape.I)
+        self._linear(ledger, "down_proj", (own or inner) if has_down or self.full else 0)
+        ledger.add(2 * inner)
+        ledger.drop(3 * inner)
+        ledger.pass_by(inner)
+        ledger.drop(inner)
+        shared = tokens * size * shape.H
+        names = ["gate_up_proj"] if shape.fused else ["up_proj", "gate_proj"]
+        if shape.fused:
+            ledger.pass_by(2 * inner)
+        self._consumers(ledger, names, shared)
+
+    def _consumers(self, ledger: _Ledger, names: list[str], shared: float) -> None:
+        """Backward through modules that read the same input: their gradients are added up."""
+        own = [self.tokens * self._own_input(self.targets[n][0]) if n in self.targets else 0 for n in names]
+        for name, held in zip(names, own, strict=True):
+            self._linear(ledger, name, held)
+        ledger.drop(shared * (len(names) - 1))
+        if self.full or (any(name in self.targets for name in names) and not any(own)):
+            ledger.drop(shared)
+
+    def _attention_backward(self, ledger: _Ledger, masked: bool) -> None:
+        """The gradient of the result is alive; those of queries, keys and values are made."""
+        shape, size, tokens = self.shape, self.size, self.tokens
+        saved = self._attention_saved(masked)
+        queries, keys = tokens * size * shape.Q, tokens * size * shape.K
+        if self.eager:
+            ledger.pass_by(-queries, self._scores() * (8 - self._narrow()))
+            made = 3 * queries
+        else:
+            flash = not masked and size == 2 and shape.width <= FLASH_WIDTH
+            made = queries + 2 * (keys if flash else queries)
+            ledger.pass_by(made, self._attention_workspace(flash))
+        ledger.add(made)
+        ledger.drop(saved, queries)
+        ledger.pass_by(3 * queries)
+        ledger.drop(made - queries - 2 * keys)
+
+    def _attention_workspace(self, flash: bool) -> float:
+        shape, rows = self.shape, self.request.batch_size
+        padded = -(-self.request.sequence_length // 128) * 128 * rows * shape.heads
+        step = 32 if flash else 64
+        width = -(-shape.width // step) * step
+        if not flash:
+            wide = 2 * padded * width * 4 if shape.width > 128 else 0
+            return padded * (4 + width * 4) + wide
+        spread = 2 * self.tokens * self.size * shape.Q if shape.K < shape.Q else 0
+        return padded * (4 * (256 if shape.width > 128 else width) + 4) + spread
+
+    def backward(self, masked: bool) -> float:
+        """The highest number of bytes alive for a layer while its backward pass runs."""
+        shape, size, tokens = self.shape, self.size, self.tokens
+        hidden = tokens * size * shape.H
+        ledger = _Ledger(self.saved(masked) + hidden)
+        ledger.pass_by(self._last_forward())
+        ledger.add(hidden)
+        if shape.norms == 4:
+            self._norm(ledger, shape.H)
+        self._mlp_backward(ledger)
+        self._norm(ledger, shape.H)
+        if shape.norms == 4:
+            self._norm(ledger, shape.H)
+        self._linear(ledger, "o_proj", tokens * self._own_output())
+        self._attention_backward(ledger, masked)
+        if shape.qk_norm:
+            self._norm(ledger, shape.Q)
+        names = ["qkv_proj"] if shape.fused else ["v_proj", "k_proj", "q_proj"]
+        self._consumers(ledger, names, hidden)
+        return ledger.peak

@@ -1,0 +1,173 @@
+"""What a memory prediction is asked: the settings of a training run, and how others train that we do not."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from ollama_tune.core.errors import UsageError
+from ollama_tune.core.plan.settings import ComputeDtype, TrainingSettings
+
+AdapterDtype = Literal["float32", "bfloat16", "float16"]
+Attention = Literal["sdpa", "flash", "eager"]
+Optimizer = Literal["adamw", "adamw_foreach", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
+_ALIASES = {"checkpointing": "gradient_checkpointing"}
+_PREFIX = "training."
+_WORDS = {
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "fp32": "float32",
+    "flash_attention_2": "flash",
+    "adamw_torch": "adamw_foreach",
+    "adamw_torch_fused": "adamw",
+    "adamw_bnb_8bit": "adamw_8bit",
+    "paged_adamw_32bit": "paged_adamw",
+}
+"""What transformers' own arguments call these values."""
+
+
+class MemoryRequest(TrainingSettings):
+    """The `training` section of a run.yaml for a GPU, and what published runs do otherwise.
+
+    Every row has `sequence_length` tokens. What has no influence on memory is taken and not used.
+    """
+
+    device: Literal["cpu", "cuda"] = "cuda"
+    """Where the training runs; predictions are for a GPU."""
+    compute_dtype: ComputeDtype = "bfloat16"
+    """The number format of the arithmetic and of base weights that are not quantized."""
+    gradient_accumulation_steps: int = Field(1, ge=1, le=4096)
+    """With more than one the gradients stay in memory while the next batch is computed."""
+    method: Literal["lora", "full"] = "lora"
+    """`lora` trains an adapter, `full` every weight."""
+    adapter_dtype: AdapterDtype | None = None
+    """Number format of the trained weights; empty: float32 adapters, with `full` the compute_dtype."""
+    autocast: bool = True
+    """16-bit arithmetic by autocast around float32 weights; without, adapters compute in their own format."""
+    kbit_preparation: bool = False
+    """Base weights that are not quantized are cast to float32, as `prepare_model_for_kbit_training` does."""
+    attention: Attention = "sdpa"
+    """`sdpa` (torch picks the kernel), `flash` (FlashAttention, no mask), `eager` (all scores held)."""
+    padded: bool = False
+    """Rows are padded to the longest, so attention needs a mask."""
+    optimizer: Optimizer = "adamw"
+    """`adamw` is fused; `adamw_foreach` copies; 8 bit states; paged states are not held on the GPU."""
+    loss: Literal["chunked", "full"] = "chunked"
+    """`chunked` holds the logits of a few hundred tokens; `full` is the usual loss of transformers."""
+    path: Literal["general", "fast"] = "general"
+    """Which training code: `general` is transformers and peft."""
+    gpu: str = ""
+    """Name of the card, such as `H100`; decides cuBLAS' workspace."""
+    expandable_segments: bool = False
+    """PyTorch's allocator with growing segments, which wastes less."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> MemoryRequest:
+        if self.path == "fast":
+            raise ValueError("path fast has no code yet; general is what trains")
+        if self.device == "cpu":
+            raise ValueError("device cpu has no simulation; predictions are for cuda")
+        if self.method == "full" and self.quantization != "none":
+            raise ValueError("method full cannot train quantized weights; use lora or quantization none")
+        return self
+
+    @property
+    def trained_dtype(self) -> str:
+        """Number format of the trained weights."""
+        return self.adapter_dtype or ("float32" if self.method == "lora" else self.compute_dtype)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether 16-bit autocast is on while training."""
+        return self.autocast and self.compute_dtype != "float32"
+
+    @property
+    def hopper(self) -> bool:
+        """Whether the card is of the generation with larger cuBLAS workspaces."""
+        return any(name in self.gpu.upper() for name in ("H100", "H200", "H800", "H20", "GH200"))
+
+
+def as_request(training: TrainingSettings, longest: int) -> MemoryRequest:
+    """A run's own settings as a request: float32 adapters, rows of up to `longest` tokens, padded."""
+    values: dict[str, Any] = training.model_dump() | {
+        "device": "cuda",
+        "sequence_length": max(min(longest, training.sequence_length), 16),
+        "padded": training.batch_size > 1,
+    }
+    return MemoryRequest(
+        **{name: value for name, value in values.items() if name in MemoryRequest.model_fields}
+    )
+
+
+def parse_request(values: Mapping[str, Any]) -> MemoryRequest:
+    """Check `key: value` pairs, with or without `training.`; `UsageError` names the nearest right one."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = key.removeprefix(_PREFIX)
+        name = _ALIASES.get(name, name)
+        if name not in MemoryRequest.model_fields:
+            raise UsageError(f"There is no setting {key!r} that decides memory.", _nearest_key(name))
+        found[name] = _WORDS.get(value, value) if isinstance(value, str) else value
+    try:
+        return MemoryRequest.model_validate(found)
+    except ValidationError as error:
+        raise _wrong_value(error, found) from error
+
+
+def request_help() -> list[tuple[str, str, str]]:
+    """Name, default and meaning of every key that decides memory."""
+    unused = set(TrainingSettings.model_fields) - _DECIDE
+    return [
+        (name, _shown(field.default), " ".join(str(field.description or "").split()))
+        for name, field in MemoryRequest.model_fields.items()
+        if name not in unused
+    ]
+
+
+_DECIDE = {
+    "quantization",
+    "compute_dtype",
+    "rank",
+    "dropout",
+    "targets",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "sequence_length",
+    "gradient_checkpointing",
+} | set(BaseModel.model_fields)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "by method"
+    return str(value).lower() if isinstance(value, bool) else str(value) or "any"
+
+
+def _nearest_key(name: str) -> str:
+    names = [*MemoryRequest.model_fields, *_ALIASES]
+    close = difflib.get_close_matches(name.rpartition(".")[2], names, n=1, cutoff=0.5)
+    return f"Did you mean {close[0]!r}?" if close else "`ollama-tune predict --help` lists them."
+
+
+def _wrong_value(error: ValidationError, found: Mapping[str, Any]) -> UsageError:
+    first = error.errors(include_url=False)[0]
+    name = str(first["loc"][0]) if first["loc"] else ""
+    message = first["msg"].removeprefix("Value error, ")
+    what = f"The setting {name} is wrong: {message}." if name else f"{message[0].upper()}{message[1:]}."
+    allowed = _allowed(name)
+    close = difflib.get_close_matches(str(found.get(name)), allowed, n=1, cutoff=0.4)
+    if close:
+        return UsageError(what, f"Did you mean {name}={close[0]}?")
+    return UsageError(what, "`ollama-tune predict --help` says what each key takes.")
+
+
+def _allowed(name: str) -> list[str]:
+    """The words that a key takes, if it takes words."""
+    if name not in MemoryRequest.model_fields:
+        return []
+    schema = MemoryRequest.model_json_schema()["properties"][name]
+    options = [schema, *schema.get("anyOf", [])]
+    return [str(word) for option in options for word in option.get("enum", [option.get("const")]) if word]

@@ -1,0 +1,161 @@
+"""The sizes of a model that decide its memory, from a `config.json` or from a `ModelSpec`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ollama_tune.core.errors import TuneError
+from ollama_tune.core.models.values import ModelSpec
+
+_QK_NORM = {"qwen3", "gemma3_text", "olmo2", "hunyuan_v1_dense"}
+_SANDWICH = {"gemma2", "gemma3_text"}
+_FUSED = {"phi3"}
+_EAGER = {"gemma2"}
+_BIASED = {"qwen2"}
+_SLIDING = {"mistral", "gemma2", "gemma3_text", "phi3"}
+_TIED = {"llama": False, "mistral": False, "qwen2": False, "qwen3": False, "phi3": False}
+"""What transformers assumes where a config does not say whether head and embedding are one; else true."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes by the field's usual letters: Q and K are all heads' width; `kinds` counts layers by mask.
+
+    `windows` are the sliding windows of the layers in tokens (0: none), one entry a layer.
+    """
+
+    model_type: str
+    H: int
+    I: int  # noqa: E741
+    Q: int
+    K: int
+    V: int
+    L: int
+    heads: int
+    tied: bool
+    parameters: int
+    windows: tuple[int, ...] = ()
+    attention_cap: bool = False
+    logits_cap: bool = False
+
+    @classmethod
+    def of(cls, spec: ModelSpec) -> Shape:
+        """From a model's description; what only its config.json says is what its family usually has."""
+        return cls(
+            model_type=spec.model_type,
+            H=spec.hidden_size,
+            I=spec.intermediate_size,
+            Q=spec.heads * spec.head_dim,
+            K=spec.key_value_heads * spec.head_dim,
+            V=spec.vocabulary_size,
+            L=spec.layers,
+            heads=spec.heads,
+            tied=spec.tied_embeddings,
+            parameters=spec.parameters,
+            attention_cap=spec.model_type == "gemma2",
+            logits_cap=spec.model_type == "gemma2",
+        )
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any]) -> Shape:
+        """From a `config.json` alone, its parameters counted; `TuneError` where a size is missing."""
+        heads, hidden = _number(config, "num_attention_heads"), _number(config, "hidden_size")
+        width = config.get("head_dim") or hidden // heads
+        groups = config.get("num_key_value_heads") or heads
+        model_type = str(config.get("model_type", ""))
+        tied = config.get("tie_word_embeddings")
+        shape = cls(
+            model_type=model_type,
+            H=hidden,
+            I=_number(config, "intermediate_size"),
+            Q=heads * width,
+            K=groups * width,
+            V=_number(config, "vocab_size"),
+            L=_number(config, "num_hidden_layers"),
+            heads=heads,
+            tied=_TIED.get(model_type, True) if tied is None else bool(tied),
+            parameters=0,
+            windows=_windows(config),
+            attention_cap=config.get("attn_logit_softcapping") is not None,
+            logits_cap=config.get("final_logit_softcapping") is not None,
+        )
+        return cls(**{**vars(shape), "parameters": shape.counted()})
+
+    @property
+    def width(self) -> int:
+        """Width of a head."""
+        return self.Q // self.heads
+
+    @property
+    def qk_norm(self) -> bool:
+        """Whether queries and keys are normalized."""
+        return self.model_type in _QK_NORM
+
+    @property
+    def norms(self) -> int:
+        """Norms of the hidden states in a layer."""
+        return 4 if self.model_type in _SANDWICH else 2
+
+    @property
+    def fused(self) -> bool:
+        """Whether one linear module makes queries, keys and values, and one gate and up."""
+        return self.model_type in _FUSED
+
+    @property
+    def eager_only(self) -> bool:
+        """Whether transformers has no other attention than the one with all scores in memory."""
+        return self.model_type in _EAGER
+
+    def linear(self) -> dict[str, tuple[int, int]]:
+        """Input and output width of a layer's linear modules by name, in the order of their use."""
+        if self.fused:
+            first = {"qkv_proj": (self.H, self.Q + 2 * self.K)}
+            second = {"gate_up_proj": (self.H, 2 * self.I)}
+        else:
+            first = {"q_proj": (self.H, self.Q), "k_proj": (self.H, self.K), "v_proj": (self.H, self.K)}
+            second = {"gate_proj": (self.H, self.I), "up_proj": (self.H, self.I)}
+        return {**first, "o_proj": (self.Q, self.H), **second, "down_proj": (self.I, self.H)}
+
+    def targets(self, names: str | list[str]) -> dict[str, tuple[int, int]]:
+        """The modules that get an adapter; an unknown name counts as a square one."""
+        known = self.linear()
+        if isinstance(names, str):
+            return known
+        short = [name.rsplit(".", 1)[-1] for name in names]
+        return {name: known.get(name, (self.H, self.H)) for name in short}
+
+    def linear_parameters(self) -> int:
+        """Weights of the layers' linear modules, which NF4 shrinks."""
+        return self.L * sum(inside * outside for inside, outside in self.linear().values())
+
+    def counted(self) -> int:
+        """All parameters: linear modules, their biases, norms, embedding, and a head of its own."""
+        biases = self.Q + 2 * self.K if self.model_type in _BIASED else 0
+        norms = self.norms * self.H + (2 * self.width if self.qk_norm else 0)
+        embeddings = self.V * self.H * (1 if self.tied else 2)
+        return self.linear_parameters() + self.L * (biases + norms) + self.H + embeddings
+
+
+def _number(config: Mapping[str, Any], name: str) -> int:
+    value = config.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise TuneError(f"The model's config.json gives no usable value for {name}.", "Choose another model.")
+    return value
+
+
+def _windows(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """The sliding window of every layer, by its list of kinds, its pattern, or for all alike."""
+    window, layers = config.get("sliding_window") or 0, int(config["num_hidden_layers"])
+    if not config.get("use_sliding_window", config.get("model_type") in _SLIDING):
+        window = 0
+    kinds = config.get("layer_types")
+    if isinstance(kinds, list):
+        return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
+    if config.get("model_type") == "gemma2":
+        return tuple(window if index % 2 == 0 else 0 for index in range(layers))
+    if config.get("model_type") == "gemma3_text":
+        period = config.get("sliding_window_pattern") or 6
+        return tuple(window if (index + 1) % period else 0 for index in range(layers))
+    return (window,) * layers

@@ -1,0 +1,146 @@
+"""What a device reaches: from what was measured here, from a card's public figures, or a low guess."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ollama_tune.core.files import write_atomic
+from ollama_tune.core.machine.values import Gpu, Machine
+from ollama_tune.core.paths import cache_dir
+from ollama_tune.core.plan.cards import Card, find_card
+from ollama_tune.core.plan.settings import TrainingSettings
+
+CPU_CORE_FLOPS = {"float32": 80e9, "bfloat16": 60e9, "float16": 60e9}
+"""float32: 80 to 140 measured with transformers + peft on one core of an x86 server with AVX-512.
+bfloat16: 160 there with AMX, far less on a CPU without 16-bit units, so a low figure."""
+CPU_SCALING = 0.85
+"""n cores do the work of n to that power."""
+CPU_LAYER_SECONDS = 1.6e-3
+GPU_LAYER_SECONDS = 0.5e-3
+CPU_BANDWIDTH = 20e9
+REACHED = 0.4
+REACHED_HOPPER = 0.3
+"""Share of a card's dense 16-bit rate that fine-tuning through transformers reaches; of Hopper's, whose
+matrix units wait for the rest sooner, less: 790 of 989 TFLOP/s is the most that was measured."""
+BANDWIDTH_REACHED = 0.6
+GPU_START, CPU_START = 20.0, 6.0
+LOW_PEAKS = {
+    (12, 0): 40e12,
+    (10, 0): 800e12,
+    (9, 0): 400e12,
+    (8, 9): 30e12,
+    (8, 6): 25e12,
+    (8, 0): 150e12,
+    (7, 0): 30e12,
+}
+"""A low figure for a GPU of that compute capability or newer."""
+LOW_BANDWIDTH = 250e9
+UNMEASURED, KNOWN, MEASURED = 3.0, 2.0, 1.3
+"""How far off a time may be: with a low guess, with known figures, with a speed measured here."""
+TRUSTED = (0.02, 50.0)
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What a device reaches: arithmetic and bytes a second, seconds a layer and pass cost at least.
+
+    `start_seconds` pass before the first step. Times made of it may be off by the factor `spread`.
+    """
+
+    flops: float
+    bandwidth: float
+    layer_seconds: float
+    start_seconds: float
+    spread: float
+    ground: str
+
+
+def rate_of(training: TrainingSettings, machine: Machine) -> Rate:
+    """The device's rate for these settings, corrected by what earlier runs on it measured."""
+    rate = expected_rate(training, machine)
+    ratio = _known().get(_key(training, machine))
+    if ratio is None:
+        return rate
+    return replace(
+        rate,
+        flops=rate.flops * ratio,
+        bandwidth=rate.bandwidth * ratio,
+        layer_seconds=rate.layer_seconds / ratio,
+        spread=MEASURED,
+        ground=f"as fast as the last run on this {'GPU' if training.device == 'cuda' else 'CPU'}",
+    )
+
+
+def remember(training: TrainingSettings, machine: Machine, ratio: float) -> None:
+    """Keep measured / expected speed of a run for the next plans on this device; nonsense is not kept.
+
+    `ratio` is against the expectation without earlier measurements.
+    """
+    if not TRUSTED[0] <= ratio <= TRUSTED[1]:
+        return
+    write_atomic(_path(), json.dumps(_known() | {_key(training, machine): round(ratio, 4)}, indent=1))
+
+
+def expected_rate(training: TrainingSettings, machine: Machine) -> Rate:
+    """The rate without earlier measurements, which `remember` compares with."""
+    if training.device == "cpu" or not machine.gpu.gpus:
+        return _cpu(training, machine)
+    gpu = machine.gpu.gpus[0]
+    card = find_card(gpu.name)
+    if card is None:
+        return _unknown(gpu)
+    return _carded(gpu, card)
+
+
+def _path() -> Path:
+    return cache_dir() / "speed.json"
+
+
+def _known() -> dict[str, float]:
+    try:
+        tree = json.loads(_path().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    known = tree.items() if isinstance(tree, dict) else ()
+    return {
+        str(key): float(ratio)
+        for key, ratio in known
+        if isinstance(ratio, int | float) and TRUSTED[0] <= ratio <= TRUSTED[1]
+    }
+
+
+def _key(training: TrainingSettings, machine: Machine) -> str:
+    gpus = machine.gpu.gpus
+    if training.device == "cuda" and gpus:
+        device = gpus[0].name
+    else:
+        device = f"{machine.host.cores} x {machine.host.cpu}"
+    return f"{device} {training.compute_dtype} {training.quantization}"
+
+
+def _cpu(training: TrainingSettings, machine: Machine) -> Rate:
+    cores, per_core = machine.host.cores, CPU_CORE_FLOPS[training.compute_dtype]
+    words = f"{per_core / 1e9:.0f} GFLOP/s a core as measured on an x86 server, {cores} cores"
+    rate = per_core * cores**CPU_SCALING
+    return Rate(rate, CPU_BANDWIDTH, CPU_LAYER_SECONDS, CPU_START, KNOWN, words)
+
+
+def _carded(gpu: Gpu, card: Card) -> Rate:
+    """By the card's figures; a MIG instance has the share of the chip that it has of the memory."""
+    share = min(gpu.total / (card.mib << 20), 1.0) if gpu.mig else 1.0
+    reached = REACHED_HOPPER if (9, 0) <= card.capability < (12, 0) else REACHED
+    peak = card.teraflops * 1e12 * share
+    part = f", {share:.0%} of the chip" if gpu.mig else ""
+    words = f"{reached:.0%} of the {card.name}'s {card.teraflops:g} TFLOP/s{part}; not measured on this GPU"
+    bandwidth = BANDWIDTH_REACHED * card.bandwidth * 1e9 * share
+    return Rate(reached * peak, bandwidth, GPU_LAYER_SECONDS, GPU_START, KNOWN, words)
+
+
+def _unknown(gpu: Gpu) -> Rate:
+    own = gpu.compute_capability
+    peak = next((peak for least, peak in LOW_PEAKS.items() if own and own >= least), 10e12)
+    kind = f"compute capability {own[0]}.{own[1]}" if own else "an unknown GPU"
+    words = f"a low figure for {kind}: {REACHED:.0%} of {peak / 1e12:.0f} TFLOP/s"
+    return Rate(REACHED * peak, LOW_BANDWIDTH, GPU_LAYER_SECONDS, GPU_START, UNMEASURED, words)

@@ -1,0 +1,402 @@
+"""Out of memory is an event, not an end: what failed is done again in a way that needs less.
+
+A window (all micro-batches of one optimizer step) is redone as a whole, with fewer rows at once. The loss
+is divided by the supervised tokens of the window, so its value and gradient stay the same up to rounding.
+When one row at a time does not fit, activations are recomputed, then kept in the computer's memory, and at
+last the process begins again from a checkpoint: a fresh process has no fragmented memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
+
+import psutil
+
+from ollama_tune.core.errors import TuneError
+from ollama_tune.core.machine.host import read_memory
+from ollama_tune.core.text import human_bytes
+from ollama_tune.core.train.checkpoint import TrainState
+from ollama_tune.core.train.session import Session, peak_memory
+
+T = TypeVar("T")
+Rows = Sequence[Sequence[int]]
+
+PATIENCE = 3
+"""That many windows without memory ..."""
+SPAN = 50
+"""... among so many steps keep the smaller micro-batch for good; a restart counts as new after as many."""
+LOOK = 1.0
+"""Seconds between two looks at the computer's free memory."""
+LEAST_FREE = 192 << 20
+"""The kernel begins to end processes when about that much is left."""
+
+_KINDS = {"MemoryError", "OutOfMemoryError"}
+_WORDS = (
+    "can't allocate memory",
+    "not enough memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "Error out of memory",
+)
+_WISH = re.compile(r"[Tt]ried to allocate ([\d.]+ ?[KMGT]?i?(?:B|bytes))")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for Python's, the GPU allocator's, the CPU allocator's and the CUDA libraries' ways to say it."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & _KINDS) or any(word in str(error) for word in _WORDS)
+
+
+def free_memory() -> None:
+    """Give back what nothing refers to any more. To be called outside the `except` block that caught the
+    error: inside it the traceback keeps the tensors of every frame alive."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+class OutOfMemory(TuneError):
+    """Every way to need less was tried."""
+
+    @classmethod
+    def at(cls, step: int) -> OutOfMemory:
+        """The error of a step, counted from 1."""
+        return cls(
+            f"The memory of the device does not suffice for one row in step {step}.",
+            "Close other programs on it and resume the run, or start one with a smaller sequence_length.",
+        )
+
+
+class Restart(Exception):
+    """Nothing is left but to begin again from the checkpoint in a fresh process."""
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """Figures of the moment when memory ran out, in bytes; `wish` is the allocator's text or None."""
+
+    allocated: int
+    free: int
+    wish: str | None
+
+    @classmethod
+    def of(cls, error: BaseException, device: str) -> Shortage:
+        """Read them before anything is freed; of the message only the size is taken, never its text."""
+        found = _WISH.search(str(error))
+        wish = found.group(1) if found else None
+        if device == "cuda":
+            import torch
+
+            return cls(torch.cuda.memory_allocated(), torch.cuda.mem_get_info()[0], wish)
+        return cls(psutil.Process().memory_info().rss, read_memory()[0], wish)
+
+
+class Offload:
+    """Keeps what the forward pass saves for backward in the computer's memory (a saved-tensor hook).
+
+    Unlike torch's `save_on_cpu` it leaves the model's own weights where they are: every frozen linear
+    layer saves its weight for backward, which would be copied to and fro in each step.
+    """
+
+    SMALL = 1 << 16
+
+    def __init__(self, model: Any) -> None:
+        tensors = [*model.parameters(), *model.buffers()]
+        self._own = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+
+    def hooks(self) -> Any:
+        """The context in which a window is computed."""
+        from torch.autograd.graph import saved_tensors_hooks
+
+        return saved_tensors_hooks(self._pack, self._unpack)  # type: ignore[no-untyped-call]
+
+    def _pack(self, tensor: Any) -> tuple[Any, Any]:
+        own = tensor.untyped_storage().data_ptr() in self._own
+        if own or tensor.numel() * tensor.element_size() < self.SMALL:
+            return None, tensor
+        return tensor.device, self.to_host(tensor)
+
+    def _unpack(self, packed: tuple[Any, Any]) -> Any:
+        device, tensor = packed
+        return tensor if device is None else self.to_device(tensor, device)
+
+    def to_host(self, tensor: Any) -> Any:
+        """A copy in the computer's memory."""
+        return tensor.to("cpu", copy=True)
+
+    def to_device(self, tensor: Any, device: Any) -> Any:
+        """The copy back on the device that computes."""
+        return tensor.to(device)
+
+
+def halved(rows: int) -> int:
+    """The next smaller micro-batch."""
+    return max((rows + 1) // 2, 1)
+
+
+def split(window: Rows, rows: int) -> list[Sequence[int]]:
+    """The same rows in the same order, at most `rows` at once."""
+    return [batch[start : start + rows] for batch in window for start in range(0, len(batch), rows)]
+
+
+class Recovery:
+    """Does the work of a run such that running out of memory does not end it.
+
+    What is kept for good stands in `state` (a `TrainState`), which checkpoints carry along: `micro_batch`,
+    `checkpointing`, `offload`. `discard` forgets a half-done window: gradients and the like. `changed`
+    is True when something was changed for good since the last checkpoint.
+    """
+
+    def __init__(self, session: Session, model: Any, state: TrainState, discard: Callable[[], None]) -> None:
+        import torch
+
+        self._session = session
+        self._training = session.settings.training
+        self._model = model
+        self._discard = discard
+        self._looked = 0.0
+        self._warned = False
+        self._peak = peak_memory()
+        self._one = torch.ones(())
+        self._older = self._one.clone().requires_grad_() * 1
+        self.state = state
+        self.changed = False
+        self.evaluation_rows = self._training.batch_size
+        self.offload: Offload | None = Offload(model) if self._training.device == "cuda" else None
+
+    @property
+    def micro_batch(self) -> int:
+        """Rows computed at once, as far as it was settled for good."""
+        return self.state.micro_batch or self._training.batch_size
+
+    @property
+    def checkpointing(self) -> bool:
+        """True when activations are recomputed, by the settings or since memory ran out."""
+        return self._training.gradient_checkpointing or self.state.checkpointing
+
+    def adopt(self, state: TrainState) -> None:
+        """Go on with a checkpoint's state: what was changed for good stays changed."""
+        self.state = state
+        if self.checkpointing:
+            self._recompute()
+
+    def window(self, step: int, window: Rows, work: Callable[[Rows], T]) -> T:
+        """Let `work` compute the window of a step (counted from 1), in smaller parts where it must be.
+
+        `work` gets the micro-batches, seeds its random numbers itself and leaves nothing behind when it
+        fails but what `discard` forgets. Raises `Restart` or, after one, `OutOfMemory` when nothing helps.
+        """
+        rows = most = min(max(map(len, window)), self.micro_batch)
+        free = self._little_left()
+        if free is not None:
+            rows = self._early(step, rows, free)
+        failed = False
+        while True:
+            try:
+                with self._context():
+                    result = work(split(window, rows))
+                if failed or rows < most:
+                    self._note(step, rows, most)
+                return result
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                shortage = Shortage.of(error, self._training.device)
+            failed = True
+            self._discard()
+            self._drain()
+            free_memory()
+            rows = self._need_less(step, rows, shortage)
+
+    def _drain(self) -> None:
+        """Let autograd drop what a failed backward pass left in this thread's queue, with all it refers to.
+
+        It pops later operations first, so a graph older than every window gets its turn when the queue is
+        empty (measured: without this the tensors of a failed backward pass live on).
+        """
+        self._older.backward(self._one, retain_graph=True)
+
+    def _context(self) -> Any:
+        if self.state.offload and self.offload is not None:
+            return self.offload.hooks()
+        return contextlib.nullcontext()
+
+    def _need_less(self, step: int, rows: int, shortage: Shortage) -> int:
+        """Take the next rung of the ladder and say so; returns the rows to compute at once now."""
+        if rows > 1:
+            after = halved(rows)
+            change = f"the step is done again with {_rows(after)} at once instead of {rows}."
+            self._tell("training", step, change, shortage, before=rows, after=after)
+            return after
+        if not self.checkpointing:
+            self._recompute()
+            self.state.checkpointing = self.changed = True
+            change = "from now on activations are recomputed in the backward pass, which takes longer."
+        elif self.offload is not None and not self.state.offload:
+            self.state.offload = self.changed = True
+            change = "from now on activations are kept in the computer's memory, which takes longer."
+        else:
+            self._begin_again(step, shortage)
+        self._tell("training", step, change, shortage, before=1, after=1, kept=True)
+        return 1
+
+    def _begin_again(self, step: int, shortage: Shortage) -> NoReturn:
+        """Mark the restart in the state, once in `SPAN` steps; else there is nothing left to try."""
+        before = self.state.restarted_at
+        if before is not None and step - 1 - before < SPAN:
+            self._tell("training", step, None, shortage, before=1, after=None)
+            raise OutOfMemory.at(step)
+        self.state.restarted_at, self.state.micro_batch = step - 1, 1
+        change = "the worker begins again from a checkpoint of this step, one row at a time."
+        self._tell("training", step, change, shortage, before=1, after=1, kept=True)
+        raise Restart
+
+    def cheaper(self) -> str | None:
+        """Settle for less from the start: fewer rows at once, then checkpointing; what, None if neither."""
+        rows = self.micro_batch
+        if rows > 1:
+            self.state.micro_batch = halved(rows)
+            what = f"{_rows(halved(rows))} at once are computed instead of {rows}; rows a step stay the same."
+        elif not self.checkpointing:
+            self._recompute()
+            self.state.checkpointing = True
+            what = "activations are recomputed in the backward pass, which takes longer."
+        else:
+            return None
+        self.changed = True
+        return what
+
+    def _recompute(self) -> None:
+        from ollama_tune.core.train.model import enable_checkpointing
+
+        enable_checkpointing(self._model.get_base_model())
+
+    def _note(self, step: int, rows: int, most: int) -> None:
+        """Remember a window that needed less; the third among 50 steps settles it for good."""
+        recent = [*(old for old in self.state.shortages if step - old < SPAN), step]
+        self.state.shortages = recent
+        if len(recent) < PATIENCE or rows >= most:
+            return
+        self.state.shortages, self.state.micro_batch, self.changed = [], rows, True
+        change = (
+            f"from now on {_rows(rows)} at once are computed instead of {most}; rows a step stay the same."
+        )
+        self._tell("training", step, change, None, before=most, after=rows, kept=True)
+
+    def evaluation(self, step: int, work: Callable[[int], T]) -> T | None:
+        """Let `work` measure with so many rows at once; with half of them, from its start, if that is too much.
+
+        The smaller batch stays for later evaluations and never touches the training's. None when not even
+        one row fits: then this evaluation is left out.
+        """
+        while True:
+            rows = self.evaluation_rows
+            try:
+                return work(rows)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                shortage = Shortage.of(error, self._training.device)
+            free_memory()
+            after = halved(rows)
+            change = f"the evaluation is done again with {_rows(after)} at once instead of {rows}."
+            if rows == 1:
+                change = "the evaluation is left out, because not even one row at once fits."
+            self._tell("evaluation", step, change, shortage, before=rows, after=after)
+            if rows == 1:
+                return None
+            self.evaluation_rows = after
+
+    def answers(self, before: int, after: int, shortage: Shortage) -> None:
+        """Tell that answers are written for fewer questions at once; `after` 0 leaves one without answer."""
+        change = f"{after} questions at once are answered instead of {before}."
+        if not after:
+            change = "one question is left without an answer, because not even it alone fits."
+        self._tell("answers", self.state.step, change, shortage, before=before, after=after)
+
+    def saving(self, step: int, work: Callable[[], T]) -> T | None:
+        """Let `work` write a checkpoint, once more after freeing memory; None when that fails too."""
+        for attempt in range(2):
+            try:
+                return work()
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                shortage = Shortage.of(error, self._training.device)
+            free_memory()
+            change = (
+                "the former checkpoint stays the newest." if attempt else "the checkpoint is written again."
+            )
+            self._tell("checkpoint", step, change, shortage)
+        return None
+
+    def tell_probe(self, change: str, shortage: Shortage, before: int) -> None:
+        """Tell that the probe at the start ran out of memory and what was chosen instead."""
+        self._tell(
+            "probe", self.state.step, change, shortage, before=before, after=self.micro_batch, kept=True
+        )
+
+    def _tell(
+        self,
+        work: str,
+        step: int,
+        change: str | None,
+        shortage: Shortage | None,
+        *,
+        before: int | None = None,
+        after: int | None = None,
+        kept: bool = False,
+    ) -> None:
+        self._session.emit(
+            "out_of_memory",
+            work=work,
+            step=step,
+            change=change and change[0].upper() + change[1:],
+            batch_before=before,
+            batch_after=after,
+            kept=kept,
+            allocated=shortage.allocated if shortage else None,
+            free=shortage.free if shortage else None,
+            wish=shortage.wish if shortage else None,
+        )
+
+    def _little_left(self) -> int | None:
+        """The computer's free memory where it is less than a step has needed besides what is held already.
+
+        Only where the CPU trains: there the kernel would end the process without a word. Looked at once a
+        second; a step's need is the most this process ever held, if that was not while it loaded the model,
+        less what it holds now.
+        """
+        if self._training.device != "cpu" or time.monotonic() - self._looked < LOOK:
+            return None
+        self._looked = time.monotonic()
+        peak, free = peak_memory(), read_memory()[0]
+        need = peak - psutil.Process().memory_info().rss if peak > self._peak else 0
+        if free < LEAST_FREE + max(need, 0):
+            return free
+        self._warned = False
+        return None
+
+    def _early(self, step: int, rows: int, free: int) -> int:
+        """Fewer rows at once before the kernel ends the process; returns how many."""
+        after = halved(rows)
+        if after == rows and self._warned:
+            return rows
+        self._warned = True
+        fix = f"It is computed with {_rows(after)} at once instead of {rows}; close other programs."
+        if after == rows:
+            fix = "Close other programs, or the system may end the run; it can be resumed then."
+        self._session.warn(f"Only {human_bytes(free)} of memory are free at step {step}.", fix)
+        return after
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count} rows"

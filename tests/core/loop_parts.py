@@ -1,0 +1,67 @@
+"""A trainer on a tiny real model in this process, with rows that can be learned."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+from ollama_tune.core.data.values import Example
+from ollama_tune.core.plan.settings import parse
+from ollama_tune.core.runs.folder import RunFolder, create_run
+from ollama_tune.core.train.checkpoint import newest
+from ollama_tune.core.train.loop import Trainer
+from ollama_tune.core.train.model import add_adapter, load_base
+from ollama_tune.core.train.session import Session, StopWish
+
+
+def examples(count: int, first: int = 0) -> list[Example]:
+    """Rows that can be learned: the second half repeats one token."""
+    rows = []
+    for number in range(first, first + count):
+        chance = random.Random(number)
+        half = chance.randrange(3, 20)
+        ids = (*(chance.randrange(3, 300) for _ in range(half)), *[305 + number % 2] * half)
+        rows.append(Example("", ids, tuple([False] * half + [True] * half), ((0, 0),) * len(ids)))
+    return rows
+
+
+TRAIN, VALIDATION = examples(24), examples(6, first=100)
+
+
+class Run:
+    """A trainer with everything it needs."""
+
+    def __init__(
+        self,
+        model: Path,
+        folder: RunFolder | None = None,
+        validation: list[Example] = VALIDATION,
+        **training: Any,
+    ) -> None:
+        quick = {"batch_size": 2, "gradient_accumulation_steps": 2, "rank": 4, "learning_rate": 5e-3}
+        made = {"model": {"source": str(model)}, "training": quick | {"dropout": 0.1} | training}
+        self.folder = folder or create_run(parse(made), "loop")
+        self.session = Session(self.folder, StopWish(self.folder))
+        settings = self.session.settings.training
+        self.model = add_adapter(load_base(model, settings), settings, str(model))
+        self.trainer = Trainer(self.session, self.model, TRAIN, validation, pad_id=0)
+
+    def resume(self) -> list[str]:
+        found, damaged = newest(self.folder)
+        assert found is not None
+        self.trainer.restore(found)
+        return damaged
+
+    def stop_after(self, step: int) -> None:
+        """Ask for the end while the step after that one is computed."""
+        objective, calls = self.trainer.objective, 0
+
+        def counted(batch: Any) -> Any:
+            nonlocal calls
+            calls += self.model.training
+            if calls == 2 * step + 1:
+                self.folder.stop_path.touch()
+            return objective(batch)
+
+        self.trainer.objective = counted  # type: ignore[assignment]

@@ -1,0 +1,149 @@
+"""The importance matrix gathered in a training's evaluations, compared with a computation row by row."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from ollama_tune.core.data.values import Example
+from ollama_tune.core.plan.settings import parse
+from ollama_tune.core.runs.folder import RunFolder, create_run
+from ollama_tune.core.train.batches import collate
+from ollama_tune.core.train.importance import LayerInputs
+from ollama_tune.core.train.loop import Trainer
+from ollama_tune.core.train.model import add_adapter, load_base
+from ollama_tune.core.train.session import Session, StopWish
+from tests.tiny import build_model
+
+QUERY = "model.layers.1.self_attn.q_proj"
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def rows(count: int) -> list[Example]:
+    made = []
+    for number in range(count):
+        chance = random.Random(number)
+        ids = tuple(chance.randrange(3, 300) for _ in range(chance.randrange(20, 60)))
+        made.append(Example("", ids, (True,) * len(ids), ((0, 0),) * len(ids)))
+    return made
+
+
+def adapted(model_folder: Path, **training: Any) -> Any:
+    """A model with an adapter on two kinds of layers that changes what flows through it."""
+    settings = parse({"training": {"targets": ["q_proj", "down_proj"], "rank": 4} | training}).training
+    model = add_adapter(load_base(model_folder, settings), settings, "base")
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_(0, 0.1)
+    return model.eval()
+
+
+@torch.no_grad()
+def gathered(model: Any, examples: Sequence[Example], batch: int) -> LayerInputs:
+    with LayerInputs(model.get_base_model()) as inputs:
+        for start in range(0, len(examples), batch):
+            part = collate(examples[start : start + batch], 0, "cpu")
+            model(input_ids=part.ids, attention_mask=part.attention)
+    return inputs
+
+
+@torch.no_grad()
+def straightforward(model: Any, examples: Sequence[Example], module: str) -> torch.Tensor:
+    """Mean squared input of one layer, a row at a time and without padding."""
+    seen: list[torch.Tensor] = []
+    layer = model.get_base_model().get_submodule(module)
+    handle = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0][0].double()))
+    for example in examples:
+        model(input_ids=torch.tensor([example.ids]))
+    handle.remove()
+    return torch.cat(seen).square().mean(0)
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_it_equals_a_computation_row_by_row(model_folder: Path, tmp_path: Path, quantization: str) -> None:
+    model, examples = adapted(model_folder, quantization=quantization), rows(40)
+    inputs = gathered(model, examples, batch=7)
+    assert inputs.tokens == sum(len(example.ids) for example in examples)
+    inputs.write(tmp_path / "importance.safetensors")
+    found = load_file(tmp_path / "importance.safetensors")
+    for part in ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"):
+        module = f"model.layers.1.{part}"
+        expected = straightforward(model, examples, module)
+        torch.testing.assert_close(found[module].double(), expected, rtol=2e-3, atol=1e-7)
+    with safe_open(tmp_path / "importance.safetensors", "pt") as file:
+        assert file.metadata() == {"tokens": str(inputs.tokens)}
+
+
+def test_every_linear_layer_but_the_head_is_there_under_its_own_name(model_folder: Path) -> None:
+    model = adapted(model_folder)
+    inputs = gathered(model, rows(2), batch=2)
+    plain = load_base(model_folder, parse({}).training)
+    linear = {name for name, module in plain.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert set(inputs._sums) == linear - {"lm_head"}
+
+
+def test_nothing_stays_hooked_and_without_the_wish_nothing_is_hooked(model_folder: Path) -> None:
+    causal = adapted(model_folder).get_base_model()
+    with LayerInputs(causal, wanted=False) as inputs:
+        assert not any(module._forward_pre_hooks for module in causal.modules())
+    with LayerInputs(causal):
+        assert any(module._forward_pre_hooks for module in causal.modules())
+    assert not any(module._forward_pre_hooks for module in causal.modules())
+    assert inputs.tokens == 0
+
+
+def test_too_few_tokens_write_nothing_and_take_an_old_file_away(model_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "importance.safetensors"
+    path.write_bytes(b"old")
+    gathered(adapted(model_folder), rows(5), batch=5).write(path)
+    assert not path.exists()
+
+
+def train(model_folder: Path, **export: Any) -> RunFolder:
+    settings = {
+        "model": {"source": str(model_folder)},
+        "training": {"batch_size": 4, "gradient_accumulation_steps": 1, "epochs": 1.0, "rank": 4},
+        "export": export,
+    }
+    folder = create_run(parse(settings), "importance")
+    session = Session(folder, StopWish(folder))
+    model = add_adapter(load_base(model_folder, session.settings.training), session.settings.training, "base")
+    Trainer(session, model, rows(16), rows(40), pad_id=0).run()
+    return folder
+
+
+def test_a_training_leaves_the_matrix_of_its_best_checkpoint(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_TUNE_HOME", str(tmp_path))
+    folder = train(model_folder)
+    written = load_file(folder.importance_path)
+    assert written[QUERY].shape == (64,) and bool((written[QUERY] > 0).all())
+    with safe_open(folder.importance_path, "pt") as file:
+        assert int(file.metadata()["tokens"]) == sum(len(example.ids) for example in rows(40))
+
+
+def test_a_training_that_does_not_want_it_leaves_none(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_TUNE_HOME", str(tmp_path))
+    assert not train(model_folder, importance=False).importance_path.exists()
