@@ -29,7 +29,8 @@ from ollama_tune.tui.state import (
     live_run,
     load_answers,
 )
-from ollama_tune.tui.work import FactsApp, Probe
+from ollama_tune.tui.tasks import Probe
+from ollama_tune.tui.work import FactsApp
 
 if TYPE_CHECKING:
     from ollama_tune.core.plan.settings import Settings
@@ -225,16 +226,20 @@ class TuneApp(FactsApp):
     def start_run(self, settings: Settings) -> None:
         """Make the run folder and start its worker; ends in `RunStarted` or `StartFailed`."""
         self._busy("start", "Starting the run …")
-        self._start_run(settings, self.take_warm())
+        self._start_run(settings)
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="start")
-    def _start_run(self, settings: Settings, warm: WarmWorker | None) -> None:
+    def _start_run(self, settings: Settings) -> None:
         from ollama_tune.core.runs.folder import create_run
         from ollama_tune.core.runs.launch import start
 
+        lack = self.shortage_now(settings)
+        if lack is not None:
+            self.post_message(messages.StartFailed(lack))
+            return
         try:
             folder = create_run(settings, settings.export.name or Path(settings.model.source).name)
-            start(folder, "train", warm)
+            start(folder, "train", self.take_warm())
         except TuneError as error:
             self.post_message(messages.StartFailed(error))
         else:

@@ -15,6 +15,8 @@ import click
 from ollama_tune.core.errors import TuneError, UsageError
 from ollama_tune.tui.export_cli import export, verify
 from ollama_tune.tui.plan_cli import plan
+from ollama_tune.tui.predict_cli import predict
+from ollama_tune.tui.probe_cli import probe
 from ollama_tune.tui.shell import INTERRUPTED, assignments, follow_or_leave, has_terminal, out
 
 
@@ -64,13 +66,14 @@ def demo() -> None:
 @click.option("--detach", is_flag=True, help="Start and return; see `ollama-tune attach`.")
 def run(file: Path, values: tuple[str, ...], detach: bool) -> None:
     """Train, measure and export as a run.yaml says, without questions."""
+    from ollama_tune.core.plan.room import check_run
     from ollama_tune.core.plan.settings import load
     from ollama_tune.core.runs.folder import create_run
     from ollama_tune.core.runs.launch import start
     from ollama_tune.tui.exporting import remarks
 
     settings = load(file).with_values(assignments(values))
-    for remark in remarks(settings.export):
+    for remark in filter(None, (*remarks(settings.export), check_run(settings))):
         out(f"! {remark}")
     folder = create_run(settings, settings.export.name or Path(settings.model.source).name)
     out(f"Run folder: {folder.path}")
@@ -134,7 +137,9 @@ def resume(name: str | None, detach: bool) -> None:
     follow_or_leave(folder, detach, skip=seen)
 
 
+cli.add_command(probe)
 cli.add_command(plan)
+cli.add_command(predict)
 cli.add_command(export)
 cli.add_command(verify)
 

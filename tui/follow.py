@@ -83,7 +83,12 @@ class Follower:
             self._out(f"  checkpoint at step {event['step']} written")
 
     def _show_out_of_memory(self, event: Event) -> None:
-        self._out(f"! Out of memory at step {event['step']}: {event['change']}")
+        self._out(f"! Out of memory at step {event['step']}. {visible(str(event.get('change') or ''))}")
+
+    def _show_memory(self, event: Event) -> None:
+        if probe := event.get("probe"):
+            measured, predicted = (human_bytes(probe[name]) for name in ("measured", "predicted"))
+            self._out(f"  the longest rows take {measured} of memory; {predicted} were predicted")
 
     def _show_warning(self, event: Event) -> None:
         self._out(f"! {visible(str(event['what']))} {visible(str(event['fix']))}")

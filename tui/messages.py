@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from ollama_tune.core.data.values import DatasetProfile, Example, Lengths, Problem, Row
     from ollama_tune.core.errors import TuneError
     from ollama_tune.core.machine.values import Machine
+    from ollama_tune.core.models.about import About
     from ollama_tune.core.models.values import ModelChoice, ModelSpec
+    from ollama_tune.core.plan.bases import BaseFit
     from ollama_tune.core.plan.values import Choice, Plan
     from ollama_tune.core.runs.folder import RunFolder
     from ollama_tune.core.runs.launch import WarmWorker
@@ -21,9 +23,25 @@ if TYPE_CHECKING:
 
 @dataclass
 class ProbeFinished(Message):
-    """The box was looked at."""
+    """The box was looked at; `in_use` are sentences about who holds memory there."""
 
     machine: Machine
+    in_use: tuple[str, ...] = ()
+
+
+@dataclass
+class OllamaUnloaded(Message):
+    """Ollama was asked to unload its models; `text` says what came of it."""
+
+    text: str
+
+
+@dataclass
+class BaseRecommended(Message):
+    """The listed base models were weighed for this box."""
+
+    base: Choice
+    fits: Mapping[str, BaseFit]
 
 
 @dataclass
@@ -35,11 +53,15 @@ class ModelsListed(Message):
 
 @dataclass
 class ModelRead(Message):
-    """A base model's files were read, or were no model (then `error` says why)."""
+    """A base model's files were read, or were no model (then `error` says why).
+
+    With a `spec` and an `error` only the chat form is missing, which `about` may offer.
+    """
 
     source: str
     revision: str | None = None
     spec: ModelSpec | None = None
+    about: About | None = None
     chat: ChatFormat | None = None
     error: TuneError | None = None
 

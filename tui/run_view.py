@@ -266,6 +266,9 @@ class RunView:
         parts = event.get("parts") or (self.memory.parts if self.memory else {})
         used, peak, free, total = (int(event.get(name) or 0) for name in ("used", "peak", "free", "total"))
         self.memory = Memory(str(event["device"]), used, peak, free, total, dict(parts))
+        if probe := event.get("probe"):
+            measured, predicted = (human_bytes(probe[name]) for name in ("measured", "predicted"))
+            self._say(event, f"The longest rows take {measured} of memory; {predicted} were predicted.")
 
     def _checkpoint(self, event: Event) -> None:
         point = Checkpoint(

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from ollama_tune.core.data.values import DatasetProfile, Lengths, Problem
     from ollama_tune.core.errors import TuneError
     from ollama_tune.core.machine.values import Machine
+    from ollama_tune.core.models.about import About
     from ollama_tune.core.models.values import ModelChoice, ModelSpec
+    from ollama_tune.core.plan.bases import BaseFit
     from ollama_tune.core.plan.values import Choice, Plan
 
 BUNDLED = "bundled"
@@ -60,8 +62,9 @@ REVIEW, TRAINING, DONE = 5, 6, 9
 
 @dataclass(frozen=True)
 class WizardState:
-    """The answers so far. `changed` maps dotted setting paths to the values the person set; `run` names
-    the run folder that was started with them, if any."""
+    """The answers so far. `template` names the chat form taken for a base model; `changed` maps dotted
+    setting paths to the values the person set; `run` names the run folder that was started with them, if any.
+    """
 
     step: int = 1
     model: str = BUNDLED
@@ -69,6 +72,7 @@ class WizardState:
     data: str = BUNDLED
     changed: Mapping[str, Any] = field(default_factory=dict)
     run: str | None = None
+    template: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "changed", MappingProxyType(dict(self.changed)))
@@ -80,7 +84,8 @@ class WizardState:
     def plan_values(self) -> dict[str, Any]:
         """The values that the recommendation must not touch, by dotted path."""
         values = {"model.source": self.model, "data.path": self.data}
-        return values | ({"model.revision": self.revision} if self.revision else {}) | dict(self.changed)
+        chosen = {"model.revision": self.revision, "model.chat_template": self.template}
+        return values | {path: value for path, value in chosen.items() if value} | dict(self.changed)
 
 
 @dataclass(frozen=True)
@@ -89,11 +94,18 @@ class Facts:
 
     `model_error`, `data_error` and `plan_error` say why there is none. `recommended` holds, for each
     changed field, what would be recommended instead. `busy` says in words what is being worked on.
+    `in_use` are sentences about who holds memory, `unloaded` is one about what Ollama gave back. `base` is
+    the recommended base model, and `fits` says of each listed one, by its id, what it needs here.
     """
 
     machine: Machine | None = None
+    in_use: tuple[str, ...] = ()
+    unloaded: str = ""
+    base: Choice | None = None
+    fits: Mapping[str, BaseFit] = field(default_factory=dict)
     models: tuple[ModelChoice, ...] = ()
     spec: ModelSpec | None = None
+    about: About | None = None
     model_error: TuneError | None = None
     profile: DatasetProfile | None = None
     data_error: TuneError | None = None
@@ -124,6 +136,7 @@ def _answers(saved: dict[str, Any]) -> WizardState:
         step=step if isinstance(step, int) and 1 <= step <= len(STEPS) else 1,
         model=text("model") or BUNDLED,
         revision=text("revision"),
+        template=text("template"),
         data=text("data") or BUNDLED,
         changed={k: v for k, v in changed.items() if isinstance(k, str)} if isinstance(changed, dict) else {},
         run=text("run"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,27 +14,19 @@ from textual.reactive import var
 from textual.worker import get_current_worker
 
 from ollama_tune.core.errors import TuneError
-from ollama_tune.tui import messages
-from ollama_tune.tui.state import Facts, WizardState
+from ollama_tune.tui import messages, tasks
+from ollama_tune.tui.state import BUNDLED, Facts, WizardState
+from ollama_tune.tui.tasks import Probe
 
 if TYPE_CHECKING:
     from ollama_tune.core.data.render import ChatFormat
-    from ollama_tune.core.data.values import DatasetProfile, Lengths, Row
+    from ollama_tune.core.data.values import DatasetProfile, Lengths
     from ollama_tune.core.machine.values import Machine
     from ollama_tune.core.models.values import ModelSpec
-    from ollama_tune.core.plan.values import Choice, Offer, Plan
+    from ollama_tune.core.plan.settings import Settings
+    from ollama_tune.core.plan.values import Offer
 
 NEWS_EVERY = 0.2
-IMPORTING = threading.Lock()
-"""One thread imports at a time: modules that import each other may be seen half made by another thread."""
-Probe = Callable[[], "Machine"]
-
-
-def _probe() -> Machine:
-    with IMPORTING:
-        from ollama_tune.core.machine.probe import probe_machine
-
-    return probe_machine()
 
 
 class Cancelled(Exception):
@@ -54,7 +45,7 @@ class FactsApp(App[int]):
     def __init__(self, answers: WizardState, probe: Probe | None = None) -> None:
         super().__init__()
         self.answers = answers
-        self._probe = probe or _probe
+        self._probe = probe or tasks.probe
 
     def read_everything(self) -> None:
         """Start on all facts; called once the first frame is painted."""
@@ -74,13 +65,25 @@ class FactsApp(App[int]):
         self._busy("machine", "Looking at this machine …")
         self._run_probe()
 
+    def unload_ollama(self) -> None:
+        """Let the Ollama of this box give back the memory of its models; the box is looked at again."""
+        if self.facts.machine is not None and "unload" not in self.facts.busy:
+            self._busy("unload", "Asking Ollama to unload its models …")
+            self._unload(self.facts.machine.ollama.url)
+
     def choose_model(self, source: str, revision: str | None = None) -> None:
         """Take another model and read it; nothing is done when it is the one already taken."""
         same = (source, revision) == (self.answers.model, self.answers.revision)
         if same and (self.facts.spec is not None or "model" in self.facts.busy):
             return
-        self.answers = replace(self.answers, model=source, revision=revision)
+        self.answers = replace(self.answers, model=source, revision=revision, template=None)
         self._read_model_again()
+
+    def take_template(self) -> None:
+        """Take the chat form that is offered for a base model."""
+        if self.facts.about is not None and self.facts.about.offer is not None:
+            self.answers = replace(self.answers, template=self.facts.about.offer.name)
+            self._read_model_again()
 
     def choose_data(self, path: str) -> None:
         """Take other data and check it; nothing is done when it is the file already taken."""
@@ -102,8 +105,8 @@ class FactsApp(App[int]):
 
     def take_offer(self, offer: Offer) -> None:
         """Set an offer's values as if by hand; another model is read first."""
-        values = dict(offer.changes)
-        model, _ = values.pop("model.source", None), values.pop("model.revision", None)
+        model = offer.changes.get("model.source")
+        values = {path: value for path, value in offer.changes.items() if not path.startswith("model.")}
         self.answers = replace(self.answers, changed=dict(self.answers.changed) | values)
         if model is None:
             self._plan_again()
@@ -120,9 +123,10 @@ class FactsApp(App[int]):
         self.facts = replace(self.facts, busy=busy, **found)
 
     def _read_model_again(self) -> None:
-        self._known("", spec=None, chat=None, model_error=None, lengths=None, plan=None, plan_error=None)
+        self._known("", spec=None, about=None, chat=None, model_error=None)
+        self._known("", lengths=None, plan=None, plan_error=None)
         self._busy("model", "Reading the model …")
-        self._read_model(self.answers.model, self.answers.revision)
+        self._read_model(self.answers.model, self.answers.revision, self.answers.template)
 
     def _check_data_again(self) -> None:
         self._known("", profile=None, data_error=None, lengths=None, plan=None, plan_error=None)
@@ -142,10 +146,26 @@ class FactsApp(App[int]):
             self._busy("plan", "Planning …")
             self._make_plan(facts.machine, facts.spec, facts.lengths, self.answers)
 
+    def _recommend_again(self) -> None:
+        """Weigh the listed base models, with the person's own rows where they are counted already."""
+        if self.facts.machine is not None:
+            mine = self.facts.lengths if self.answers.data != BUNDLED else None
+            self._recommend_base(self.facts.machine, mine)
+
     @on(messages.ProbeFinished)
     def _probed(self, message: messages.ProbeFinished) -> None:
-        self._known("machine", machine=message.machine)
+        self._known("machine", machine=message.machine, in_use=message.in_use)
+        self._recommend_again()
         self._plan_again()
+
+    @on(messages.OllamaUnloaded)
+    def _unloaded(self, message: messages.OllamaUnloaded) -> None:
+        self._known("unload", unloaded=message.text)
+        self.probe_again()
+
+    @on(messages.BaseRecommended)
+    def _recommended(self, message: messages.BaseRecommended) -> None:
+        self._known("", base=message.base, fits=message.fits)
 
     @on(messages.ModelsListed)
     def _listed(self, message: messages.ModelsListed) -> None:
@@ -155,7 +175,10 @@ class FactsApp(App[int]):
     def _model_read(self, message: messages.ModelRead) -> None:
         if (message.source, message.revision) != (self.answers.model, self.answers.revision):
             return
-        self._known("model", spec=message.spec, chat=message.chat, model_error=message.error)
+        if message.about is not None and message.about.offer is None:
+            self.answers = replace(self.answers, template=None)
+        found = {"spec": message.spec, "about": message.about, "chat": message.chat}
+        self._known("model", **found, model_error=message.error)
         self._measure_again()
 
     @on(messages.DatasetChecked)
@@ -170,6 +193,7 @@ class FactsApp(App[int]):
         self._known(
             "rows", lengths=message.lengths, length_problems=message.problems, plan_error=message.error
         )
+        self._recommend_again()
         self._plan_again()
 
     @on(messages.WorkAdvanced)
@@ -186,22 +210,49 @@ class FactsApp(App[int]):
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="machine")
     def _run_probe(self) -> None:
-        self.post_message(messages.ProbeFinished(self._probe()))
+        machine = self._probe()
+        self.post_message(messages.ProbeFinished(machine, tasks.in_use(machine)))
+
+    @work(thread=True, exclusive=True, exit_on_error=False, group="unload")
+    def _unload(self, url: str) -> None:
+        worker, began = get_current_worker(), time.monotonic()
+
+        def stopped() -> bool:
+            seconds = f"{time.monotonic() - began:.0f} s"
+            self.post_message(messages.WorkAdvanced("unload", f"Ollama unloads its models … {seconds}"))
+            return worker.is_cancelled
+
+        self._post(lambda: tasks.unload(url, stopped), _not_unloaded)
+
+    @work(thread=True, exclusive=True, exit_on_error=False, group="base")
+    def _recommend_base(self, machine: Machine, lengths: Lengths | None) -> None:
+        self.post_message(tasks.recommend_base(machine, lengths))
+
+    def shortage_now(self, settings: Settings) -> TuneError | None:
+        """The box's memory once more, from a thread: why the run that was planned to fit does not any more.
+
+        The plan is then made anew for what is free now.
+        """
+        if self.facts.plan is None or not self.facts.plan.memory.fits:
+            return None
+        machine, lack = tasks.shortage(settings, self.facts, self._probe)
+        if not lack:
+            return None
+        self.post_message(messages.ProbeFinished(machine, tasks.in_use(machine)))
+        return TuneError(lack, "The plan is made anew for what is free now: look at it, and start again.")
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="models")
     def _list_models(self) -> None:
-        with IMPORTING:
-            from ollama_tune.core.models.locate import list_models
-
-        self.post_message(messages.ModelsListed(tuple(list_models())))
+        self.post_message(messages.ModelsListed(tasks.list_models()))
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="model")
-    def _read_model(self, source: str, revision: str | None) -> None:
-        self._post(lambda: _read_model(source, revision), partial(messages.ModelRead, source, revision))
+    def _read_model(self, source: str, revision: str | None, form: str | None) -> None:
+        failed = partial(messages.ModelRead, source, revision)
+        self._post(lambda: tasks.read_model(source, revision, form), failed)
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="data")
     def _check_data(self, path: str) -> None:
-        self._post(lambda: _check_data(path), partial(messages.DatasetChecked, path))
+        self._post(lambda: tasks.check_data(path), partial(messages.DatasetChecked, path))
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="rows")
     def _measure(self, chat: ChatFormat, profile: DatasetProfile) -> None:
@@ -215,12 +266,12 @@ class FactsApp(App[int]):
                 text = f"Counting tokens: {done:,} of {total:,} rows"
                 self.post_message(messages.WorkAdvanced("rows", text))
 
-        self._post(lambda: _measure(chat, profile.rows, progress), messages.RowsMeasured)
+        self._post(lambda: tasks.measure(chat, profile.rows, progress), messages.RowsMeasured)
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="plan")
     def _make_plan(self, machine: Machine, spec: ModelSpec, lengths: Lengths, answers: WizardState) -> None:
         def work() -> messages.PlanChanged:
-            return messages.PlanChanged(*_plan(machine, spec, lengths, answers))
+            return messages.PlanChanged(*tasks.plan(machine, spec, lengths, answers))
 
         self._post(work, lambda error: messages.PlanChanged(None, {}, error=error))
 
@@ -237,49 +288,5 @@ class FactsApp(App[int]):
             self.post_message(message)
 
 
-def _read_model(source: str, revision: str | None) -> messages.ModelRead:
-    with IMPORTING:
-        from ollama_tune.core.data.render import ChatFormat
-        from ollama_tune.core.models.describe import describe
-
-    spec = describe(source, revision)
-    return messages.ModelRead(source, revision, spec, ChatFormat.from_folder(spec.folder))
-
-
-def _check_data(path: str) -> messages.DatasetChecked:
-    with IMPORTING:
-        from ollama_tune.core.data.load import load_dataset
-
-    return messages.DatasetChecked(path, load_dataset(path))
-
-
-def _measure(
-    chat: ChatFormat, rows: tuple[Row, ...], progress: Callable[[int, int], None]
-) -> messages.RowsMeasured:
-    with IMPORTING:
-        from ollama_tune.core.data.lengths import encode_rows, measure
-
-    examples, problems = encode_rows(chat, rows, progress)
-    if examples:
-        return messages.RowsMeasured(measure(examples), tuple(problems))
-    reason = problems[0].text if problems else "There is no usable row."
-    error = TuneError(f"No row can be trained on: {reason}", "Use other data or another model.")
-    return messages.RowsMeasured(None, tuple(problems), error)
-
-
-def _plan(
-    machine: Machine, spec: ModelSpec, lengths: Lengths, answers: WizardState
-) -> tuple[Plan, dict[str, Choice]]:
-    """The plan, and for each field set by hand what would be recommended in its place."""
-    with IMPORTING:
-        from ollama_tune.core.plan.recommend import make_plan, solve
-
-    values = answers.plan_values()
-    plan = make_plan(machine, spec, lengths, values)
-    recommended = {}
-    for path in answers.changed:
-        others = {name: value for name, value in values.items() if name != path}
-        choice = solve(machine, spec, lengths, others).choices.get(path)
-        if choice is not None:
-            recommended[path] = choice
-    return plan, recommended
+def _not_unloaded(error: TuneError) -> messages.OllamaUnloaded:
+    return messages.OllamaUnloaded(str(error))

@@ -75,7 +75,8 @@ def estimate_lengths(rows: Sequence[Row]) -> Lengths:
 
 def _estimated(row: Row) -> tuple[int, int]:
     """All tokens of a row, and those of its answers."""
-    sizes = [(m.role, math.ceil(len(m.content.encode("utf-8", "replace")) / BYTES_A_TOKEN)) for m in row.messages]
+    texts = [(message.role, message.content.encode("utf-8", "replace")) for message in row.messages]
+    sizes = [(role, math.ceil(len(text) / BYTES_A_TOKEN)) for role, text in texts]
     answers = sum(size + 1 for role, size in sizes if role == "assistant")
     return sum(size + MESSAGE_TOKENS for _, size in sizes), answers
 

@@ -12,7 +12,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 from transformers.generation.streamers import BaseStreamer
 
 from ollama_tune.core.data.render import ChatFormat
-from ollama_tune.core.train.recovery import Shortage, free_memory, halved, is_out_of_memory
+from ollama_tune.core.train.shortage import Shortage, free_memory, halved, is_out_of_memory
 
 BATCH = 16
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ollama_tune.core.errors import UsageError
 from ollama_tune.core.models.tokenizer_files import chat_template, configured_id, read_json, special_tokens
 from ollama_tune.core.text import one_line
 
+NO_TEMPLATE = "This is a base model without a chat template: it has no form for questions and answers."
 CHATML_END = "<|im_end|>"
 
 # Both print a turn as its role and its text. The second writes the roles as plain words, in the form of
@@ -60,6 +62,28 @@ def offer_template(folder: Path) -> TemplateOffer | None:
         return TemplateOffer("ChatML", start + _CHATML, end, reason)
     reason = f"Roles as plain words and {one_line(end, 40)} after an answer, which the model knows already."
     return TemplateOffer("plain roles", start + _PLAIN.replace("END", _quoted(end)), end, reason)
+
+
+def chosen_template(folder: Path, name: str | None) -> str | None:
+    """The template that stands in for a base model's missing one; None where a chat model's own is used.
+
+    `name` is the setting `model.chat_template`. Raises `UsageError` when a base model has none set, or any
+    model has one set that is not what `offer_template` offers for it; the advice names the offer.
+    """
+    offer = offer_template(folder)
+    if offer is not None and name == offer.name:
+        return offer.template
+    if offer is not None:
+        what = f"There is no chat form {name!r} for this model." if name else NO_TEMPLATE
+        way = (
+            f"Set model.chat_template to '{offer.name}' ({offer.reason.rstrip('.')}), or choose a chat model."
+        )
+        raise UsageError(what, way)
+    if name is None:
+        return None
+    if chat_template(folder) is not None:
+        raise UsageError("This model has a chat form of its own.", "Leave model.chat_template empty.")
+    raise UsageError(NO_TEMPLATE, "Choose a chat model: no token of this one ends an answer.")
 
 
 def _quoted(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ollama_tune.core.errors import UsageError
 from ollama_tune.core.machine.values import Gpu
@@ -109,6 +110,7 @@ def gpu_of(text: str) -> Gpu:
     return Gpu(0, "", card.name, total, _free(total), card.capability, power_limit=float(card.watts))
 
 
+@lru_cache(64)
 def find_card(name: str) -> Card | None:
     """The card that a name means, as people or the driver write it; of two that match the more exact one.
 

@@ -10,7 +10,7 @@ from ollama_tune.core.machine.values import Machine
 from ollama_tune.core.models.values import ModelSpec
 from ollama_tune.core.plan.duration import steps_of, train_rows
 from ollama_tune.core.plan.settings import Settings
-from ollama_tune.core.plan.values import Choice
+from ollama_tune.core.plan.values import Choice, MemoryEstimate
 from ollama_tune.core.text import one_line
 
 REASON_WIDTH = 80
@@ -24,6 +24,8 @@ class Draft:
     ) -> None:
         self.machine, self.spec, self.lengths, self.changed = machine, spec, lengths, changed
         self.choices: dict[str, Choice] = {}
+        self.estimates: dict[tuple[tuple[str, Any], ...], MemoryEstimate] = {}
+        """What was predicted already, by the values that decide memory."""
         given = {"training.device": machine.device, "model.source": spec.source} | dict(changed)
         self.settings = Settings().with_values(given)
 

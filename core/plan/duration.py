@@ -49,7 +49,7 @@ def estimate(settings: Settings, spec: ModelSpec, lengths: Lengths, machine: Mac
     steps = steps_of(training, rows)
     mean = min(lengths.tokens / max(lengths.rows, 1), training.sequence_length)
     tokens = int(rows * mean * training.epochs)
-    rate = rate_of(training, machine)
+    rate = rate_of(training, machine, spec.parameters)
     held_out = min(lengths.rows - rows, VALIDATION_ROWS)
     computing = _training_seconds(settings, spec, lengths, rate, held_out)
     computing += _answer_seconds(settings, spec, lengths, rate)
@@ -80,7 +80,7 @@ def learn_speed(
     tokens = rows * mean * settings.training.epochs
     expected = _training_seconds(settings, spec, lengths, expected_rate(settings.training, machine), 0)
     if tokens > 0:
-        remember(settings.training, machine, tokens_per_second * expected / tokens)
+        remember(settings.training, machine, spec.parameters, tokens_per_second * expected / tokens)
 
 
 def download_bytes(spec: ModelSpec) -> int:

@@ -54,10 +54,13 @@ def _leaves_spare(memory: MemoryEstimate) -> bool:
 
 
 def _memory(draft: Draft, values: Values) -> MemoryEstimate:
-    update = {path.partition(".")[2]: value for path, value in values.items()}
-    training = draft.settings.training.model_copy(update=update)
-    settings = draft.settings.model_copy(update={"training": training})
-    return predict(settings, draft.spec, draft.machine, draft.lengths.longest)
+    key = tuple(values.items())
+    if key not in draft.estimates:
+        update = {path.partition(".")[2]: value for path, value in key}
+        training = draft.settings.training.model_copy(update=update)
+        settings = draft.settings.model_copy(update={"training": training})
+        draft.estimates[key] = predict(settings, draft.spec, draft.machine, draft.lengths.longest)
+    return draft.estimates[key]
 
 
 def _learning(draft: Draft) -> list[tuple[int, int]]:

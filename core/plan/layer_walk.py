@@ -101,8 +101,10 @@ class LayerWalk:
     def eager(self) -> bool:
         """Whether all attention scores are held."""
         chosen = self.request.attention
+        if chosen == "flash":
+            return False
         plain = self.size == 4 and self.shape.K < self.shape.Q and not self.request.padded
-        return chosen == "eager" or plain or (self.shape.eager_only and chosen != "flash")
+        return chosen == "eager" or plain or self.shape.eager_only
 
     def masked(self, window: int) -> bool:
         """Whether a layer with this sliding window gets a mask."""
@@ -132,9 +134,13 @@ class LayerWalk:
         return found + (shape.I * self.size if self.full else 0)
 
     def _own_output(self) -> float:
-        """What the adapter on o keeps of its input, a token; flash attention keeps the same tensor anyway."""
+        """What the adapter on o keeps of its input, a token.
+
+        Attention keeps the same tensor anyway, but flash attention's after fused queries is copied.
+        """
         own = self._own_input(self.shape.Q) if "o_proj" in self.targets else 0
-        return own or (self.size * self.shape.Q if self.eager else 0)
+        copied = self.eager or (self.shape.fused and not self.request.padded)
+        return own or (self.size * self.shape.Q if copied else 0)
 
     def _scores(self) -> int:
         """Number of attention scores of a layer."""
@@ -175,9 +181,14 @@ class LayerWalk:
         return tokens * values + self._attention_saved(masked) + copies
 
     def _last_forward(self) -> float:
-        """What the down projection's forward pass needs besides what it saves, when all else is saved."""
+        """What the down projection's forward pass needs besides what it saves, when all else is saved.
+
+        Its result, the residual, and the norms' results where the adapters saved copies of their own.
+        """
         shape, size = self.shape, self.size
-        result = self.tokens * size * shape.H
+        hidden = self.tokens * size * shape.H
+        copied = any(self._own_input(inside) for inside, _ in self.targets.values())
+        result = hidden * (4 if copied else 2)
         weight = int(shape.I * shape.H * (size + 8 / 64)) if self.nf4 else 0
         if "down_proj" not in self.targets:
             return result + weight

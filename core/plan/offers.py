@@ -11,6 +11,7 @@ from ollama_tune.core.models.catalogue import CatalogueModel, catalogue, spec_of
 from ollama_tune.core.models.locate import is_complete, snapshots
 from ollama_tune.core.models.values import ModelSpec
 from ollama_tune.core.plan import rules
+from ollama_tune.core.plan.memory import adapter_parameters
 from ollama_tune.core.plan.values import Offer, Plan
 from ollama_tune.core.text import human_bytes, human_count, human_seconds, one_line
 
@@ -135,11 +136,11 @@ class Offers:
 
     def _smaller_model(self) -> Iterator[Offer]:
         """The largest of the recommended base models that fits."""
-        revision = {"model.revision": None} if self._changed.get("model.revision") else {}
+        mine = [path for path in ("model.revision", "model.chat_template") if self._changed.get(path)]
         for model in reversed(catalogue()):
             if not model.offered or model.parameters >= self._spec.parameters:
                 continue
-            changes = {"model.source": model.id, **revision}
+            changes = {"model.source": model.id} | dict.fromkeys(mine)
             plan = self._planned(changes, spec_of(model))
             if plan is not None:
                 yield Offer(changes, _model_cost(model), plan.memory)
@@ -156,7 +157,7 @@ class Offers:
             return self._rows_lost(changes[path])
         if path == "training.rank":
             trained = human_count(self._lengths.trained_tokens)
-            held = rules.adapter_parameters(self._spec, changes[path], plan.settings.training.targets)
+            held = adapter_parameters(self._spec, changes[path], plan.settings.training.targets)
             return f"the adapter has {human_count(held)} parameters for {trained} trained tokens"
         if path == "training.quantization":
             return "the base is held in 4 bit, so the adapter learns on slightly rounded weights"

@@ -82,6 +82,8 @@ def by_formula(config: Mapping[str, Any], request: MemoryRequest, *notes: str) -
     """The closed formula's figure, at once; `TuneError` for what it does not cover."""
     shape = Shape.of_config(config)
     _check_covered(shape, request)
+    if not shape.known:
+        notes += (f"The formula is for layers like Llama's; it was not tried on {shape.model_type!r}.",)
     return _prediction(Formula(shape, request).parts(), request, "formula", None, notes)
 
 

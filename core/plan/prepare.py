@@ -17,6 +17,7 @@ from ollama_tune.core.machine.probe import probe_machine
 from ollama_tune.core.machine.values import Disk, Gpu, GpuReport, Machine, OllamaStatus
 from ollama_tune.core.models.architectures import read_config
 from ollama_tune.core.models.catalogue import find_listed, spec_of
+from ollama_tune.core.models.chat_templates import chosen_template
 from ollama_tune.core.models.describe import describe
 from ollama_tune.core.models.locate import is_hub_id
 from ollama_tune.core.models.values import ModelSpec
@@ -53,7 +54,7 @@ def prepare_for(model: str, data: str, changed: Mapping[str, Any], gpu: Gpu | No
     then only estimated stands among the plan's warnings.
     """
     spec, notes = _describe(model, changed.get("model.revision"))
-    lengths, counted = _lengths(spec, data)
+    lengths, counted = _lengths(spec, data, changed.get("model.chat_template"))
     machine = probe_machine() if gpu is None else _box_with(gpu)
     mine = {} if data == BUNDLED else {"data.path": data}
     plan = make_plan(machine, spec, lengths, mine | dict(changed))
@@ -125,13 +126,14 @@ def _of_config(folder: Path) -> ModelSpec:
     )
 
 
-def _lengths(spec: ModelSpec, data: str) -> tuple[Lengths, list[str]]:
+def _lengths(spec: ModelSpec, data: str, form: str | None) -> tuple[Lengths, list[str]]:
     """Token lengths of the rows, estimated where the model has no tokenizer here."""
     profile = load_dataset(data)
     if not (spec.folder / "tokenizer.json").is_file():
         note = "Tokens are estimated from the rows' bytes, as the model's tokenizer is not here."
         return estimate_lengths(profile.rows), [note]
-    examples, problems = encode_rows(ChatFormat.from_folder(spec.folder), profile.rows)
+    chat = ChatFormat.from_folder(spec.folder, template=chosen_template(spec.folder, form))
+    examples, problems = encode_rows(chat, profile.rows)
     if not examples:
         reason = problems[0].text if problems else "The file has no usable row."
         raise TuneError(f"Nothing in {data} can be trained on: {reason}", "Use other data or another model.")

@@ -55,6 +55,7 @@ def solve(machine: Machine, spec: ModelSpec, lengths: Lengths, changed: Mapping[
 def _choose_rows(draft: Draft) -> None:
     draft.choose("model.source", Choice(draft.spec.source, "the model that was chosen", "you"))
     draft.choose("model.revision", Choice(None, "the newest version of the model", rules.PRACTICE))
+    draft.choose("model.chat_template", Choice(None, "the form that the model brings", rules.PRACTICE))
     draft.choose("data.path", Choice("bundled", "the examples that ollama-tune brings", rules.PRACTICE))
     draft.choose("data.validation_split", rules.validation_split(draft.lengths.rows))
     draft.choose("data.seed", Choice(7, "any number; the same one keeps the same rows out", rules.PRACTICE))

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from ollama_tune.core.errors import UsageError
 from ollama_tune.core.plan.settings import ComputeDtype, TrainingSettings
@@ -91,11 +91,15 @@ class MemoryRequest(TrainingSettings):
 
 
 def as_request(training: TrainingSettings, longest: int) -> MemoryRequest:
-    """A run's own settings as a request: float32 adapters, rows of up to `longest` tokens, padded."""
+    """A run's own settings as a request: float32 adapters, rows of up to `longest` tokens, padded.
+
+    The CPU's attention holds no scores in any number format, as flash attention on a GPU.
+    """
     values: dict[str, Any] = training.model_dump() | {
         "device": "cuda",
         "sequence_length": max(min(longest, training.sequence_length), 16),
         "padded": training.batch_size > 1,
+        "attention": "flash" if training.device == "cpu" and training.batch_size == 1 else "sdpa",
     }
     return MemoryRequest(
         **{name: value for name, value in values.items() if name in MemoryRequest.model_fields}
@@ -110,11 +114,20 @@ def parse_request(values: Mapping[str, Any]) -> MemoryRequest:
         name = _ALIASES.get(name, name)
         if name not in MemoryRequest.model_fields:
             raise UsageError(f"There is no setting {key!r} that decides memory.", _nearest_key(name))
-        found[name] = _WORDS.get(value, value) if isinstance(value, str) else value
+        found[name] = _tidy(name, value)
     try:
         return MemoryRequest.model_validate(found)
     except ValidationError as error:
         raise _wrong_value(error, found) from error
+
+
+def _tidy(name: str, value: Any) -> Any:
+    """Words of transformers' arguments as ours, and names with commas between them as a list."""
+    if not isinstance(value, str):
+        return value
+    if name == "targets" and ("," in value or value.endswith("_proj")):
+        return [part.strip() for part in value.split(",")]
+    return _WORDS.get(value, value)
 
 
 def request_help() -> list[tuple[str, str, str]]:
@@ -137,7 +150,8 @@ _DECIDE = {
     "gradient_accumulation_steps",
     "sequence_length",
     "gradient_checkpointing",
-} | set(BaseModel.model_fields)
+}
+"""The run's own settings that decide memory."""
 
 
 def _shown(value: Any) -> str:

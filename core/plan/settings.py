@@ -36,6 +36,8 @@ class ModelSettings(_Section):
     """`bundled`, a folder, or a Hugging Face id such as `org/name`."""
     revision: str | None = None
     """Branch, tag or commit of a hub id; empty means the newest."""
+    chat_template: str | None = None
+    """The chat form of a base model, which has none, by the name it is offered under; else empty."""
 
 
 class DataSettings(_Section):

@@ -9,6 +9,7 @@ from typing import Any
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.models.values import ModelSpec
 
+_COMPARED = {"llama", "mistral", "qwen2", "qwen3", "phi3", "smollm3", "gemma2", "gemma3_text"}
 _QK_NORM = {"qwen3", "gemma3_text", "olmo2", "hunyuan_v1_dense"}
 _SANDWICH = {"gemma2", "gemma3_text"}
 _FUSED = {"phi3"}
@@ -82,6 +83,11 @@ class Shape:
             logits_cap=config.get("final_logit_softcapping") is not None,
         )
         return cls(**{**vars(shape), "parameters": shape.counted()})
+
+    @property
+    def known(self) -> bool:
+        """Whether the closed formula was compared with the simulation for this family."""
+        return self.model_type in _COMPARED
 
     @property
     def width(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -57,10 +58,11 @@ class Rate:
     ground: str
 
 
-def rate_of(training: TrainingSettings, machine: Machine) -> Rate:
-    """The device's rate for these settings, corrected by what earlier runs on it measured."""
+def rate_of(training: TrainingSettings, machine: Machine, parameters: int) -> Rate:
+    """The device's rate for these settings, corrected by earlier runs of models of about that size."""
     rate = expected_rate(training, machine)
-    ratio = _known().get(_key(training, machine))
+    device = "GPU" if training.device == "cuda" else "CPU"
+    ratio = _known().get(_key(training, machine, parameters))
     if ratio is None:
         return rate
     return replace(
@@ -69,18 +71,19 @@ def rate_of(training: TrainingSettings, machine: Machine) -> Rate:
         bandwidth=rate.bandwidth * ratio,
         layer_seconds=rate.layer_seconds / ratio,
         spread=MEASURED,
-        ground=f"as fast as the last run on this {'GPU' if training.device == 'cuda' else 'CPU'}",
+        ground=f"as fast as the last run of a model of this size on this {device}",
     )
 
 
-def remember(training: TrainingSettings, machine: Machine, ratio: float) -> None:
+def remember(training: TrainingSettings, machine: Machine, parameters: int, ratio: float) -> None:
     """Keep measured / expected speed of a run for the next plans on this device; nonsense is not kept.
 
     `ratio` is against the expectation without earlier measurements.
     """
     if not TRUSTED[0] <= ratio <= TRUSTED[1]:
         return
-    write_atomic(_path(), json.dumps(_known() | {_key(training, machine): round(ratio, 4)}, indent=1))
+    found = {_key(training, machine, parameters): round(ratio, 4)}
+    write_atomic(_path(), json.dumps(_known() | found, indent=1))
 
 
 def expected_rate(training: TrainingSettings, machine: Machine) -> Rate:
@@ -111,18 +114,20 @@ def _known() -> dict[str, float]:
     }
 
 
-def _key(training: TrainingSettings, machine: Machine) -> str:
+def _key(training: TrainingSettings, machine: Machine, parameters: int) -> str:
+    """Device, number formats, and the model's size as a power of ten: small models mostly wait."""
     gpus = machine.gpu.gpus
     if training.device == "cuda" and gpus:
         device = gpus[0].name
     else:
         device = f"{machine.host.cores} x {machine.host.cpu}"
-    return f"{device} {training.compute_dtype} {training.quantization}"
+    size = round(math.log10(max(parameters, 1)))
+    return f"{device}, {training.compute_dtype} {training.quantization}, 1e{size}"
 
 
 def _cpu(training: TrainingSettings, machine: Machine) -> Rate:
     cores, per_core = machine.host.cores, CPU_CORE_FLOPS[training.compute_dtype]
-    words = f"{per_core / 1e9:.0f} GFLOP/s a core as measured on an x86 server, {cores} cores"
+    words = f"{cores} cores at {per_core / 1e9:.0f} GFLOP/s a core, measured elsewhere"
     rate = per_core * cores**CPU_SCALING
     return Rate(rate, CPU_BANDWIDTH, CPU_LAYER_SECONDS, CPU_START, KNOWN, words)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ollama_tune.core.data.render import ChatFormat
 from ollama_tune.core.files import write_atomic
+from ollama_tune.core.models.chat_templates import chosen_template
 from ollama_tune.core.models.tokenizer_files import read_text
 from ollama_tune.core.runs.folder import RunFolder
 
@@ -14,11 +15,14 @@ from ollama_tune.core.runs.folder import RunFolder
 def run_chat(folder: RunFolder, base: Path) -> ChatFormat:
     """The stored template of the run on the tokenizer of its adapter, where that has one, or of its base.
 
-    A run without a stored template gets its base's, with the date of the run's start.
+    A run without a stored template gets its base's, with the date of the run's start; for a base without
+    one, the form that its settings name. Raises `UsageError` where they name none or a wrong one.
     """
     own = (folder.adapter / "tokenizer.json").is_file()
     template = read_text(folder.chat_template_path)
     now = None if template is not None else _first_day(folder)
+    if template is None:
+        template = chosen_template(base, folder.settings().model.chat_template)
     return ChatFormat.from_folder(folder.adapter if own else base, now, template=template, config=base)
 
 

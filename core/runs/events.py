@@ -16,9 +16,15 @@ Kinds and their fields (units: bytes, seconds, tokens; every event also has `n`,
     evaluation    step, loss, exact_match (0..1 or null), rows, model ("base" | "tuned"); `rows` is what
                   exact_match was measured on, else what the loss was
     sample        prompt, reference, base, tuned (each text; base or tuned may be null)
-    memory        device, used, peak, free, total, and parts{name: bytes} where known
+    memory        device, used, peak, free, total, and parts{name: bytes} where known; once before the
+                  first step also probe{predicted, measured, ratio, limit, on a GPU allocated and
+                  reserved}: the peak of the worst micro-batch against what may be used
     checkpoint    step, folder (relative), bytes, best (bool), reason
-    out_of_memory step, change (what was changed, or null where the run ends)
+    out_of_memory step (the one being computed, from 1), change (one sentence: what is done about it; null
+                  where the run ends), and but for an unforeseen end: work ("probe" | "training" |
+                  "evaluation" | "answers" | "checkpoint" | "reference"), batch_before and batch_after
+                  (rows at once, or null), kept (whether for good), allocated and free (bytes at that
+                  moment, or null), wish (what the allocator was asked for, as text, or null)
     warning       what, fix
     error         what, fix, details (technical text for the log view)
     verification  the Verification of an export as a dictionary

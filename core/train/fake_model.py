@@ -47,9 +47,9 @@ class FakeModel:
 
     @property
     def layers(self) -> Sequence[torch.nn.Module]:
-        """The decoder's layers."""
-        found: Sequence[torch.nn.Module] = self.causal.base_model.layers
-        return found
+        """The decoder's layers; families call the list `layers`, `h` or otherwise."""
+        children = self.causal.base_model.children()
+        return next(list(child) for child in children if isinstance(child, torch.nn.ModuleList))
 
     @property
     def trained(self) -> list[torch.nn.Parameter]:
@@ -87,6 +87,16 @@ def shortened(config: Any, layers: Sequence[int]) -> Any:
 
 def build(config: Any, request: MemoryRequest, fake: Any) -> FakeModel:
     """The model that a run of these settings would train; all tensors belong to the fake mode `fake`."""
+    causal = on_meta(config, request)
+    trained = getattr(torch, request.trained_dtype)
+    with fake:
+        quantization = tuple(_materialize(causal, trained))
+        causal.tie_weights()
+    return FakeModel(causal.train(), quantization, changes_logits(config))
+
+
+def on_meta(config: Any, request: MemoryRequest) -> Any:
+    """The model with its adapter on the meta device: every module, nothing in memory."""
     with torch.device("meta"), _quiet():
         causal = _base(config, request)
         if request.method == "lora":
@@ -95,11 +105,7 @@ def build(config: Any, request: MemoryRequest, fake: Any) -> FakeModel:
             causal.requires_grad_(True)
             if request.gradient_checkpointing:
                 causal.gradient_checkpointing_enable({"use_reentrant": False})
-    trained = getattr(torch, request.trained_dtype)
-    with fake:
-        quantization = tuple(_materialize(causal, trained))
-        causal.tie_weights()
-    return FakeModel(causal.train(), quantization, _changes_logits(config))
+    return causal
 
 
 _from_config: Any = AutoModelForCausalLM.from_config
@@ -178,7 +184,7 @@ def _quantize(module: Any) -> list[torch.Tensor]:
     return [state.absmax, state.code, state.offset, outer.absmax, outer.code]
 
 
-def _changes_logits(config: Any) -> bool:
+def changes_logits(config: Any) -> bool:
     """Whether the model caps or scales its logits after the head; then the loss is the model's own."""
     scales = ("logit_scale", "logits_scaling", "lm_head_multiplier")
     capped = getattr(config, "final_logit_softcapping", None) is not None

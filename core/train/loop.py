@@ -20,8 +20,9 @@ from ollama_tune.core.train.importance import LayerInputs
 from ollama_tune.core.train.loss import Objective
 from ollama_tune.core.train.model import compute_dtype, trainable
 from ollama_tune.core.train.probe import unchanged
-from ollama_tune.core.train.recovery import OutOfMemory, Recovery, Restart, Rows, is_out_of_memory
+from ollama_tune.core.train.recovery import OutOfMemory, Recovery, Restart, Rows
 from ollama_tune.core.train.session import Session, Stopped
+from ollama_tune.core.train.shortage import is_out_of_memory
 
 EVALUATIONS = 8
 VALIDATION_ROWS = 512
@@ -301,7 +302,8 @@ class Trainer:
         self.state.scaler = self._scaler.state_dict()
         step, folder = self.state.step, self._session.folder
         arguments = (folder, self.state, self._model, self._optimizer)
-        size = self.recovery.saving(step, lambda: checkpoint.save(*arguments))
+        given_up = "the former checkpoint stays the newest."
+        size = self.recovery.twice("checkpoint", step, lambda: checkpoint.save(*arguments), given_up)
         self._saved = time.monotonic()
         if size is None:
             return False

@@ -95,7 +95,11 @@ def write_reference(session: Session, generator: Generator, held: Held) -> None:
     prompts = held.prompts[:REFERENCE_PROMPTS]
     longest = session.settings.evaluation.max_new_tokens
     answers = generator.greedy(prompts, longest, tuned=True) if prompts else []
-    written = [_reference(generator, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    written = [
+        _reference(generator, prompt, answer)
+        for prompt, answer in zip(prompts, answers, strict=True)
+        if answer.ids or answer.ended  # else memory did not suffice for it
+    ]
     digest = hashlib.sha256((session.folder.adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
     tree = {"adapter_sha256": digest, "prompts": written}
     write_atomic(session.folder.path / "reference.json", json.dumps(tree))

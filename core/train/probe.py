@@ -19,8 +19,8 @@ from ollama_tune.core.models.values import ModelSpec
 from ollama_tune.core.plan.calibration import ratio_key, store_ratio
 from ollama_tune.core.plan.memory import predict_parts
 from ollama_tune.core.text import human_bytes
-from ollama_tune.core.train.recovery import Shortage, free_memory, is_out_of_memory
 from ollama_tune.core.train.session import Session, peak_memory
+from ollama_tune.core.train.shortage import Shortage, free_memory, is_out_of_memory
 
 if TYPE_CHECKING:
     from ollama_tune.core.train.loop import Trainer

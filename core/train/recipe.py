@@ -25,6 +25,7 @@ from ollama_tune.core.train import checkpoint
 from ollama_tune.core.train.batches import StepPlan, supervised
 from ollama_tune.core.train.checkpoint import Checkpoint
 from ollama_tune.core.train.measure import Held, measure_base, measure_tuned, write_reference
+from ollama_tune.core.train.pace import learn_pace
 from ollama_tune.core.train.probe import probe, read_budget
 from ollama_tune.core.train.session import Session, host_memory
 
@@ -75,11 +76,17 @@ def train(session: Session, stages: Sequence[str]) -> dict[str, Any]:
     base = _measure_base(session, trainer, generator, material)
     session.phase("training", f"Training on {len(material.training)} rows.")
     trainer.run()
+    learn_pace(session, spec, material.training)
     _load_best(session, trainer, model)
     tuned = _measure_tuned(session, trainer, generator, material)
     session.phase("saving", "Saving the adapter.")
     checkpoint.publish_adapter(session.folder, model)
-    write_reference(session, generator, material.held)
+    trainer.recovery.twice(
+        "reference",
+        trainer.state.step,
+        lambda: write_reference(session, generator, material.held),
+        "the answers that an export is compared with are left out.",
+    )
     return {
         "stage": "train",
         "steps": trainer.state.step,

@@ -9,12 +9,8 @@ last the process begins again from a checkpoint: a fresh process has no fragment
 from __future__ import annotations
 
 import contextlib
-import gc
-import re
-import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 import psutil
@@ -24,6 +20,7 @@ from ollama_tune.core.machine.host import read_memory
 from ollama_tune.core.text import human_bytes
 from ollama_tune.core.train.checkpoint import TrainState
 from ollama_tune.core.train.session import Session, peak_memory
+from ollama_tune.core.train.shortage import Offload, Shortage, free_memory, halved, is_out_of_memory
 
 T = TypeVar("T")
 Rows = Sequence[Sequence[int]]
@@ -36,31 +33,6 @@ LOOK = 1.0
 """Seconds between two looks at the computer's free memory."""
 LEAST_FREE = 192 << 20
 """The kernel begins to end processes when about that much is left."""
-
-_KINDS = {"MemoryError", "OutOfMemoryError"}
-_WORDS = (
-    "can't allocate memory",
-    "not enough memory",
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "Error out of memory",
-)
-_WISH = re.compile(r"[Tt]ried to allocate ([\d.]+ ?[KMGT]?i?(?:B|bytes))")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """True for Python's, the GPU allocator's, the CPU allocator's and the CUDA libraries' ways to say it."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & _KINDS) or any(word in str(error) for word in _WORDS)
-
-
-def free_memory() -> None:
-    """Give back what nothing refers to any more. To be called outside the `except` block that caught the
-    error: inside it the traceback keeps the tensors of every frame alive."""
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
 
 
 class OutOfMemory(TuneError):
@@ -77,69 +49,6 @@ class OutOfMemory(TuneError):
 
 class Restart(Exception):
     """Nothing is left but to begin again from the checkpoint in a fresh process."""
-
-
-@dataclass(frozen=True)
-class Shortage:
-    """Figures of the moment when memory ran out, in bytes; `wish` is the allocator's text or None."""
-
-    allocated: int
-    free: int
-    wish: str | None
-
-    @classmethod
-    def of(cls, error: BaseException, device: str) -> Shortage:
-        """Read them before anything is freed; of the message only the size is taken, never its text."""
-        found = _WISH.search(str(error))
-        wish = found.group(1) if found else None
-        if device == "cuda":
-            import torch
-
-            return cls(torch.cuda.memory_allocated(), torch.cuda.mem_get_info()[0], wish)
-        return cls(psutil.Process().memory_info().rss, read_memory()[0], wish)
-
-
-class Offload:
-    """Keeps what the forward pass saves for backward in the computer's memory (a saved-tensor hook).
-
-    Unlike torch's `save_on_cpu` it leaves the model's own weights where they are: every frozen linear
-    layer saves its weight for backward, which would be copied to and fro in each step.
-    """
-
-    SMALL = 1 << 16
-
-    def __init__(self, model: Any) -> None:
-        tensors = [*model.parameters(), *model.buffers()]
-        self._own = {tensor.untyped_storage().data_ptr() for tensor in tensors}
-
-    def hooks(self) -> Any:
-        """The context in which a window is computed."""
-        from torch.autograd.graph import saved_tensors_hooks
-
-        return saved_tensors_hooks(self._pack, self._unpack)  # type: ignore[no-untyped-call]
-
-    def _pack(self, tensor: Any) -> tuple[Any, Any]:
-        own = tensor.untyped_storage().data_ptr() in self._own
-        if own or tensor.numel() * tensor.element_size() < self.SMALL:
-            return None, tensor
-        return tensor.device, self.to_host(tensor)
-
-    def _unpack(self, packed: tuple[Any, Any]) -> Any:
-        device, tensor = packed
-        return tensor if device is None else self.to_device(tensor, device)
-
-    def to_host(self, tensor: Any) -> Any:
-        """A copy in the computer's memory."""
-        return tensor.to("cpu", copy=True)
-
-    def to_device(self, tensor: Any, device: Any) -> Any:
-        """The copy back on the device that computes."""
-        return tensor.to(device)
-
-
-def halved(rows: int) -> int:
-    """The next smaller micro-batch."""
-    return max((rows + 1) // 2, 1)
 
 
 def split(window: Rows, rows: int) -> list[Sequence[int]]:
@@ -222,7 +131,7 @@ class Recovery:
         It pops later operations first, so a graph older than every window gets its turn when the queue is
         empty (measured: without this the tensors of a failed backward pass live on).
         """
-        self._older.backward(self._one, retain_graph=True)
+        self._older.backward(self._one, retain_graph=True)  # type: ignore[no-untyped-call]
 
     def _context(self) -> Any:
         if self.state.offload and self.offload is not None:
@@ -292,7 +201,7 @@ class Recovery:
         self._tell("training", step, change, None, before=most, after=rows, kept=True)
 
     def evaluation(self, step: int, work: Callable[[int], T]) -> T | None:
-        """Let `work` measure with so many rows at once; with half of them, from its start, if that is too much.
+        """Let `work` measure with so many rows at once; anew with half of them if that is too much.
 
         The smaller batch stays for later evaluations and never touches the training's. None when not even
         one row fits: then this evaluation is left out.
@@ -322,8 +231,8 @@ class Recovery:
             change = "one question is left without an answer, because not even it alone fits."
         self._tell("answers", self.state.step, change, shortage, before=before, after=after)
 
-    def saving(self, step: int, work: Callable[[], T]) -> T | None:
-        """Let `work` write a checkpoint, once more after freeing memory; None when that fails too."""
+    def twice(self, name: str, step: int, work: Callable[[], T], given_up: str) -> T | None:
+        """Let `work` do what the run can go on without, twice if memory ran out; None if it did again."""
         for attempt in range(2):
             try:
                 return work()
@@ -332,10 +241,7 @@ class Recovery:
                     raise
                 shortage = Shortage.of(error, self._training.device)
             free_memory()
-            change = (
-                "the former checkpoint stays the newest." if attempt else "the checkpoint is written again."
-            )
-            self._tell("checkpoint", step, change, shortage)
+            self._tell(name, step, given_up if attempt else "it is tried once more.", shortage)
         return None
 
     def tell_probe(self, change: str, shortage: Shortage, before: int) -> None:

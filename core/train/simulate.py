@@ -89,7 +89,7 @@ def extrapolate(kinds: Sequence[Hashable], runs: Mapping[tuple[int, ...], Peaks]
     present = [kinds[index] for index in few]
     found = {phase: dict(parts) for phase, parts in base.items()}
     for kind, layers in more.items():
-        missing = kinds.count(kind) - present.count(kind) if isinstance(kinds, list) else 0
+        missing = kinds.count(kind) - present.count(kind)
         for phase, parts in runs[tuple(layers)].items():
             for part in {*parts, *base[phase]}:
                 step = parts.get(part, 0) - base[phase].get(part, 0)
@@ -98,7 +98,10 @@ def extrapolate(kinds: Sequence[Hashable], runs: Mapping[tuple[int, ...], Peaks]
 
 
 def simulate(config: Mapping[str, Any], request: MemoryRequest) -> dict[str, Any]:
-    """The predicted peak in bytes: `allocated_bytes`, its `parts`, its `phase`, and `unknown` operators."""
+    """The predicted peak in bytes: `allocated_bytes`, its `parts`, its `phase`, and `unknown` operators.
+
+    `reserved_bytes` is None where the trace does not tell it.
+    """
     whole = read_config(config)
     kinds = layer_kinds(whole)
     few, more = layer_choices(kinds)

@@ -17,8 +17,9 @@ from typing import Any
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.runs.folder import RunFolder, RunLock
 from ollama_tune.core.runs.launch import become, nice_worker
-from ollama_tune.core.train.recovery import Restart, is_out_of_memory
+from ollama_tune.core.train.recovery import Restart
 from ollama_tune.core.train.session import Session, Stopped, StopWish
+from ollama_tune.core.train.shortage import is_out_of_memory
 
 STAGES = {"train": ("train",), "export": ("export",), "all": ("train", "export")}
 

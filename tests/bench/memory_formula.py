@@ -97,19 +97,23 @@ def run(models: list[str], sample: int | None, path: Path) -> None:
             random.Random(7).shuffle(settings)
             for values in settings[:sample]:
                 if (model, json.dumps(values)) not in known:
-                    row = {"model": model, "settings": values} | measured(MODELS[model], values, simulator)
+                    row = {"model": model, "settings": values} | simulated(MODELS[model], values, simulator)
                     file.write(json.dumps(row) + "\n")
                     file.flush()
 
 
-def measured(config: dict[str, Any], values: dict[str, Any], simulator: Simulator) -> dict[str, Any]:
-    """Both figures, or the reason why there is none."""
-    request = MemoryRequest(**values)
+def simulated(config: dict[str, Any], values: dict[str, Any], simulator: Simulator) -> dict[str, Any]:
+    """The simulated bytes, or the reason why there are none."""
     try:
-        simulated = simulator.predict(config, request).allocated_bytes
+        return {"simulation": simulator.predict(config, MemoryRequest(**values)).allocated_bytes}
     except TuneError as error:
         return {"error": f"{error.what} {error.details}"}
-    return {"simulation": simulated, "formula": by_formula(config, request).allocated_bytes}
+
+
+def difference(row: dict[str, Any]) -> float:
+    """How far the formula is off, in per cent."""
+    found = by_formula(MODELS[row["model"]], MemoryRequest(**row["settings"])).allocated_bytes
+    return 100 * (found / float(row["simulation"]) - 1)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -123,7 +127,7 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield "|-|-|-|-|-|-|"
     groups = {model: [row for row in rows if row["model"] == model] for model in MODELS}
     for model, part in [*groups.items(), ("all", rows)]:
-        off = [100 * (row["formula"] / row["simulation"] - 1) for row in part if "formula" in row]
+        off = [difference(row) for row in part if "simulation" in row]
         if off:
             mean = statistics.fmean(map(abs, off))
             yield (

@@ -13,6 +13,7 @@ from ollama_tune.core.data.render import ChatFormat
 from ollama_tune.core.data.templates import ChatTemplate
 from ollama_tune.core.data.values import Message, Row
 from ollama_tune.core.errors import TuneError
+from ollama_tune.core.plan.settings import Settings
 from ollama_tune.core.runs.chat import run_chat, store_chat
 from ollama_tune.core.runs.folder import RunFolder
 from tests.core.data_templates import FAMILIES, OPTIONED, build_folder
@@ -167,6 +168,7 @@ def test_a_run_keeps_its_template_whatever_the_base_folder_says_later(tmp_path: 
     base = build_folder(tmp_path / "base", "dated")
     (tmp_path / "run").mkdir()
     folder = RunFolder(tmp_path / "run")
+    Settings().save(folder.settings_path)
     before = run_chat(folder, base).template
     stored = store_chat(folder, base)
     assert folder.chat_template_path.read_text() == stored.template == before

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from ollama_tune.core.machine.values import OllamaStatus
+from ollama_tune.core.machine.values import Machine, OllamaStatus
 from ollama_tune.core.models.values import ModelSpec
-from ollama_tune.core.plan.duration import estimate, steps_of, token_flops, train_rows
+from ollama_tune.core.paths import cache_dir
+from ollama_tune.core.plan.duration import estimate, learn_speed, steps_of, token_flops, train_rows
 from ollama_tune.core.plan.gguf_types import export_bytes
 from ollama_tune.core.plan.settings import Settings
 from ollama_tune.core.train.batches import StepPlan
@@ -112,6 +113,80 @@ def test_an_unknown_gpu_gets_a_low_figure_and_says_so(capability: tuple[int, int
     box = machine(gpu=24, name="NVIDIA Something New", compute_capability=capability)
     chosen = settings(training__device="cuda", training__compute_dtype="bfloat16")
     assert "low figure" in estimate(chosen, LLAMA_8B, CHAT, box).ground
+
+
+def test_the_time_of_a_known_card_is_surer_than_that_of_an_unknown_one() -> None:
+    chosen = settings(training__device="cuda", training__compute_dtype="bfloat16")
+    known = estimate(chosen, LLAMA_8B, CHAT, machine(gpu=24))
+    unknown = estimate(chosen, LLAMA_8B, CHAT, machine(gpu=24, name="NVIDIA Something New"))
+    assert known.spread < unknown.spread
+    assert "165.2 TFLOP/s" in known.ground
+
+
+def test_a_slice_of_a_card_has_its_share_of_the_speed() -> None:
+    chosen = settings(training__device="cuda", training__compute_dtype="bfloat16", training__batch_size=8)
+    a100 = {"name": "NVIDIA A100-SXM4-80GB", "compute_capability": (8, 0)}
+    whole = estimate(chosen, LLAMA_8B, CHAT, machine(gpu=80, **a100))
+    part = estimate(chosen, LLAMA_8B, CHAT, machine(gpu=20, mig=True, **a100))
+    assert 3 < part.seconds / whole.seconds < 4.1
+    assert "25% of the chip" in part.ground
+
+
+def test_energy_is_the_power_limit_times_the_time_and_unknown_without_one() -> None:
+    chosen = settings(training__device="cuda", training__compute_dtype="bfloat16")
+    work = estimate(chosen, LLAMA_8B, CHAT, machine(gpu=24, power_limit=450.0))
+    assert work.energy_kwh == pytest.approx(0.45 * work.seconds / 3600, rel=0.1)
+    assert estimate(chosen, LLAMA_8B, CHAT, machine(gpu=24)).energy_kwh is None
+    on_cpu = settings(training__device="cpu")
+    assert estimate(on_cpu, TINY, SHORT, machine(gpu=24, power_limit=450.0)).energy_kwh is None
+
+
+# what earlier runs on this device reached
+
+
+def reached(chosen: Settings, box: Machine) -> float:
+    """Tokens a second in training, by a plan that measures and answers nothing."""
+    plain = chosen.with_values({"evaluation.rows": 0, "data.validation_split": 0.0})
+    work = estimate(plain, LLAMA_8B, CHAT, box)
+    start = 20.0 + LLAMA_8B.weight_bytes / 1e9
+    return work.tokens / (work.seconds - start)
+
+
+def test_a_measured_speed_replaces_the_guess_for_that_device_and_format() -> None:
+    chosen = settings(training__device="cuda", training__compute_dtype="bfloat16", training__batch_size=8)
+    box, other = machine(gpu=24), machine(gpu=24, name="NVIDIA GeForce RTX 3090")
+    guessed, elsewhere = reached(chosen, box), reached(chosen, other)
+    learn_speed(chosen, LLAMA_8B, CHAT, box, 2 * guessed)
+    assert reached(chosen, box) == pytest.approx(2 * guessed, rel=0.02)
+    assert reached(chosen, other) == elsewhere
+    assert estimate(chosen, LLAMA_8B, CHAT, box).spread < 2
+    assert "last run" in estimate(chosen, LLAMA_8B, CHAT, box).ground
+    learn_speed(chosen, LLAMA_8B, CHAT, box, 0.5 * guessed)
+    assert reached(chosen, box) == pytest.approx(0.5 * guessed, rel=0.02), "the newest counts"
+    small = estimate(chosen, replace(LLAMA_8B, parameters=10**9), CHAT, box)
+    assert "not measured" in small.ground, "a small model says little about a large one"
+    nf4 = chosen.with_value("training.quantization", "nf4")
+    assert "not measured" in estimate(nf4, LLAMA_8B, CHAT, box).ground
+
+
+@pytest.mark.parametrize("tokens_per_second", [0.0, -1.0, 1e12, 1e-6, float("nan"), float("inf")])
+def test_nonsense_is_not_learned(tokens_per_second: float) -> None:
+    chosen, box = settings(), machine()
+    before = estimate(chosen, TINY, SHORT, box)
+    learn_speed(chosen, TINY, SHORT, box, tokens_per_second)
+    assert estimate(chosen, TINY, SHORT, box) == before
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{", '{"2 x A CPU, float32 none, 1e6": "fast"}', '{"2 x A CPU, float32 none, 1e6": -3}'],
+)
+def test_a_damaged_file_of_speeds_is_no_obstacle(text: str) -> None:
+    before = estimate(settings(), TINY, SHORT, machine())
+    (cache_dir() / "speed.json").write_text(text)
+    assert estimate(settings(), TINY, SHORT, machine()) == before
+    learn_speed(settings(), TINY, SHORT, machine(), 1000.0)
+    assert estimate(settings(), TINY, SHORT, machine()) != before
 
 
 def test_the_ground_of_a_cpu_estimate_is_stated() -> None:

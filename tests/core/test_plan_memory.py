@@ -170,3 +170,9 @@ def test_the_prediction_holds_for_a_real_run_on_the_cpu() -> None:
         chosen = settings(batch_size=rows, sequence_length=length)
         needed = predict(chosen, model, machine(), length).needed
         assert 0.95 * measured <= needed <= 1.5 * measured
+
+
+def test_a_long_row_on_the_cpu_holds_no_attention_scores() -> None:
+    """A mask needs tokens squared, scores heads x tokens squared: here 8 GiB in float32."""
+    short, long = (predict(settings(sequence_length=n), LLAMA_1B, GPU, n) for n in (4096, 8192))
+    assert parts(long)["activations"] < 2.1 * parts(short)["activations"]

@@ -60,6 +60,17 @@ def test_the_most_expensive_batch_comes_first() -> None:
     assert every[0] == max(every)
 
 
+def test_no_batch_of_any_epoch_costs_more_than_the_longest_rows() -> None:
+    made, sizes = plan(300, batch_size=4, gradient_accumulation_steps=2, epochs=3.0), lengths(300)
+    longest = made.longest(4)
+    assert [sizes[row] for row in longest] == sorted(sizes, reverse=True)[:4]
+    widths = [
+        max(sizes[row] for row in batch) for step in range(made.total_steps) for batch in made.window(step)
+    ]
+    assert max(widths) == sizes[longest[0]]
+    assert [sizes[row] for row in made.shortest()] == [min(sizes)]
+
+
 def test_rows_of_like_length_share_a_batch() -> None:
     made, sizes = plan(1000, batch_size=8, gradient_accumulation_steps=1), lengths(1000)
     padded = sum(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
+import json
 import subprocess
 import sys
 import threading
@@ -24,9 +25,11 @@ from ollama_tune.core.runs.events import Event
 from ollama_tune.core.runs.folder import RunFolder, State
 from ollama_tune.core.train import checkpoint, recovery
 from ollama_tune.core.train.checkpoint import newest
+from ollama_tune.core.train.measure import Held, write_reference
 from ollama_tune.core.train.model import add_adapter, load_base
-from ollama_tune.core.train.recovery import Offload, OutOfMemory, Restart, is_out_of_memory, split
+from ollama_tune.core.train.recovery import OutOfMemory, Restart, split
 from ollama_tune.core.train.session import Stopped
+from ollama_tune.core.train.shortage import Offload, is_out_of_memory
 from tests.core.loop_parts import TRAIN, Run
 from tests.core.memory_limit import OUT_OF_MEMORY, DeviceLimit, Fault
 from tests.core.train_parts import curve, make_run, quiet_environment, wait_for, work, write_rows
@@ -439,6 +442,30 @@ def test_answers_come_in_smaller_batches_and_one_that_does_not_fit_stays_empty(
         Generator.greedy(_without_callback(generator), prompts, 4, tuned=True)
 
 
+def test_an_answer_that_did_not_fit_is_no_reference_for_an_export(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, chat = Run(model, **SETTINGS), ChatFormat.from_folder(model)
+    checkpoint.publish_adapter(run.folder, run.model)
+    generator = Generator(run.model, chat, on_shortage=run.trainer.recovery.answers)
+    generate = generator._generate
+
+    def small(batch: Any, *rest: Any) -> Any:
+        if len(batch) > 1 or len(batch[0]) == 7:
+            raise torch.OutOfMemoryError(OUT_OF_MEMORY)
+        return generate(batch, *rest)
+
+    monkeypatch.setattr(generator, "_generate", small)
+    held = Held((), tuple(tuple(range(3, 3 + length)) for length in (5, 7)))
+    write_reference(run.session, generator, held)
+    written = json.loads((run.folder.path / "reference.json").read_text())["prompts"]
+    assert [prompt["prompt_ids"] for prompt in written] == [[3, 4, 5, 6, 7]]
+    assert [(event["work"], event["batch_after"]) for event in shortages(run)] == [
+        ("answers", 1),
+        ("answers", 0),
+    ]
+
+
 def _without_callback(generator: Generator) -> Generator:
     generator._on_shortage, generator._batch = None, 5
     return generator
@@ -488,6 +515,22 @@ def test_segments_that_grow_are_asked_for_on_native_linux_only(
         (tmp_path / "etc").mkdir()
         (tmp_path / "etc/nv_tegra_release").touch()
     assert launch.has_growing_segments(tmp_path) is wanted
+
+
+@pytest.mark.parametrize("own", [None, "max_split_size_mb:64"])
+def test_a_workers_allocator_is_set_before_torch_unless_the_person_did(own: str | None) -> None:
+    code = (
+        "import os, sys; from ollama_tune.core.runs import launch; launch.nice_worker();"
+        "print('torch' in sys.modules, os.environ.get('PYTORCH_CUDA_ALLOC_CONF'), "
+        "launch.has_growing_segments())"
+    )
+    names = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+    clean = {name: value for name, value in quiet_environment().items() if name not in names}
+    environment = clean | ({"PYTORCH_ALLOC_CONF": own} if own else {})
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
+    loaded, value, growing = done.stdout.decode().split()
+    assert loaded == "False"
+    assert value == ("expandable_segments:True" if growing == "True" and not own else "None")
 
 
 FAILING_WORKER = """
@@ -553,13 +596,13 @@ def test_a_kill_in_the_middle_of_a_recovery_goes_on_from_the_checkpoint(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     folder = make_run(model, rows, training={"epochs": 1.0, "evaluation_interval": 2})
     worker = failing_worker(folder, always=False, pause=True)
-    wait_for(lambda: (folder.path / "recovering").exists())
+    wait_for(lambda: (folder.path / "recovering").exists(), 180)
     assert [e["step"] for e in folder.events() if e.kind == "out_of_memory"] == [4]
     worker.kill()
     worker.wait()
     assert folder.status().state is State.CRASHED
     control.resume(folder)
-    wait_for(lambda: not folder.alive())
+    wait_for(lambda: not folder.alive(), 180)
     assert [e["resumed_from"] for e in folder.events() if e.kind == "start"] == [None, 2]
     assert_same_curve(folder, finished)
 
@@ -573,16 +616,16 @@ def test_the_last_resort_is_a_fresh_process_that_keeps_the_pid_and_the_lock(
 
     def watch() -> None:
         while worker.poll() is None:
-            held.append(folder.alive() or worker.poll() is not None)
+            held.append(folder.alive() or folder.events()[-1].kind == "done")
             time.sleep(0.002)
 
-    wait_for(folder.alive)
+    wait_for(folder.alive, 180)
     watcher = threading.Thread(target=watch)
     watcher.start()
-    assert worker.wait(60) == 0, (folder.path / "stderr.log").read_text()
+    assert worker.wait(180) == 0, (folder.path / "stderr.log").read_text()
     watcher.join()
     events = folder.events()
-    assert len(held) > 100 and all(held[:-1])
+    assert len(held) > 100 and all(held)
     assert [event.n for event in events] == list(range(len(events)))
     starts = [event for event in events if event.kind == "start"]
     assert [event["resumed_from"] for event in starts] == [None, 3]

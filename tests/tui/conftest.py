@@ -21,6 +21,7 @@ from ollama_tune.core.machine.values import (
     OllamaModel,
     OllamaStatus,
 )
+from ollama_tune.core.plan import room
 from ollama_tune.tui.app import Start, TuneApp
 from ollama_tune.tui.state import WizardState
 from tests.tiny import build_model
@@ -70,6 +71,14 @@ def write_rows(path: Path, count: int = 40) -> Path:
     return path
 
 
+def make_base(folder: Path, end: str = "<|endoftext|>") -> None:
+    """Turn a model into a base model: nothing says how people talk to it."""
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": end}))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": None}))
+    (folder / "generation_config.json").unlink(missing_ok=True)
+
+
 @dataclass(frozen=True)
 class Corner:
     """A home folder with a model and rows in it, and wizards that live there."""
@@ -101,6 +110,7 @@ def corner(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLORTERM", "truecolor")
     monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(room, "ram_holders", lambda: ["editor (process 99) holds 1.5 GiB of RAM."])
     model = tmp_path / "tiny"
     shutil.copytree(tiny_model, model)
     return Corner(tmp_path, model, write_rows(tmp_path / "rows.jsonl"))

@@ -9,7 +9,20 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ["attach", "delete", "demo", "export", "paths", "plan", "resume", "run", "runs", "stop", "verify"]
+COMMANDS = ["attach", "delete", "demo", "export", "paths", "plan", "predict", "probe", "resume", "run"]
+    "attach",
+    "delete",
+    "demo",
+    "export",
+    "paths",
+    "plan",
+    "predict",
+    "probe",
+    "resume",
+    "run",
+    "runs",
+]
+COMMANDS += ["runs", "stop", "verify"]
 
 
 def tune(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

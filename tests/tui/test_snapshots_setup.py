@@ -9,7 +9,7 @@ import pytest
 from textual.pilot import Pilot
 
 from ollama_tune.tui.app import TuneApp
-from tests.tui.conftest import Corner, cpu_machine, gpu_machine, settled
+from tests.tui.conftest import Corner, cpu_machine, gpu_machine, make_base, settled
 
 SIZES = [(80, 24), (120, 40)]
 STEPS = {1: "machine", 2: "model", 3: "data", 4: "settings", 5: "review"}
@@ -40,6 +40,16 @@ def test_machine_without_gpu(corner: Corner, snap_compare: Compare) -> None:
 def test_model_that_cannot_be_read(corner: Corner, snap_compare: Compare) -> None:
     app = corner.app(2, model="nowhere")
     assert picture(snap_compare, app, (80, 24))
+
+
+def test_model_of_the_list_before_it_is_read(corner: Corner, snap_compare: Compare) -> None:
+    app = corner.app(2, model="bundled", machine=gpu_machine)
+    assert picture(snap_compare, app, (80, 24), "home", "down")
+
+
+def test_model_with_an_offered_chat_form(corner: Corner, snap_compare: Compare) -> None:
+    make_base(corner.model)
+    assert picture(snap_compare, corner.app(2), (80, 24))
 
 
 def test_settings_with_a_changed_and_a_wrong_value(corner: Corner, snap_compare: Compare) -> None:

@@ -30,13 +30,14 @@ async def test_the_machine_step_shows_the_gpu_who_holds_it_and_ollama(corner: Co
         await settled(pilot)
         text = words(shown(app))
     for part in (
-        "Example RTX 24 GB driver 560.35",
+        "Example RTX 24 GB driver 560.35, drives a display",
         "20.0 GiB free of 24.0 GiB",
-        "ollama 3.0 GiB (process 4711)",
+        "ollama (process 4711) holds 3.0 GiB of the GPU.",
+        "Ollama keeps llama3:8b loaded: 3.0 GiB of GPU memory.",
         "16 cores",
         "48.0 GiB free of 64.0 GiB",
         "✓ Ollama 0.12.3 answers",
-        "llama3:8b 3.0 GiB",
+        "u lets it unload llama3:8b.",
     ):
         assert part in text
 
@@ -86,7 +87,8 @@ async def test_the_chosen_model_is_described(corner: Corner) -> None:
         text = words(shown(app))
     assert "✓ tiny can be tuned." in text
     assert "LlamaForCausalLM: 2 layers, width 64" in text
-    assert "Chat form yes" in text
+    assert "Chat form ✓ the model brings its own" in text
+    assert "512 tokens; tokenizer: BPE, 376 entries" in text
     assert "✓ can be exported to Ollama" in text
 
 

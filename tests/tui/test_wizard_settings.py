@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from textual.binding import Binding
 
 from ollama_tune.core.errors import UsageError
 from ollama_tune.core.plan.settings import Settings, field_paths, load
+from ollama_tune.core.plan.values import Offer
 from ollama_tune.core.runs.folder import list_runs
 from ollama_tune.tui import fields
 from ollama_tune.tui.app import TuneApp
@@ -160,7 +162,7 @@ def test_every_field_and_every_step_has_help() -> None:
 
 
 def test_every_setting_can_be_reached_in_the_form() -> None:
-    elsewhere = {"model.source", "model.revision", "data.path"}
+    elsewhere = {"model.source", "model.revision", "model.chat_template", "data.path"}
     assert set(field_paths()) - elsewhere == set(fields.FIELDS)
 
 
@@ -253,7 +255,7 @@ async def test_a_plan_that_does_not_fit_starts_only_after_a_typed_yes(corner: Co
     assert list_runs() == []
 
 
-async def test_f_gives_up_the_value_that_does_not_fit(corner: Corner) -> None:
+async def test_f_takes_the_nearest_plan_that_fits(corner: Corner) -> None:
     changed = {"training.batch_size": 4096, "training.epochs": 5.0, "training.sequence_length": 512}
     app = corner.app(step=5, machine=lambda: cpu_machine(900 << 20), changed=changed)
     async with app.run_test(size=(80, 24)) as pilot:
@@ -261,12 +263,33 @@ async def test_f_gives_up_the_value_that_does_not_fit(corner: Corner) -> None:
         assert app.facts.plan is not None
         assert not app.facts.plan.memory.fits
         assert "f Make it fit" in shown(app)
+        assert "1 batch_size 4,096 →" in shown(app)
+        (offer, *_) = app.facts.plan.offers
+        await pilot.press("9")
         await pilot.press("f")
         await settled(pilot)
         assert app.facts.plan.memory.fits
+        assert app.facts.plan.memory == offer.memory
+        assert dict(app.answers.changed) == changed | dict(offer.changes)
         assert app.answers.changed["training.epochs"] == 5.0
-        assert "training.batch_size" not in app.answers.changed
         assert "f Make it fit" not in shown(app)
+
+
+async def test_a_number_takes_its_offer_and_another_model_is_read(corner: Corner) -> None:
+    app = corner.app(step=5, machine=lambda: cpu_machine(900 << 20), changed={"training.batch_size": 4096})
+    async with app.run_test(size=(100, 40)) as pilot:
+        await settled(pilot)
+        assert app.facts.plan is not None
+        (offer, *_) = app.facts.plan.offers
+        other = Offer({"model.source": "bundled", "training.rank": 8}, "another", offer.memory)
+        app.facts = replace(app.facts, plan=replace(app.facts.plan, offers=(offer, other)))
+        await settled(pilot)
+        assert "2 another" in shown(app)
+        await pilot.press("2")
+        await settled(pilot)
+        assert app.answers.model == "bundled"
+        assert app.facts.spec is not None and app.facts.spec.source == "bundled"
+        assert app.facts.plan.settings.training.rank == 8
 
 
 def test_no_key_is_one_that_terminals_take_away() -> None:

@@ -197,7 +197,9 @@ asyncio.run(main())
 
 
 def test_answers_survive_a_round_trip(corner: Corner) -> None:
-    answers = WizardState(5, "org/name", "main", "/x.jsonl", {"training.targets": ["q_proj"]}, "run-1")
+    answers = WizardState(
+        5, "org/name", "main", "/x.jsonl", {"training.targets": ["q_proj"]}, "run-1", "ChatML"
+    )
     answers.save()
     assert load_answers() == answers
     (path,) = (corner.home / "tune-home").rglob("wizard.json")

@@ -92,7 +92,7 @@ class ExportScreen(RunScreen):
     def __init__(self, folder: RunFolder) -> None:
         super().__init__(folder)
         self._look: Look | None = None
-        self._told: list[Check] = []
+        self._checks: list[Check] = []
         self._error: TuneError | None = None
         self._busy = self._again = False
         self._mark = -1
@@ -253,7 +253,7 @@ class ExportScreen(RunScreen):
     def _ask_again(self) -> None:
         """Ollama's words follow the form."""
         if self._look is not None:
-            self.form.show_ollama(self._look.ollama, self._told)
+            self.form.show_ollama(self._look.ollama, self._checks)
             self._ask(self._look.ollama, *self._asked)
 
     @property
@@ -277,7 +277,7 @@ class ExportScreen(RunScreen):
     def _answered_by_ollama(self, message: Asked) -> None:
         """Show it, unless the form asks something else by now."""
         if self._look is not None and message.about == self._asked:
-            self._look, self._told = replace(self._look, ollama=message.status), message.checks
+            self._look, self._checks = replace(self._look, ollama=message.status), message.checks
             self.form.show_ollama(message.status, message.checks)
 
     # From the form to a worker

@@ -209,8 +209,8 @@ def _schedule(training: TrainingSettings) -> str:
     a_step = training.batch_size * training.gradient_accumulation_steps
     rate, longest = training.learning_rate, training.sequence_length
     return (
-        f"{training.epochs:g} epochs, learning rate {rate:g}, {a_step} rows a step, "
-        f"rows of up to {longest:,} tokens"
+        f"{training.epochs:g} epochs, learning rate {rate:g}, "
+        f"{a_step} rows a step of up to {longest:,} tokens"
     )
 
 
@@ -237,7 +237,7 @@ def _disk(plan: Plan, facts: Facts) -> str:
     work = plan.work
     written = (
         (work.checkpoint_bytes, "for checkpoints"),
-        (work.export_bytes, "for the export"),
+        (work.export_bytes, "export"),
         (work.download_bytes, "to download"),
         (work.ollama_bytes, "in Ollama"),
     )

@@ -1,0 +1,60 @@
+"""A last look at free memory, just before a run starts: others may have taken some by then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from ollama_tune.core.machine.probe import probe_machine
+from ollama_tune.core.machine.processes import holders, ram_holders
+from ollama_tune.core.machine.unload import settled
+from ollama_tune.core.machine.values import Machine
+from ollama_tune.core.models.chat_templates import chosen_template
+from ollama_tune.core.models.describe import describe
+from ollama_tune.core.models.values import ModelSpec
+from ollama_tune.core.plan.memory import predict
+from ollama_tune.core.plan.settings import Settings
+from ollama_tune.core.text import human_bytes
+
+NAMED = 3
+"""Holders of memory that a sentence names."""
+
+
+def look_again(probe: Callable[[], Machine] = probe_machine) -> Machine:
+    """The box as it is now, its GPU memory taken once it moves no more: two calm seconds, ten at most."""
+    machine = probe()
+    if machine.device != "cuda":
+        return machine
+    free = settled()
+    gpus = tuple(replace(gpu, free=free.get(gpu.uuid, gpu.free)) for gpu in machine.gpu.gpus)
+    return replace(machine, gpu=replace(machine.gpu, gpus=gpus))
+
+
+def in_use(machine: Machine) -> list[str]:
+    """Sentences about who holds memory that training could use; those of the RAM where it trains in RAM."""
+    shared = any(gpu.unified for gpu in machine.gpu.gpus)
+    return holders(machine) + (ram_holders() if machine.device == "cpu" or shared else [])
+
+
+def shortage(settings: Settings, spec: ModelSpec, machine: Machine, longest: int) -> str:
+    """What the run lacks on this box as it is, and who holds it; empty when it fits.
+
+    `longest` is the longest row in tokens.
+    """
+    memory = predict(settings, spec, machine, longest)
+    if memory.fits:
+        return ""
+    needed, free = human_bytes(memory.needed), human_bytes(memory.free)
+    held = " ".join(in_use(machine)[:NAMED])
+    what = f"With rows of {longest:,} tokens this run needs about {needed}, and only {free} are free now."
+    return f"{what} {held}".strip()
+
+
+def check_run(settings: Settings) -> str:
+    """As `shortage` for a `run.yaml`, whose rows are not counted yet: as if they were as long as allowed.
+
+    Raises `TuneError` where the model cannot be read, or is a base model whose chat form is not settled.
+    """
+    spec = describe(settings.model.source, settings.model.revision)
+    chosen_template(spec.folder, settings.model.chat_template)
+    return shortage(settings, spec, look_again(), settings.training.sequence_length)

@@ -1,0 +1,179 @@
+"""Ways out of a plan that does not fit: every offer fits, costs what it says, and leaves the rest alone."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ollama_tune.core.data.values import Lengths
+from ollama_tune.core.machine.values import Machine
+from ollama_tune.core.models.catalogue import find_listed, spec_of
+from ollama_tune.core.models.values import ModelSpec
+from ollama_tune.core.plan.recommend import make_plan
+from ollama_tune.core.plan.values import Offer, Plan
+from tests.cases import CHAT, LLAMA_1B, LLAMA_8B, LLAMA_70B, QWEN3_4B, SHORT, lengths, machine
+
+BOXES = {
+    "cpu": machine(ram=16),
+    "little ram": machine(ram=2),
+    "8": machine(gpu=8, name="NVIDIA GeForce RTX 4060"),
+    "12": machine(gpu=12),
+    "24": machine(gpu=24),
+    "T4": machine(gpu=16, name="Tesla T4", compute_capability=(7, 5)),
+}
+MODELS = {"1B": LLAMA_1B, "4B": QWEN3_4B, "8B": LLAMA_8B, "70B": LLAMA_70B}
+LONG = lengths(
+    5000,
+    300,
+    160,
+    4040,
+    800,
+    percentile_95=900,
+    percentile_99=1500,
+    histogram=(*[0] * 4, 4000, *[0] * 9, 850, *[0] * 15, 100, *[0] * 14, 30, *[0] * 17, 20),
+)
+DATA = {"short": SHORT, "chat": CHAT, "long": LONG}
+CHANGES: list[dict[str, Any]] = [
+    {},
+    {"training.batch_size": 64},
+    {"training.batch_size": 12, "training.gradient_accumulation_steps": 2},
+    {"training.gradient_accumulation_steps": 1},
+    {"training.sequence_length": 4096, "training.rank": 64},
+    {"training.quantization": "none"},
+    {"training.gradient_checkpointing": False},
+    {"training.rank": 512},
+    {"training.compute_dtype": "float32", "training.dropout": 0.1},
+    {"training.batch_size": 16, "training.gradient_checkpointing": False, "training.quantization": "none"},
+]
+
+
+def plan(box: Machine, model: ModelSpec, data: Lengths = LONG, **changed: Any) -> Plan:
+    return make_plan(box, model, data, {f"training.{name}": value for name, value in changed.items()})
+
+
+def taken(
+    offer: Offer, box: Machine, model: ModelSpec, data: Lengths, changed: dict[str, Any]
+) -> tuple[Plan, dict[str, Any]]:
+    """The plan with an offer's values set as if by hand."""
+    listed = find_listed(str(offer.changes.get("model.source", "")))
+    values = changed | dict(offer.changes)
+    return make_plan(box, spec_of(listed) if listed else model, data, values), values
+
+
+def a_step(made: Plan) -> int:
+    training = made.settings.training
+    return training.batch_size * training.gradient_accumulation_steps
+
+
+@pytest.mark.parametrize(
+    "changed", CHANGES, ids=lambda changed: "+".join(n[9:] for n in changed) or "nothing"
+)
+@pytest.mark.parametrize(("box", "model"), list(itertools.product(BOXES, MODELS)))
+def test_every_offer_really_fits_and_touches_nothing_else(
+    box: str, model: str, changed: dict[str, Any]
+) -> None:
+    made = make_plan(BOXES[box], MODELS[model], LONG, changed)
+    assert not (made.offers and made.memory.fits), "a plan that fits needs no way out"
+    for offer in made.offers:
+        then, values = taken(offer, BOXES[box], MODELS[model], LONG, changed)
+        assert then.memory.fits
+        assert then.memory == offer.memory
+        assert {path: then.settings.get(path) for path in values} == values
+        assert a_step(then) == a_step(made)
+        assert len(offer.text) <= 200
+
+
+@pytest.mark.parametrize(("box", "model"), list(itertools.product(BOXES, MODELS)))
+@pytest.mark.parametrize("data", DATA)
+def test_a_plan_that_does_not_fit_has_an_offer_or_says_what_it_lacks(box: str, model: str, data: str) -> None:
+    made = make_plan(BOXES[box], MODELS[model], DATA[data], {})
+    if not made.memory.fits:
+        (warning,) = [text for text in made.warnings if "are free; " in text]
+        assert ("see what is offered" in warning) == bool(made.offers)
+
+
+def test_shorter_rows_are_the_longest_that_fit_and_their_cost_is_counted() -> None:
+    made = plan(BOXES["12"], LLAMA_8B, batch_size=8, gradient_accumulation_steps=2, sequence_length=4096)
+    offer = next(offer for offer in made.offers if list(offer.changes) == ["training.sequence_length"])
+    length = offer.changes["training.sequence_length"]
+    longer = dict(made.changed and {"batch_size": 8, "gradient_accumulation_steps": 2})
+    assert not plan(BOXES["12"], LLAMA_8B, **longer, sequence_length=length + 64).memory.fits
+    lost = sum(LONG.histogram[length // 64 :])
+    assert f"sequence_length 4,096 → {length:,}" in offer.text
+    assert f"{lost:,} of 5,000 rows ({lost / 50:.1f} %) are left out" in offer.text
+
+
+def test_a_smaller_batch_keeps_the_rows_of_a_step() -> None:
+    made = plan(BOXES["12"], LLAMA_8B, batch_size=32)
+    assert a_step(made) == 32
+    (offer, *_) = made.offers
+    size = offer.changes["training.batch_size"]
+    assert offer.changes["training.gradient_accumulation_steps"] == 32 // size
+    assert "the same result" in offer.text
+    assert not plan(
+        BOXES["12"], LLAMA_8B, batch_size=2 * size, gradient_accumulation_steps=16 // size
+    ).memory.fits
+
+
+def test_the_ways_that_cost_only_time_come_first() -> None:
+    made = plan(BOXES["12"], LLAMA_8B, CHAT, gradient_checkpointing=False)
+    assert dict(made.offers[0].changes) == {"training.gradient_checkpointing": True}
+    assert "the same result" in made.offers[0].text
+
+
+def test_a_rank_that_is_too_high_falls_to_the_highest_that_fits() -> None:
+    made = plan(BOXES["8"], QWEN3_4B, CHAT, rank=512)
+    offer = next(offer for offer in made.offers if "training.rank" in offer.changes)
+    rank = offer.changes["training.rank"]
+    assert rank >= 8 and rank & (rank - 1) == 0
+    assert not plan(BOXES["8"], QWEN3_4B, CHAT, rank=2 * rank).memory.fits
+    assert "parameters for" in offer.text
+
+
+def test_several_values_are_given_up_together_where_none_alone_suffices() -> None:
+    changed = {"batch_size": 16, "gradient_accumulation_steps": 1, "gradient_checkpointing": False}
+    made = plan(BOXES["12"], LLAMA_8B, **changed)
+    offer = next(offer for offer in made.offers if "recommended values" in offer.text)
+    assert {path.partition(".")[2] for path in offer.changes} == set(changed)
+    assert offer.memory.fits
+
+
+def test_experts_are_not_offered_in_4_bit() -> None:
+    experts = replace(LLAMA_8B, architecture="Qwen3MoeForCausalLM", model_type="qwen3_moe")
+    made = plan(BOXES["12"], experts, CHAT, quantization="none")
+    assert not any("training.quantization" in offer.changes for offer in made.offers)
+
+
+def test_the_smaller_model_is_a_listed_one_with_its_download() -> None:
+    made = plan(BOXES["24"], LLAMA_70B, CHAT)
+    offer = next(offer for offer in made.offers if "model.source" in offer.changes)
+    listed = find_listed(offer.changes["model.source"])
+    assert listed is not None and listed.parameters < LLAMA_70B.parameters and not listed.gated
+    assert "to download" in offer.text
+    pinned = {"model.revision": "main", "model.chat_template": "chatml"}
+    other = make_plan(BOXES["24"], LLAMA_70B, CHAT, pinned).offers[-1]
+    assert dict(other.changes) == {"model.source": listed.id, **dict.fromkeys(pinned)}
+
+
+def test_the_other_device_is_offered_where_it_has_the_memory_and_a_day_is_enough() -> None:
+    small_card = machine(gpu=1, ram=64, cores=16)
+    made = plan(small_card, LLAMA_1B, SHORT)
+    offer = next(offer for offer in made.offers if offer.changes.get("training.device") == "cpu")
+    assert "train on the CPU: about" in offer.text
+    slow = machine(gpu=1, ram=64, cores=1)
+    assert not any("training.device" in offer.changes for offer in plan(slow, LLAMA_1B, LONG).offers)
+    wished = plan(machine(ram=64), LLAMA_1B, SHORT, device="cuda")
+    assert dict(wished.offers[0].changes) == {"training.device": "cpu"}
+
+
+def test_offers_are_found_within_the_time_of_an_edit() -> None:
+    changed = {"training.batch_size": 64, "training.rank": 512, "training.gradient_checkpointing": False}
+    make_plan(BOXES["8"], LLAMA_70B, LONG, changed)
+    start = time.process_time()
+    for _ in range(3):
+        make_plan(BOXES["8"], LLAMA_70B, LONG, changed)
+    assert (time.process_time() - start) / 3 < 0.4, "0.12 s were measured"

@@ -1,0 +1,90 @@
+"""`ollama-tune plan`: for people and for programs, for this box and for cards to rent."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from ollama_tune.core.errors import UsageError
+from ollama_tune.core.plan.settings import field_paths, load
+from ollama_tune.tui.plan_cli import plan
+from tests.core.test_plan_prepare import CONFIG
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    return str(tmp_path)
+
+
+def run(*arguments: str) -> str:
+    done = CliRunner().invoke(plan, list(arguments), catch_exceptions=False)
+    assert done.exit_code == 0
+    return done.stdout
+
+
+def as_json(*arguments: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(run(*arguments, "--json"))
+    return found
+
+
+def test_json_has_every_documented_key_and_plain_numbers(model: str) -> None:
+    found = as_json("--model", model, "--gpu", "RTX 4090", "--set", "training.rank=32")
+    assert set(found) == {
+        "version", "settings", "choices", "changed", "memory", "work", "offers", "warnings", "gpu"
+    }  # fmt: skip
+    assert set(found["choices"]) == set(field_paths()) - {"training.rank"}
+    assert set(found["choices"]["training.epochs"]) == {"value", "reason", "source"}
+    assert found["changed"] == ["training.rank"]
+    assert found["settings"]["training"]["rank"] == 32
+    memory = found["memory"]
+    assert memory["needed_bytes"] == sum(memory["parts"].values())
+    assert memory["fits"] is True
+    assert found["gpu"]["name"] == "RTX 4090"
+    assert found["work"]["energy_kwh"] > 0
+    assert found["work"]["seconds"] > 0
+    assert found["offers"] == []
+
+
+def test_offers_stand_in_json_and_their_options_work_as_they_stand(model: str) -> None:
+    asked = ("--model", model, "--gpu", "12GiB", "--set", "training.batch_size=2048")
+    offer = as_json(*asked)["offers"][0]
+    assert offer["memory"]["fits"] is True
+    lines = run(*asked).splitlines()
+    at = next(i for i, line in enumerate(lines) if offer["text"] in line)
+    options = lines[at + 1].split()
+    then = as_json("--model", model, "--gpu", "12GiB", *options)
+    assert then["memory"]["fits"] is True
+    assert then["memory"] == offer["memory"]
+
+
+def test_a_person_reads_reason_and_source_memory_time_energy_and_disk(model: str) -> None:
+    text = run("--model", model, "--gpu", "RTX 4090", "--set", "training.epochs=1")
+    for words in ("[LoRA Without Regret]", "[convention]", "yours", "fits", "between", "kWh", "TFLOP/s"):
+        assert words in text
+    assert "activations" in text
+    assert "what would fit" not in text
+
+
+def test_a_written_run_yaml_holds_the_plan(model: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    found = as_json("--model", model, "--gpu", "24GiB", "--output", str(file))
+    assert load(file).model_dump() == found["settings"]
+
+
+def test_an_unknown_card_names_the_nearest(model: str) -> None:
+    with pytest.raises(UsageError, match="RTX 4095"):
+        CliRunner().invoke(
+            plan, ["--model", model, "--gpu", "RTX 4095"], catch_exceptions=False, standalone_mode=False
+        )
+
+
+def test_a_plan_takes_at_most_seconds(model: str) -> None:
+    start = time.process_time()
+    run("--model", model, "--gpu", "8GiB", "--set", "training.rank=512")
+    assert time.process_time() - start < 3

@@ -1,0 +1,143 @@
+"""What the wizard's threads do: each function asks the real rooms and returns what is to be told."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ollama_tune.core.errors import TuneError
+from ollama_tune.core.text import human_bytes, one_line
+from ollama_tune.tui import messages
+from ollama_tune.tui.state import WizardState
+
+if TYPE_CHECKING:
+    from ollama_tune.core.data.render import ChatFormat
+    from ollama_tune.core.data.values import Lengths, Row
+    from ollama_tune.core.machine.values import Machine
+    from ollama_tune.core.models.values import ModelChoice, ModelSpec
+    from ollama_tune.core.plan.settings import Settings
+    from ollama_tune.core.plan.values import Choice, Plan
+    from ollama_tune.tui.state import Facts
+
+IMPORTING = threading.Lock()
+"""One thread imports at a time: modules that import each other may be seen half made by another thread."""
+Probe = Callable[[], "Machine"]
+
+
+def probe() -> Machine:
+    """The box as it is now."""
+    with IMPORTING:
+        from ollama_tune.core.machine.probe import probe_machine
+
+    return probe_machine()
+
+
+def in_use(machine: Machine) -> tuple[str, ...]:
+    """Sentences about who holds memory on the box."""
+    with IMPORTING:
+        from ollama_tune.core.plan.room import in_use
+
+    return tuple(in_use(machine))
+
+
+def shortage(settings: Settings, facts: Facts, probe: Probe) -> tuple[Machine, str]:
+    """The box once more, and what a run that was planned to fit lacks there now; empty when it fits still."""
+    with IMPORTING:
+        from ollama_tune.core.plan.room import look_again, shortage
+
+    assert facts.spec is not None and facts.lengths is not None
+    machine = look_again(probe)
+    return machine, shortage(settings, facts.spec, machine, facts.lengths.longest)
+
+
+def unload(url: str, stopped: Callable[[], bool]) -> messages.OllamaUnloaded:
+    """What Ollama let go and what that gained, in a sentence."""
+    with IMPORTING:
+        from ollama_tune.core.machine.unload import unload_loaded
+
+    done = unload_loaded(url, stopped=stopped)
+    gone, left = (", ".join(one_line(model.name, 40) for model in part) for part in (done.gone, done.left))
+    gained = f" {human_bytes(done.gained)} of GPU memory more are free." if done.gained > 0 else ""
+    words = f"Ollama let {gone} go.{gained}" if gone else "Ollama let nothing go."
+    words += f" It still holds {left}: somebody may be using it." if left else ""
+    return messages.OllamaUnloaded(words)
+
+
+def recommend_base(machine: Machine, lengths: Lengths | None) -> messages.BaseRecommended:
+    """Which base model suits the box, and what each listed one needs there."""
+    with IMPORTING:
+        from ollama_tune.core.plan.bases import USUAL, base_fits, recommend_base
+
+    fits = base_fits(machine, lengths or USUAL)
+    base = recommend_base(machine, lengths or USUAL)
+    return messages.BaseRecommended(base, {fit.model.id: fit for fit in fits})
+
+
+def read_model(source: str, revision: str | None, form: str | None) -> messages.ModelRead:
+    """What a model is; `form` is the chat form taken for a base model. Of a hub's only small files come."""
+    with IMPORTING:
+        from ollama_tune.core.data.render import ChatFormat
+        from ollama_tune.core.models.about import about
+        from ollama_tune.core.models.chat_templates import NO_TEMPLATE
+        from ollama_tune.core.models.describe import describe
+
+    spec = describe(source, revision)
+    found = about(spec)
+    read = partial(messages.ModelRead, source, revision, spec, found)
+    if found.offer is not None and form != found.offer.name:
+        return read(error=TuneError(NO_TEMPLATE, "The step Model offers one; Enter takes it there."))
+    template = found.offer.template if found.offer is not None else None
+    return read(ChatFormat.from_folder(spec.folder, template=template))
+
+
+def list_models() -> tuple[ModelChoice, ...]:
+    """The models on this box, then those of the catalogue that are not."""
+    with IMPORTING:
+        from ollama_tune.core.models.catalogue import listed_choices
+        from ollama_tune.core.models.locate import list_models
+
+    here = list_models()
+    return (*here, *listed_choices({choice.source for choice in here}))
+
+
+def check_data(path: str) -> messages.DatasetChecked:
+    """A data file, read and checked."""
+    with IMPORTING:
+        from ollama_tune.core.data.load import load_dataset
+
+    return messages.DatasetChecked(path, load_dataset(path))
+
+
+def measure(
+    chat: ChatFormat, rows: tuple[Row, ...], progress: Callable[[int, int], None]
+) -> messages.RowsMeasured:
+    """The rows in tokens."""
+    with IMPORTING:
+        from ollama_tune.core.data.lengths import encode_rows, measure
+
+    examples, problems = encode_rows(chat, rows, progress)
+    if examples:
+        return messages.RowsMeasured(measure(examples), tuple(problems))
+    reason = problems[0].text if problems else "There is no usable row."
+    error = TuneError(f"No row can be trained on: {reason}", "Use other data or another model.")
+    return messages.RowsMeasured(None, tuple(problems), error)
+
+
+def plan(
+    machine: Machine, spec: ModelSpec, lengths: Lengths, answers: WizardState
+) -> tuple[Plan, dict[str, Choice]]:
+    """The plan, and for each field set by hand what would be recommended in its place."""
+    with IMPORTING:
+        from ollama_tune.core.plan.recommend import make_plan, solve
+
+    values = answers.plan_values()
+    plan = make_plan(machine, spec, lengths, values)
+    recommended = {}
+    for path in answers.changed:
+        others = {name: value for name, value in values.items() if name != path}
+        choice = solve(machine, spec, lengths, others).choices.get(path)
+        if choice is not None:
+            recommended[path] = choice
+    return plan, recommended
