@@ -233,7 +233,8 @@ class TuneApp(FactsApp):
         from ollama_tune.core.runs.folder import create_run
         from ollama_tune.core.runs.launch import start
 
-        lack = self.shortage_now(settings)
+        warm = self._warm
+        lack = self.shortage_now(settings, warm.pid if warm is not None else None)
         if lack is not None:
             self.post_message(messages.StartFailed(lack))
             return

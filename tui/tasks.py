@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -42,14 +43,30 @@ def in_use(machine: Machine) -> tuple[str, ...]:
     return tuple(in_use(machine))
 
 
-def shortage(settings: Settings, facts: Facts, probe: Probe) -> tuple[Machine, str]:
-    """The box once more, and what a run that was planned to fit lacks there now; empty when it fits still."""
+def shortage(settings: Settings, facts: Facts, probe: Probe, own: int | None) -> tuple[Machine, str]:
+    """The box once more, and what a run that was planned to fit lacks there now; empty when it fits still.
+
+    `own` is the warm worker's process id: the RAM it holds already is the run's.
+    """
     with IMPORTING:
         from ollama_tune.core.plan.room import look_again, shortage
 
     assert facts.spec is not None and facts.lengths is not None
     machine = look_again(probe)
+    if own is not None:
+        free = machine.host.ram_available + resident(own)
+        machine = replace(machine, host=replace(machine.host, ram_available=free))
     return machine, shortage(settings, facts.spec, machine, facts.lengths.longest)
+
+
+def resident(pid: int) -> int:
+    """Bytes of RAM that a process holds; 0 for one that is gone."""
+    import psutil
+
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
 
 
 def unload(url: str, stopped: Callable[[], bool]) -> messages.OllamaUnloaded:

@@ -46,6 +46,8 @@ class FactsApp(App[int]):
         super().__init__()
         self.answers = answers
         self._probe = probe or tasks.probe
+        self._weighing = False
+        self._weighed: tuple[Machine | None, Lengths | None] = None, None
 
     def read_everything(self) -> None:
         """Start on all facts; called once the first frame is painted."""
@@ -70,6 +72,17 @@ class FactsApp(App[int]):
         if self.facts.machine is not None and "unload" not in self.facts.busy:
             self._busy("unload", "Asking Ollama to unload its models …")
             self._unload(self.facts.machine.ollama.url)
+
+    def weigh_bases(self) -> None:
+        """Say what each listed base model needs here, with the person's own rows where they are counted.
+
+        Nothing is done while that is going on, or when nothing has changed since.
+        """
+        lengths = self.facts.lengths if self.answers.data != BUNDLED else None
+        asked = self.facts.machine, lengths
+        if self.facts.machine is not None and not self._weighing and asked != self._weighed:
+            self._weighing, self._weighed = True, asked
+            self._recommend_base(self.facts.machine, lengths)
 
     def choose_model(self, source: str, revision: str | None = None) -> None:
         """Take another model and read it; nothing is done when it is the one already taken."""
@@ -146,16 +159,9 @@ class FactsApp(App[int]):
             self._busy("plan", "Planning …")
             self._make_plan(facts.machine, facts.spec, facts.lengths, self.answers)
 
-    def _recommend_again(self) -> None:
-        """Weigh the listed base models, with the person's own rows where they are counted already."""
-        if self.facts.machine is not None:
-            mine = self.facts.lengths if self.answers.data != BUNDLED else None
-            self._recommend_base(self.facts.machine, mine)
-
     @on(messages.ProbeFinished)
     def _probed(self, message: messages.ProbeFinished) -> None:
         self._known("machine", machine=message.machine, in_use=message.in_use)
-        self._recommend_again()
         self._plan_again()
 
     @on(messages.OllamaUnloaded)
@@ -165,6 +171,7 @@ class FactsApp(App[int]):
 
     @on(messages.BaseRecommended)
     def _recommended(self, message: messages.BaseRecommended) -> None:
+        self._weighing = False
         self._known("", base=message.base, fits=message.fits)
 
     @on(messages.ModelsListed)
@@ -193,7 +200,6 @@ class FactsApp(App[int]):
         self._known(
             "rows", lengths=message.lengths, length_problems=message.problems, plan_error=message.error
         )
-        self._recommend_again()
         self._plan_again()
 
     @on(messages.WorkAdvanced)
@@ -224,18 +230,18 @@ class FactsApp(App[int]):
 
         self._post(lambda: tasks.unload(url, stopped), _not_unloaded)
 
-    @work(thread=True, exclusive=True, exit_on_error=False, group="base")
+    @work(thread=True, exit_on_error=False, group="base")
     def _recommend_base(self, machine: Machine, lengths: Lengths | None) -> None:
         self.post_message(tasks.recommend_base(machine, lengths))
 
-    def shortage_now(self, settings: Settings) -> TuneError | None:
+    def shortage_now(self, settings: Settings, own: int | None = None) -> TuneError | None:
         """The box's memory once more, from a thread: why the run that was planned to fit does not any more.
 
-        The plan is then made anew for what is free now.
+        The plan is then made anew for what is free now. `own` is the process id of a warm worker.
         """
         if self.facts.plan is None or not self.facts.plan.memory.fits:
             return None
-        machine, lack = tasks.shortage(settings, self.facts, self._probe)
+        machine, lack = tasks.shortage(settings, self.facts, self._probe, own)
         if not lack:
             return None
         self.post_message(messages.ProbeFinished(machine, tasks.in_use(machine)))

@@ -112,7 +112,7 @@ class RunFolder:
 
     @property
     def importance_path(self) -> Path:
-        """`importance.safetensors`: what the best checkpoint's layers were fed with; absent if not gathered."""
+        """`importance.safetensors`: what fed the best checkpoint's layers; absent if not gathered."""
         return self.path / "importance.safetensors"
 
     @property

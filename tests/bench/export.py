@@ -51,7 +51,7 @@ ADAPTER = """
 import sys, time
 from pathlib import Path
 import torch
-from ollama_tune.core.export.outputs import write_adapter_gguf
+from ollama_tune.core.export.adapter_gguf import write_adapter_gguf
 base, adapter, output = map(Path, sys.argv[1:])
 began = time.process_time()
 write_adapter_gguf(base, adapter, output)

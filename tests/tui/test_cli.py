@@ -9,19 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiny import build_model
+
 COMMANDS = ["attach", "delete", "demo", "export", "paths", "plan", "predict", "probe", "resume", "run"]
-    "attach",
-    "delete",
-    "demo",
-    "export",
-    "paths",
-    "plan",
-    "predict",
-    "probe",
-    "resume",
-    "run",
-    "runs",
-]
 COMMANDS += ["runs", "stop", "verify"]
 
 
@@ -84,6 +74,17 @@ def test_a_wrong_field_in_a_run_file_names_the_nearest(tmp_path: Path) -> None:
     file.write_text("training:\n  learning_rat: 1.0e-4\n")
     done = tune(tmp_path, "run", str(file))
     assert done.returncode == 2 and "training.learning_rate" in done.stderr
+    assert not list((tmp_path / "data").glob("runs/*")), "nothing was started"
+
+
+def test_a_base_model_without_its_chat_form_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    model = build_model(tmp_path / "base")
+    (model / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
+    file = tmp_path / "run.yaml"
+    file.write_text(f"model:\n  source: {model}\nexport:\n  name: null\n")
+    done = tune(tmp_path, "run", str(file))
+    assert done.returncode == 2
+    assert "base model" in done.stderr and "model.chat_template to 'plain roles'" in done.stderr
     assert not list((tmp_path / "data").glob("runs/*")), "nothing was started"
 
 

@@ -16,7 +16,6 @@ from ollama_tune.tui.widgets.confirm import TypedConfirmScreen
 from ollama_tune.tui.widgets.errors import ErrorScreen
 from tests.ollama_double import Faults, Model, OllamaDouble
 from tests.tui.conftest import GIB, Corner, cpu_machine, gpu_machine, settled, shown
-from tests.tui.run_logs import until
 
 
 @pytest.fixture
@@ -52,9 +51,11 @@ async def test_one_key_unloads_ollamas_models_and_the_box_is_looked_at_again(
         text = words(shown(app))
         assert "Ollama keeps llama3:8b loaded" in text
         assert "u lets it unload gemma:2b, llama3:8b." in text
+        told: list[str] = []
+        app.screen.watch(app, "facts", lambda facts: told.append(facts.busy.get("unload", "")))
         await pilot.press("u")
-        await until(pilot, lambda: "Ollama unloads its models … 1 s" in shown(app))
         await settled(pilot)
+        assert "Ollama unloads its models … 1 s" in told
         text = words(shown(app))
         assert not server.state.running()
         assert "Ollama let gemma:2b, llama3:8b go." in text

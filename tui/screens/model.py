@@ -67,7 +67,8 @@ class ModelScreen(StepScreen):
         self.call_after_refresh(self.tune.warm_up)
 
     def facts_changed(self, facts: Facts) -> None:
-        """List, state of the reading, and details."""
+        """List, state of the reading, and details; the listed models are weighed where that is due."""
+        self.tune.weigh_bases()
         self._fill(facts)
         listed = self.tune.answers.model in self._sources
         line = self.query_one("#source", TextField)

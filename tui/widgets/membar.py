@@ -22,6 +22,7 @@ LOOKS = (
     ("▄", "$primary"),
     ("▞", "$accent"),
     ("░", "$success"),
+    ("▖", "$secondary"),
 )
 DEVICES = {"cuda": "GPU memory", "cpu": "memory"}
 
