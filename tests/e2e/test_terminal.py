@@ -60,6 +60,17 @@ def run_folder(home: Path) -> Path:
     return folder.parent
 
 
+def go_on(terminal: Terminal, step: str) -> None:
+    """Enter until the next step is there: the first one may only read what was typed."""
+    for _ in range(10):
+        terminal.press("enter")
+        for _ in range(15):
+            if step in terminal.text:
+                return
+            terminal.pump(0.2)
+    raise AssertionError(terminal.text)
+
+
 def answer_setup(terminal: Terminal, model: Path, data: Path) -> None:
     """From the first frame to the Review step: two answers typed, everything else Enter."""
     terminal.wait("This machine")
@@ -69,17 +80,10 @@ def answer_setup(terminal: Terminal, model: Path, data: Path) -> None:
     terminal.wait("can be tuned", 30)
     terminal.press("tab", "ctrl+u", str(model))
     terminal.wait("tiny-chat")
-    terminal.press("enter", pause=0.6)
-    if "Step 2" in terminal.text:
-        terminal.press("enter")
-    terminal.wait("Step 3 of 9")
+    go_on(terminal, "Step 3 of 9")
     terminal.wait("500 rows", 30)
     terminal.press("ctrl+u", str(data))
-    terminal.press("enter", pause=0.6)
-    terminal.wait(f"{ROWS} rows", 30)
-    if "Step 3" in terminal.text:
-        terminal.press("enter")
-    terminal.wait("Step 4 of 9")
+    go_on(terminal, "Step 4 of 9")
     terminal.wait("fits", 30)
     terminal.press("enter")
     terminal.wait("Step 5 of 9")

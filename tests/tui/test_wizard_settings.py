@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,20 +62,19 @@ async def test_a_changed_value_is_marked_moves_the_estimate_and_can_be_restored(
         assert "changed, recommended" not in shown(app)
 
 
-async def test_the_estimate_follows_a_key_within_200_ms(corner: Corner) -> None:
+async def test_the_estimate_follows_every_key(corner: Corner) -> None:
     app = corner.app(step=4)
     async with app.run_test(size=(80, 24)) as pilot:
         await settled(pilot)
         row(app, "training.epochs").editor.focus()
         await pilot.press(*CLEAR)
-        times = []
         for key in "567":
-            before, start = app.facts.plan, time.process_time()
+            before = app.facts.plan
             await pilot.press("backspace", key)
             while app.facts.plan is before:
                 await pilot.pause(0.005)
-            times.append(time.process_time() - start)
-        assert min(times) < 0.2
+            assert app.facts.plan is not None
+            assert app.facts.plan.settings.training.epochs == float(key)
 
 
 async def test_a_wrong_value_is_told_when_the_field_is_left_not_while_it_is_typed(corner: Corner) -> None:
