@@ -2,23 +2,66 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A tool that an answer calls: its name and its arguments, the JSON text of an object."""
+
+    name: str
+    arguments: str = "{}"
+    id: str = ""
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn; role is `system`, `user`, `assistant` or `tool`."""
+    """One turn; role is `system`, `user`, `assistant` or `tool`.
+
+    `reasoning` is what the model thinks before it answers, where the data has that apart from the answer.
+    `name` and `tool_call_id` belong to the result of a tool. An answer with `train` off is read, not learned.
+    """
 
     role: str
     content: str
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    name: str = ""
+    tool_call_id: str = ""
+    train: bool = True
+
+    def as_dict(self) -> dict[str, Any]:
+        """What a chat template is given, in the names of transformers; nothing that is empty but the text."""
+        turn: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.reasoning:
+            turn["reasoning_content"] = self.reasoning
+        if self.tool_calls:
+            turn["tool_calls"] = [_call(call) for call in self.tool_calls]
+        named = {"name": self.name, "tool_call_id": self.tool_call_id}
+        return turn | {key: text for key, text in named.items() if text}
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": json.loads(call.arguments)}
+    return {"type": "function", "function": function} | ({"id": call.id} if call.id else {})
 
 
 @dataclass(frozen=True)
 class Row:
-    """One conversation, and where it came from: its line (or item) in the file, counted from 1."""
+    """One conversation, and where it came from: its line (or item) in the file, counted from 1.
+
+    `tools` is the JSON text of the list of tools that the conversation may call, empty without any. `file`
+    names the file where the data set is a folder; `held_out` marks a row of a validation split.
+    """
 
     messages: tuple[Message, ...]
     line: int
+    tools: str = ""
+    file: str = ""
+    held_out: bool = False
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -36,7 +79,8 @@ class Problem:
     """A kind of problem with how often it occurred and the first few line numbers.
 
     `kind` is a short stable name, `text` one sentence for a person, `severity` is `error` for rows
-    set aside and `warning` for rows kept.
+    set aside and `warning` for rows kept. Where `switchable`, the person may decide otherwise: keep the
+    rows set aside, or set aside the rows kept (`Reading.include`, `Reading.exclude`).
     """
 
     kind: str
@@ -44,19 +88,74 @@ class Problem:
     count: int
     lines: tuple[int, ...]
     severity: str = "warning"
+    switchable: bool = False
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a person wants a file to be read, where its content leaves a choice; empty means: tell by content.
+
+    `columns` gives a column a part: `question`, `answer`, `system`, `context`, `text`, `label` or
+    `conversation` -> the column's name. `form` is the kind of task (`chat`, `classification`, `text`).
+    `split` and `validation` name splits or files of a data set that has several; `subset` and `revision` are
+    those of the hub. `include` and `exclude` are kinds of problems whose rows are used, or not used, other
+    than the usual way.
+    """
+
+    columns: tuple[tuple[str, str], ...] = ()
+    form: str = ""
+    split: str = ""
+    validation: str = ""
+    subset: str = ""
+    revision: str = ""
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Option:
+    """One answer to a question: its words, and the reading that it stands for."""
+
+    label: str
+    reading: Reading
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a file leaves open; the first option is the likeliest and is taken until a person says otherwise."""
+
+    kind: str
+    text: str
+    options: tuple[Option, ...]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: its name, a few of its cells as text, and the part it seems to play, or none."""
+
+    name: str
+    samples: tuple[str, ...]
+    part: str = ""
 
 
 @dataclass(frozen=True)
 class DatasetProfile:
-    """What a file holds: its format and schema in words, the usable rows, and the problems found."""
+    """What a file holds: its format and schema in words, the usable rows, and the problems found.
+
+    Where `exact` is off only the beginning was read: `rows` are the first ones and `total` is estimated.
+    """
 
     source: str
     format: str
     schema: str
     encoding: str
-    rows: tuple[Row, ...]
+    rows: Sequence[Row]
     total: int
     problems: tuple[Problem, ...]
+    questions: tuple[Question, ...] = ()
+    columns: tuple[Column, ...] = ()
+    labels: tuple[str, ...] = ()
+    exact: bool = True
 
     @property
     def usable(self) -> int:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from ollama_tune.core.data.values import Reading
 from ollama_tune.core.errors import UsageError
 from ollama_tune.core.files import write_atomic
 
@@ -44,11 +45,41 @@ class DataSettings(_Section):
     """Which rows are learned from."""
 
     path: str = BUNDLED
-    """`bundled`, or a file of examples."""
+    """`bundled`, a file or folder of examples, or the Hugging Face id of a data set such as `org/name`."""
+    split: str = ""
+    """The split (or file of a folder) that is trained on, where there are several; empty: the usual one."""
+    validation: str = ""
+    """The split (or file) that is measured on; empty: one that is named so, else a share of the rows."""
+    subset: str = ""
+    """The configuration of a hub data set that has several."""
+    revision: str = ""
+    """Branch, tag or commit of a hub data set; empty means the newest."""
+    form: Literal["", "chat", "classification", "text"] = ""
+    """What the rows are: conversations, texts with a label, or plain text; empty: told by their content."""
+    columns: dict[str, str] = {}
+    """Which column plays which part (`question`, `answer`, `system`, `context`, `text`, `label`,
+    `conversation`), where the names do not tell."""
+    include: list[str] = []
+    """Kinds of problems whose rows are used although they would be left out."""
+    exclude: list[str] = []
+    """Kinds of problems whose rows are left out although they would be used."""
     validation_split: float = Field(0.1, ge=0.0, le=0.5)
     """The share of rows kept out of training to measure on."""
     seed: int = Field(7, ge=0, lt=2**31)
     """Decides which rows are kept out."""
+
+    def reading(self) -> Reading:
+        """These choices as the data room takes them."""
+        return Reading(
+            columns=tuple(sorted(self.columns.items())),
+            form=self.form,
+            split=self.split,
+            validation=self.validation,
+            subset=self.subset,
+            revision=self.revision,
+            include=tuple(sorted(self.include)),
+            exclude=tuple(sorted(self.exclude)),
+        )
 
 
 class TrainingSettings(_Section):
@@ -88,6 +119,8 @@ class TrainingSettings(_Section):
     """The longest row in tokens; longer rows are left out of training and counted."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about 30 % more time."""
+    packing: bool = False
+    """Lay rows end to end until a sequence is full; no row sees another. Saves padding on many rows."""
     seed: int = Field(7, ge=0, lt=2**31)
     """Start of every random number: adapter weights, order of rows, dropout."""
     evaluation_interval: int = Field(0, ge=0)

@@ -314,7 +314,7 @@ CHECKLIST: dict[int, tuple[str, tuple[str, ...]]] = {
         "what Ollama holds is shown with how to free it, and seen to be freed",
         (
             "core/test_machine_ollama.py::test_a_server_is_found_with_its_version_and_loaded_models",
-            "core/test_plan_recommend.py::test_gpu_memory_that_ollama_holds_is_named_with_how_to_free_it",
+            "core/test_plan_checks.py::test_gpu_memory_that_ollama_holds_is_named_with_how_to_free_it",
             "core/test_export_ollama_answers.py::test_a_loaded_model_is_unloaded_and_seen_to_be",
         ),
     ),
