@@ -122,7 +122,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Question:
-    """What a file leaves open; the first option is the likeliest and is taken until a person says otherwise."""
+    """What a file leaves open. The first option is the likeliest, taken until a person says otherwise."""
 
     kind: str
     text: str
