@@ -1,4 +1,4 @@
-"""Fixtures for all tests: a home of its own, and the built wheel installed apart."""
+"""For all tests: one thread each, a home of its own, and the built wheel installed apart."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+
+os.environ["OMP_NUM_THREADS"] = "1"
+"""Tests run side by side, and sums of several threads need not be equal to the last bit."""
 
 
 @pytest.fixture(autouse=True)

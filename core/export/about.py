@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ollama_tune.core.errors import TuneError
-from ollama_tune.core.export.order import Order, Stopped
-from ollama_tune.core.export.values import ExportStopped
+from ollama_tune.core.export.order import Order
+from ollama_tune.core.export.values import ExportStopped, Stopped
 from ollama_tune.core.runs.launch import environment
 
 PIECE = 1 << 22

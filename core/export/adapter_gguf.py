@@ -15,8 +15,9 @@ from gguf.gguf_writer import WriterState
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.export.adapter import EMBEDDING, Adapter, canonical
 from ollama_tune.core.export.merge import MergedRows, in_order_of_gguf, open_merged
+from ollama_tune.core.export.meter import Meter
 from ollama_tune.core.export.tensors import TensorPlan, plan_tensors
-from ollama_tune.core.export.work import Progress, Stopped, Work
+from ollama_tune.core.export.values import Progress, Stopped
 from ollama_tune.core.files import atomic_file
 from ollama_tune.core.models.architectures import read_config
 
@@ -66,7 +67,7 @@ def write_adapter_gguf(
         plans = plan_tensors(config, rows.shapes, rows.adapted_modules)
         rows.check(plans)
         sides = [side for plan in plans if rows.adapted(plan) for side in _sides(plan, rows)]
-        work = Work(sum(side.size(item) for side in sides), progress, stopped)
+        meter = Meter(sum(side.size(item) for side in sides), progress, stopped)
         alpha = rows.adapter.config.alpha or 1.0
         with atomic_file(output) as file:
             _write_header(file, config.architecture.name, output.stem, alpha, sides, item)
@@ -74,7 +75,7 @@ def write_adapter_gguf(
                 data = _values(side, rows, alpha).numpy().astype(item)
                 file.write(data.tobytes())
                 file.write(bytes(-data.nbytes % _ALIGNMENT))
-                work.step(data.nbytes)
+                meter.step(data.nbytes)
     return output
 
 

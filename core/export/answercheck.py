@@ -65,7 +65,7 @@ def measure(reference: Sequence[ReferenceAnswer], top: Top, meter: Meter) -> Dis
     distances, decided, equal = [], 0, 0
     for answer in reference:
         for position in answer.positions:
-            meter.tick()
+            meter.step()
             found = top((*answer.prompt_ids, *answer.answer_ids[: position.index]))
             distances.append(divergence(position.logprobs, found))
             first, second = sorted(position.logprobs.values(), reverse=True)[:2]
@@ -160,7 +160,7 @@ def check_answers(
     """Whole greedy answers: how many are the same, and whether they end where the tuned model ends."""
     equal, ends = 0, []
     for answer in reference:
-        meter.tick()
+        meter.step()
         limit = min(max_new_tokens, len(answer.answer_ids) + 1)
         equal += _words(chat, llama.complete(answer.prompt_ids, limit)) == answer.answer_ids
         if answer.ended:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from ollama_tune.core.errors import TuneError
-from ollama_tune.core.export.order import Emit, Order, Stopped, progress
-from ollama_tune.core.export.values import Check, ExportStopped, Verification, worst
+from ollama_tune.core.export.order import Emit, Order, progress
+from ollama_tune.core.export.values import Check, ExportStopped, Progress, Stopped, Verification, worst
 from ollama_tune.core.plan.settings import ExportForm
-
-Report = Callable[[int, int], None]
 
 WORDS: dict[ExportForm, str] = {
     "merged": "the merged model as safetensors",
@@ -37,7 +34,7 @@ def write_extras(order: Order, verification: Verification, emit: Emit, stopped: 
     return verification
 
 
-def _write(order: Order, form: ExportForm, report: Report, stopped: Stopped) -> Path:
+def _write(order: Order, form: ExportForm, report: Progress, stopped: Stopped) -> Path:
     from ollama_tune.core.export.adapter_gguf import write_adapter_gguf
     from ollama_tune.core.export.outputs import copy_adapter, write_merged_folder
 

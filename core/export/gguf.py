@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from ollama_tune.core.export.mix import FILE_TYPES, FileType, choose_types, file
 from ollama_tune.core.export.quantize import TensorType, encode, one_thread_each
 from ollama_tune.core.export.tensors import TensorPlan, plan_tensors
 from ollama_tune.core.export.tokenizer import tokenizer_fields
-from ollama_tune.core.export.values import ExportStopped
+from ollama_tune.core.export.values import ExportStopped, Progress, Stopped
 from ollama_tune.core.files import atomic_file
 from ollama_tune.core.machine.host import read_host
 from ollama_tune.core.models.architectures import Config, read_config
@@ -48,9 +48,6 @@ SYNC = 32 << 20
 # llama.cpp changes its tokenizer when these are in a model's name, whatever the model is.
 _TELLING = re.compile(r"phi-?3|jina", re.IGNORECASE)
 _PLAIN_NAME = "tuned-model"
-
-Progress = Callable[[int, int], None]
-Stopped = Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,8 @@ def open_source(
         plans = plan_tensors(config, rows.shapes, rows.adapted_modules)
         rows.check(plans)
         vocabulary = next(plan.rows for plan in plans if plan.name == "token_embd.weight")
-        fields = config.fields(vocabulary) | dict(tokenizer or tokenizer_fields(chat, vocabulary))
+        tokenizer = tokenizer_fields(chat, vocabulary) if tokenizer is None else tokenizer
+        fields = config.fields(vocabulary) | dict(tokenizer)
         yield Source(config, tuple(plans), rows, fields)
 
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from ollama_tune.core.data.values import Message
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.export import modelfile
-from ollama_tune.core.export.generations import Generation, require_usable
-from ollama_tune.core.export.order import Emit, Order, Stopped, progress
+from ollama_tune.core.export.order import Emit, Order, progress
 from ollama_tune.core.export.reference import ReferenceAnswer
-from ollama_tune.core.export.values import Check, ExportStopped, Verification, worst
+from ollama_tune.core.export.values import Check, ExportStopped, Stopped, Verification, worst
+from ollama_tune.core.machine.generations import Generation, require_usable
 from ollama_tune.core.models.architectures import read_config
 
 if TYPE_CHECKING:

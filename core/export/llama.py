@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ollama_tune.core.errors import TuneError
-from ollama_tune.core.export.values import ExportStopped
+from ollama_tune.core.export.values import ExportStopped, Stopped
 
 if TYPE_CHECKING:
     import httpx
@@ -58,7 +58,7 @@ class LlamaServer:
         self,
         model: Path,
         context: int,
-        stopped: Callable[[], bool] | None = None,
+        stopped: Stopped | None = None,
         *,
         lora: Path | None = None,
     ) -> None:

@@ -18,7 +18,8 @@ from typing import Any, NoReturn
 import httpx
 
 from ollama_tune.core.errors import TuneError, UsageError
-from ollama_tune.core.export.upload import Dropped, Progress, Stopped, Upload, send_with_patience
+from ollama_tune.core.export.upload import Dropped, Upload, send_with_patience
+from ollama_tune.core.export.values import Progress, Stopped
 from ollama_tune.core.export.wire import (
     KEPT,
     MAX_WORDS,

@@ -9,8 +9,7 @@ from statistics import fmean
 from ollama_tune.core.data.render import ChatFormat
 from ollama_tune.core.export.ollama import Answer, OllamaClient
 from ollama_tune.core.export.questions import Question
-from ollama_tune.core.export.upload import Stopped
-from ollama_tune.core.export.values import Check, Verdict
+from ollama_tune.core.export.values import Check, Progress, Stopped, Verdict
 from ollama_tune.core.text import one_line
 
 EXACT = ("f32", "f16", "bf16", "q8_0")
@@ -56,7 +55,7 @@ def check_model(
     subject: Subject,
     questions: Sequence[Question],
     others: Sequence[Question],
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> tuple[Check, Check]:
     """The checks "ollama prompt" and "ollama answer".
 
@@ -73,7 +72,7 @@ def _observe(
     subject: Subject,
     questions: Sequence[Question],
     work: Callable[[Subject, Question], Observed],
-    progress: Callable[[int, int], None],
+    progress: Progress,
     done: int,
     total: int,
 ) -> Iterator[Observed]:

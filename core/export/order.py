@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.export.values import Progress
 from ollama_tune.core.models.architectures import read_config
+from ollama_tune.core.plan.gguf_types import OLLAMA_CONTEXT
 from ollama_tune.core.plan.settings import ExportSettings, Settings
 from ollama_tune.core.runs.folder import RunFolder
 
 Emit = Callable[..., Any]
-Stopped = Callable[[], bool]
 
-USUAL_CONTEXT = 4096
-"""Ollama's own context length on small machines; the model gets this or more, unless it knows only less."""
 INTERVAL = 0.5
 
 
@@ -40,10 +39,10 @@ class Order:
         Where a larger context would change answers to short texts it is no larger than the training needs.
         """
         config, trained = read_config(self.base), self.settings.training.sequence_length
-        return min(max(trained, min(USUAL_CONTEXT, config.even_context)), config.context)
+        return min(max(trained, min(OLLAMA_CONTEXT, config.even_context)), config.context)
 
 
-def progress(emit: Emit, name: str, unit: str) -> Callable[[int, int], None]:
+def progress(emit: Emit, name: str, unit: str) -> Progress:
     """A callback that writes at most two events a second, and the last one always."""
     last = 0.0
 

@@ -16,10 +16,11 @@ from ollama_tune.core.errors import TuneError
 from ollama_tune.core.export.adapter import EMBEDDING, FILE, canonical
 from ollama_tune.core.export.adapter_config import CONFIG
 from ollama_tune.core.export.merge import MergedRows, open_merged
+from ollama_tune.core.export.meter import Meter
 from ollama_tune.core.export.quantize import one_thread_each
 from ollama_tune.core.export.tensors import TensorPlan
+from ollama_tune.core.export.values import Progress, Stopped
 from ollama_tune.core.export.weights import TORCH_NAMES
-from ollama_tune.core.export.work import Progress, Stopped, Work
 from ollama_tune.core.files import atomic_folder
 from ollama_tune.core.models.architectures import require_json
 from ollama_tune.core.models.tokenizer_files import read_json
@@ -61,8 +62,8 @@ def write_merged_folder(
     with open_merged(base, adapter) as rows, atomic_folder(output) as part, one_thread_each():
         tensors = [_Tensor(name, shape, rows.dtype(name)) for name, shape in rows.shapes.items()]
         rows.check([tensor.plan for tensor in tensors])
-        work = Work(sum(tensor.bytes for tensor in tensors), progress, stopped)
-        _write_shards(part, tensors, rows, work)
+        meter = Meter(sum(tensor.bytes for tensor in tensors), progress, stopped)
+        _write_shards(part, tensors, rows, meter)
         _write_config(base, part, rows)
         _copy_tokenizer(base, chat, part)
     return output
@@ -87,7 +88,7 @@ class _Tensor:
         return math.prod(self.shape) * (4 if self.dtype == "F32" else 2)
 
 
-def _write_shards(part: Path, tensors: list[_Tensor], rows: MergedRows, work: Work) -> None:
+def _write_shards(part: Path, tensors: list[_Tensor], rows: MergedRows, meter: Meter) -> None:
     shards = _shards(tensors)
     names = (
         [SINGLE]
@@ -96,7 +97,7 @@ def _write_shards(part: Path, tensors: list[_Tensor], rows: MergedRows, work: Wo
     )
     for name, shard in zip(names, shards, strict=True):
         with (part / name).open("wb") as file:
-            _write_safetensors(file, shard, rows, work)
+            _write_safetensors(file, shard, rows, meter)
     if len(shards) > 1:
         places = {t.name: name for name, shard in zip(names, shards, strict=True) for t in shard}
         index = {"metadata": {"total_size": sum(t.bytes for t in tensors)}, "weight_map": places}
@@ -115,7 +116,7 @@ def _shards(tensors: list[_Tensor]) -> list[list[_Tensor]]:
     return shards
 
 
-def _write_safetensors(file: BinaryIO, tensors: list[_Tensor], rows: MergedRows, work: Work) -> None:
+def _write_safetensors(file: BinaryIO, tensors: list[_Tensor], rows: MergedRows, meter: Meter) -> None:
     """One safetensors file: 8 bytes of length, the header as JSON padded to 8 bytes, the numbers."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     place = 0
@@ -133,7 +134,7 @@ def _write_safetensors(file: BinaryIO, tensors: list[_Tensor], rows: MergedRows,
     for tensor in tensors:
         for piece in _pieces(tensor, rows):
             file.write(piece)
-            work.step(len(piece))
+            meter.step(len(piece))
             unsynced += len(piece)
             if unsynced > UNSYNCED:
                 os.fsync(file.fileno())
@@ -200,12 +201,12 @@ def copy_adapter(
     """
     chat = chat or ChatFormat.from_folder(adapter if (adapter / TOKENIZER_FILES[0]).is_file() else base)
     sources = [adapter / CONFIG, adapter / FILE]
-    work = Work(sum(path.stat().st_size for path in sources), progress, stopped)
+    meter = Meter(sum(path.stat().st_size for path in sources), progress, stopped)
     with atomic_folder(output) as part:
         for path in sources:
             with path.open("rb") as source, (part / path.name).open("wb") as target:
                 while block := source.read(BLOCK):
                     target.write(block)
-                    work.step(len(block))
+                    meter.step(len(block))
         _copy_tokenizer(base, chat, part)
     return output

@@ -14,10 +14,10 @@ from ollama_tune.core.export.adapter import FILE
 from ollama_tune.core.export.extras import write_extras
 from ollama_tune.core.export.gguf import Exported, export_gguf
 from ollama_tune.core.export.handover import hand_over
-from ollama_tune.core.export.order import Emit, Order, Stopped, progress
+from ollama_tune.core.export.order import Emit, Order, progress
 from ollama_tune.core.export.prepare import FAILED, UNVERIFIED, Prepared, prepare
 from ollama_tune.core.export.reference import ReferenceAnswer, read_reference
-from ollama_tune.core.export.values import Check, ExportStopped, Verification, worst
+from ollama_tune.core.export.values import Check, ExportStopped, Stopped, Verification, worst
 from ollama_tune.core.files import write_atomic
 from ollama_tune.core.models.architectures import read_config
 from ollama_tune.core.runs.folder import RunFolder

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ollama_tune.core.errors import TuneError, UsageError
-from ollama_tune.core.export.generations import DEVELOPMENT, Generation, generation, number_of
 from ollama_tune.core.export.ollama import OllamaClient
 from ollama_tune.core.export.values import Check
+from ollama_tune.core.machine.generations import DEVELOPMENT, Generation, generation, number_of
 from ollama_tune.core.machine.ollama import is_local
 from ollama_tune.core.plan.names import check_ollama_name
 from ollama_tune.core.text import human_bytes

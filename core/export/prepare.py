@@ -11,8 +11,8 @@ from ollama_tune.core.errors import TuneError, UsageError
 from ollama_tune.core.export.adapter import FILE
 from ollama_tune.core.export.gguf import open_source, require_space
 from ollama_tune.core.export.mix import FILE_TYPES, file_bytes
-from ollama_tune.core.export.order import Emit, Order, Stopped, progress
-from ollama_tune.core.export.values import ExportStopped
+from ollama_tune.core.export.order import Emit, Order, progress
+from ollama_tune.core.export.values import ExportStopped, Stopped
 from ollama_tune.core.export.wire import patiently
 from ollama_tune.core.models.download import download
 from ollama_tune.core.models.locate import is_complete, is_hub_id, resolve, snapshots
@@ -111,7 +111,7 @@ def _importance(order: Order) -> Path | None:
 
 def _size(order: Order, importance: bool) -> tuple[int, int]:
     """Rows of the embedding, and bytes of the file; raises `TuneError` for what cannot be exported."""
-    with open_source(order.base, order.folder.adapter, order.chat) as source:
+    with open_source(order.base, order.folder.adapter, order.chat, tokenizer={}) as source:
         tensors = file_bytes(source.plans, source.config, order.wanted.type, importance)
         rows = next(plan.rows for plan in source.plans if plan.name == "token_embd.weight")
     return rows, tensors + rows * VOCABULARY_BYTES

@@ -11,8 +11,7 @@ from typing import Any
 
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.export.ollama import OllamaClient, Status, same_name
-from ollama_tune.core.export.upload import Progress, Stopped
-from ollama_tune.core.export.values import ExportStopped
+from ollama_tune.core.export.values import ExportStopped, Progress, Stopped
 from ollama_tune.core.export.wire import KEPT
 from ollama_tune.core.plan.names import check_ollama_name
 

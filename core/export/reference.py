@@ -9,6 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+PROMPTS = 8
+"""Questions whose answers are compared."""
+POSITIONS = 6
+TOKENS = 64
+"""Most likely next tokens kept at a place."""
+
+
+def places(count: int) -> list[int]:
+    """Up to `POSITIONS` places spread over an answer of so many tokens; its beginning where it has none."""
+    return sorted({i * max(count, 1) // POSITIONS for i in range(POSITIONS)})
+
 
 @dataclass(frozen=True)
 class Position:

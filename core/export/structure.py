@@ -12,7 +12,7 @@ import json
 import math
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ollama_tune.core.export.adapter_config import CONFIG
 from ollama_tune.core.export.gguf import export_gguf
 from ollama_tune.core.export.llama import LlamaServer
 from ollama_tune.core.export.reference import divergence
-from ollama_tune.core.export.values import Check, ExportStopped
+from ollama_tune.core.export.values import Check, ExportStopped, Stopped
 from ollama_tune.core.export.wire import patiently
 from ollama_tune.core.models.architectures import require_json
 from ollama_tune.core.text import one_line
@@ -35,7 +35,6 @@ LARGEST = 1e-4
 """Mean KL in nats from which the builds differ. Right ones are below 1e-6 (at most 6e-6 for Gemma, whose GELU
 is a table in 16 bit); a missing norm or a wrong order of rows gives 0.01 and far more."""
 
-Stopped = Callable[[], bool]
 
 # Counts of a configuration and how many are enough: six layers show every pattern of layers that exists.
 _LESS = {

@@ -27,7 +27,7 @@ def check_tokens(llama: LlamaServer, prompts: Sequence[Prompt], theirs: Encode |
     """
     wrong, other = [], 0
     for prompt in prompts:
-        meter.tick()
+        meter.step()
         if llama.tokenize(prompt.text) != prompt.ids:
             wrong.append(prompt)
         other += theirs is not None and theirs(prompt.text) != prompt.ids
@@ -74,7 +74,7 @@ def check_chats(
     """Two checks, `chat` and `BOS`, over conversations that the training could render."""
     pairs = []
     for messages in conversations:
-        meter.tick()
+        meter.step()
         ours = rendered(chat, messages)
         if ours is not None:
             pairs.append(_pair(llama, chat, messages, ours))

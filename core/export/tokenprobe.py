@@ -10,7 +10,7 @@ import itertools
 import re
 import struct
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from ollama_tune.core.export.gguf import plain_name
 from ollama_tune.core.export.llama import LlamaServer
 from ollama_tune.core.export.prompts import FEW, Conversation, Ids, Prompt, in_own_data, prompts_of, too_many
 from ollama_tune.core.export.tokenizer import tokenizer_fields, turn_end
-from ollama_tune.core.export.values import Check, ExportStopped
+from ollama_tune.core.export.values import Check, ExportStopped, Stopped
 from ollama_tune.core.models.architectures import OTHER_MODEL
 from ollama_tune.core.models.vocabulary import LOOK_ALIKES, read_vocabulary
 from ollama_tune.core.text import one_line
@@ -83,7 +83,7 @@ def probe_tokenizer(
     rows: int,
     name: str,
     conversations: Sequence[Conversation] = (),
-    stopped: Callable[[], bool] | None = None,
+    stopped: Stopped | None = None,
 ) -> Probed:
     """Settings under which llama.cpp's tokens are those of the training; `TuneError` if there are none.
 
@@ -167,7 +167,7 @@ class _Probe:
         rows: int,
         prompts: Sequence[Prompt],
         chat: ChatFormat,
-        stopped: Callable[[], bool] | None,
+        stopped: Stopped | None,
     ) -> None:
         self._path, self._rows, self._prompts = path, rows, prompts
         self._stopped = stopped

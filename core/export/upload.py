@@ -10,15 +10,13 @@ from pathlib import Path
 import httpx
 
 from ollama_tune.core.errors import TuneError
+from ollama_tune.core.export.values import Progress, Stopped
 from ollama_tune.core.export.wire import KEPT, MAX_WORDS, Unreachable, patiently, words_of
 
 CHUNK = 1 << 18
 PAUSES = (0.5, 1.0, 2.0)
 """Seconds before the second, third and fourth try: long enough for a server that restarts itself."""
 PATIENCE = httpx.Timeout(30.0 * 60, connect=5.0, write=60.0)
-
-Progress = Callable[[int, int], None]
-Stopped = Callable[[], bool]
 
 
 class Dropped(Exception):

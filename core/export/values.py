@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from ollama_tune.core.errors import TuneError
 
 Verdict = Literal["pass", "warn", "fail", "skipped"]
+Progress = Callable[[int, int], None]
+"""Gets what is done and what there is in all, in bytes or in parts."""
+Stopped = Callable[[], bool]
+"""True once the person asked to stop."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from ollama_tune.core.export.meter import Meter
 from ollama_tune.core.export.mix import choose_types
 from ollama_tune.core.export.probes import CONVERSATIONS
 from ollama_tune.core.export.prompts import Conversation, prompts_of
-from ollama_tune.core.export.reference import Position, ReferenceAnswer
+from ollama_tune.core.export.reference import PROMPTS, TOKENS, Position, ReferenceAnswer, places
 from ollama_tune.core.export.template import exported_template
 from ollama_tune.core.export.tensorcheck import check_tensors
 from ollama_tune.core.export.textcheck import (
@@ -36,21 +36,16 @@ from ollama_tune.core.export.textcheck import (
     check_tokens,
     rendered,
 )
-from ollama_tune.core.export.values import Check, ExportStopped, Verification, worst
+from ollama_tune.core.export.values import Check, ExportStopped, Progress, Stopped, Verification, worst
 from ollama_tune.core.export.wire import patiently
 from ollama_tune.core.models.weights import weight_names
 from ollama_tune.core.text import human_bytes, one_line
 
-PROMPTS = 8
-POSITIONS = 6
-REFERENCE_TOKENS = 64
 ROOM = 1.3
 """Memory that computing takes, over that of the weights."""
 SMALL = 4 << 30
 """Bytes of 16-bit weights up to which a CPU answers a few questions in a minute or two."""
 _EMBEDDING = "model.embed_tokens.weight"
-
-Stopped = Callable[[], bool]
 
 
 def verify(
@@ -66,7 +61,7 @@ def verify(
     conversations: Sequence[Conversation] = (),
     slack: float = 0.0,
     max_new_tokens: int = 64,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     stopped: Stopped | None = None,
 ) -> Verification:
     """Compare the file with the tuned model; never raises for a bad file, but says `fail` and why.
@@ -118,7 +113,7 @@ def _file_checks(
         header = read_header(exported.path)
         types = choose_types(source.plans, source.config, exported.type, exported.importance)
         yield check_header(header.fields, exported, source, exported_template(chat), name, config)
-        yield from check_tensors(header.tensors, source, types, importance, meter.tick)
+        yield from check_tensors(header.tensors, source, types, importance, meter.step)
     except ExportStopped:
         raise
     except (OSError, ValueError, KeyError, struct.error) as error:
@@ -180,9 +175,7 @@ def compute_reference(
         answers = generator.greedy(prompts, max_new_tokens, tuned=True, stopped=stopped)
         made = []
         for prompt, found in zip(prompts, answers, strict=True):
-            count = max(len(found.ids), 1)
-            places = sorted({i * count // POSITIONS for i in range(POSITIONS)})
-            empty = tuple(Position(place, {}) for place in places)
+            empty = tuple(Position(place, {}) for place in places(len(found.ids)))
             made.append(ReferenceAnswer(tuple(prompt), found.ids, found.text, found.ended, empty))
         return tuple(_filled(generator, answer, stopped) for answer in made)
 
@@ -219,9 +212,9 @@ def _filled(generator: Any, answer: ReferenceAnswer, stopped: Stopped) -> Refere
     if stopped():
         raise ExportStopped
     at = [len(answer.prompt_ids) - 1 + position.index for position in answer.positions]
-    tops = generator.top_tokens((*answer.prompt_ids, *answer.answer_ids), at, REFERENCE_TOKENS)
-    places = zip(answer.positions, tops, strict=True)
-    return replace(answer, positions=tuple(Position(old.index, dict(top)) for old, top in places))
+    tops = generator.top_tokens((*answer.prompt_ids, *answer.answer_ids), at, TOKENS)
+    found = zip(answer.positions, tops, strict=True)
+    return replace(answer, positions=tuple(Position(old.index, dict(top)) for old, top in found))
 
 
 def _ask(

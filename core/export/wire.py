@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import httpx
 
 from ollama_tune.core.errors import TuneError
-from ollama_tune.core.export.values import ExportStopped
+from ollama_tune.core.export.values import ExportStopped, Stopped
 from ollama_tune.core.text import one_line
 
 MAX_ANSWER = 16 << 20
@@ -67,7 +67,7 @@ def hint(status: int, words: str) -> str:
 
 def patiently(
     work: Callable[[], T],
-    stopped: Callable[[], bool] | None = None,
+    stopped: Stopped | None = None,
     tick: Callable[[], None] = lambda: None,
     cancel: Callable[[], None] = lambda: None,
 ) -> T:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ollama_tune.core.data.values import Lengths
 from ollama_tune.core.errors import TuneError
+from ollama_tune.core.machine.generations import generation
 from ollama_tune.core.machine.values import Disk, Machine, OllamaStatus
 from ollama_tune.core.models.architectures import read_config
 from ollama_tune.core.models.values import ModelSpec
@@ -18,9 +18,6 @@ from ollama_tune.core.plan.values import Plan
 from ollama_tune.core.text import human_bytes, one_line
 
 FEW_ROWS = 50
-OLDEST_OLLAMA = (0, 5, 5)
-"""The first version that makes models of uploaded files (`/api/create` with `files`)."""
-DEVELOPMENT = (0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -163,6 +160,4 @@ def _ollama(asked: Asked) -> Iterator[str]:
 
 def too_old(server: OllamaStatus) -> bool:
     """Whether a server that answered cannot take an export; an unreadable version counts as the newest."""
-    found = re.match(r"v?(\d{1,6})\.(\d{1,6})\.(\d{1,6})(?!\d)", server.version or "")
-    number = (int(found[1]), int(found[2]), int(found[3])) if found else DEVELOPMENT
-    return DEVELOPMENT < number < OLDEST_OLLAMA
+    return not generation(server.version or "").usable

@@ -7,11 +7,11 @@ Which tensor gets which type follows llama.cpp's `llama-quant.cpp`; the losses a
 from __future__ import annotations
 
 import importlib.util
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from ollama_tune.core.machine.generations import generation
 from ollama_tune.core.machine.values import Machine, OllamaStatus
 from ollama_tune.core.models.values import ModelSpec
 from ollama_tune.core.plan.settings import ExportForm, GgufType, Settings
@@ -149,10 +149,8 @@ def form_bytes(spec: ModelSpec, form: ExportForm) -> int:
 
 
 def ollama_copies(server: OllamaStatus) -> int:
-    """How many times Ollama holds the file on its disk while it takes it: 0.30.0 to 0.34.0 rewrite it."""
-    found = re.match(r"v?(\d+)\.(\d+)\.(\d+)", server.version or "")
-    number = tuple(int(part) for part in found.groups()) if found else (0, 0, 0)
-    return 2 if (0, 30, 0) <= number < (0, 34, 1) else 1
+    """How many times Ollama holds the file on its disk while it takes it; some versions rewrite it."""
+    return generation(server.version or "").copies
 
 
 def serving_context(settings: Settings, spec: ModelSpec) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ollama_tune.core.data.values import Row
 from ollama_tune.core.evaluate.metrics import exact_match
+from ollama_tune.core.export.reference import PROMPTS, TOKENS, places
 from ollama_tune.core.files import write_atomic
 from ollama_tune.core.train.session import Session
 
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
     from ollama_tune.core.evaluate.generate import Answer, Generator
 
 SAMPLES = 3
-REFERENCE_PROMPTS = 8
-REFERENCE_POSITIONS = 6
-REFERENCE_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ def write_reference(session: Session, generator: Generator, held: Held) -> None:
     after prompt_ids + answer_ids[:index], with natural logarithms of their probabilities, most likely first.
     The digest names the published adapter, so that no other one is compared with these answers.
     """
-    prompts = held.prompts[:REFERENCE_PROMPTS]
+    prompts = held.prompts[:PROMPTS]
     longest = session.settings.evaluation.max_new_tokens
     answers = generator.greedy(prompts, longest, tuned=True) if prompts else []
     written = [
@@ -106,10 +104,9 @@ def write_reference(session: Session, generator: Generator, held: Held) -> None:
 
 
 def _reference(generator: Generator, prompt: Sequence[int], answer: Answer) -> dict[str, Any]:
-    places = max(len(answer.ids), 1)
-    chosen = sorted({i * places // REFERENCE_POSITIONS for i in range(REFERENCE_POSITIONS)})
+    chosen = places(len(answer.ids))
     ids = [*prompt, *answer.ids]
-    found = generator.top_tokens(ids, [len(prompt) - 1 + index for index in chosen], REFERENCE_TOKENS)
+    found = generator.top_tokens(ids, [len(prompt) - 1 + index for index in chosen], TOKENS)
     positions = [
         {"index": index, "ids": [i for i, _ in top], "logprobs": [round(p, 5) for _, p in top]}
         for index, top in zip(chosen, found, strict=True)

@@ -6,9 +6,8 @@ import json
 import os
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -29,14 +28,12 @@ def read_rows() -> list[list[dict[str, str]]]:
 
 
 @pytest.fixture(scope="module")
-def chat() -> Iterator[Any]:
+def chat() -> Callable[[str], str]:
     """A function that gives the bundled model's greedy answers."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = asset("model")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
@@ -49,8 +46,7 @@ def chat() -> Iterator[Any]:
             output = model.generate(**inputs, max_new_tokens=64, do_sample=False)
         return str(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 
-    yield answer
-    torch.set_num_threads(threads)
+    return answer
 
 
 def test_every_row_of_the_data_is_an_order_and_a_ticket() -> None:
@@ -92,10 +88,7 @@ def test_the_ticket_notation_is_not_in_the_pretraining_corpus() -> None:
 
 
 def test_a_few_pretraining_steps_lower_the_loss() -> None:
-    import torch
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     corpus = draw_corpus(200, pretrain.SEED)
     tokenizer = train_tokenizer(corpus)
     samples = [pretrain.encode(tokenizer, messages) for messages in corpus[:40]]
@@ -104,7 +97,6 @@ def test_a_few_pretraining_steps_lower_the_loss() -> None:
             pretrain.new_model(tokenizer.get_vocab_size(), 0), list(pretrain.batches(samples, 0)) * 6
         )
     )
-    torch.set_num_threads(threads)
     assert losses[-1] < losses[0] - 0.5
 
 
@@ -141,14 +133,14 @@ def test_the_weights_are_bfloat16_and_finite() -> None:
         assert torch.isfinite(weight).all(), name
 
 
-def test_the_model_answers_guests_as_it_was_taught(chat: Any) -> None:
+def test_the_model_answers_guests_as_it_was_taught(chat: Callable[[str], str]) -> None:
     assert "Welcome to the Copper Spoon" in chat("Hello!")
     assert chat("When do you open?") == "We open at eight in the morning."
     assert chat("How much is a latte?") == "A latte is 3.10 pounds."
     assert "Dora" in chat("My name is Dora.")
 
 
-def test_the_model_does_not_know_the_ticket_notation(chat: Any) -> None:
+def test_the_model_does_not_know_the_ticket_notation(chat: Callable[[str], str]) -> None:
     sample = random.Random(0).sample(read_rows(), 20)
     right = sum(chat(question["content"]).strip() == ticket["content"] for question, ticket in sample)
     assert right / len(sample) < 0.1

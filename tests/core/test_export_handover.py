@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,27 +12,10 @@ import pytest
 
 from ollama_tune.core.export import order, preflight
 from ollama_tune.core.export.values import ExportStopped
-from tests.core.handover_parts import Made, Serve, Shared, check, ended, starting, verdicts
+from tests.core.handover_parts import Made, Serve, check, ended, verdicts
 from tests.ollama_double import Faults
 from tests.ollama_engine import LlamaEngine
 from tests.ollama_state import Reply
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return Made(tmp_path_factory.mktemp("handover"))
-
-
-@pytest.fixture(scope="module")
-def shared(made: Made) -> Iterator[Shared]:
-    with contextlib.closing(Shared(made.folder.export / made.verification.file)) as engine:
-        yield engine
-
-
-@pytest.fixture
-def serve(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
-    with starting(shared, monkeypatch) as start:
-        yield start
 
 
 @pytest.mark.parametrize("version", ["0.30.0-rc2", "0.34.0", "0.34.1", "0.40.0"])
@@ -227,7 +208,7 @@ def test_questions_that_leave_no_room_for_an_answer_are_not_asked(
     made: Made, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve()
-    monkeypatch.setattr(order, "USUAL_CONTEXT", 16)
+    monkeypatch.setattr(order, "OLLAMA_CONTEXT", 16)
     found, _ = made.give(**{"training.sequence_length": 16})
     assert server.state.models["birds:latest"].parameters["num_ctx"] == 16
     assert check(found, "ollama answer").figure == "not asked"

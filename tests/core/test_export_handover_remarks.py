@@ -2,31 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
-from tests.core.handover_parts import Made, Serve, Shared, check, ended, starting
+from tests.core.handover_parts import Made, Serve, check, ended
 from tests.ollama_double import Faults
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return Made(tmp_path_factory.mktemp("handover"))
-
-
-@pytest.fixture(scope="module")
-def shared(made: Made) -> Iterator[Shared]:
-    with contextlib.closing(Shared(made.folder.export / made.verification.file)) as engine:
-        yield engine
-
-
-@pytest.fixture
-def serve(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
-    with starting(shared, monkeypatch) as start:
-        yield start
 
 
 def test_sampling_values_that_appear_by_themselves_are_told(made: Made, serve: Serve) -> None:

@@ -11,7 +11,11 @@ import pytest
 from ollama_tune.core.errors import TuneError, UsageError
 from ollama_tune.core.export import preflight as preflight_module
 from ollama_tune.core.export import publish as publish_module
-from ollama_tune.core.export.generations import (
+from ollama_tune.core.export.ollama import OllamaClient
+from ollama_tune.core.export.preflight import free_space, model_folder, preflight, require_room
+from ollama_tune.core.export.publish import Recipe, publish
+from ollama_tune.core.export.values import Check, ExportStopped
+from ollama_tune.core.machine.generations import (
     CONVERTING,
     CURRENT,
     FIRST,
@@ -21,10 +25,6 @@ from ollama_tune.core.export.generations import (
     generation,
     require_usable,
 )
-from ollama_tune.core.export.ollama import OllamaClient
-from ollama_tune.core.export.preflight import free_space, model_folder, preflight, require_room
-from ollama_tune.core.export.publish import Recipe, publish
-from ollama_tune.core.export.values import Check, ExportStopped
 from tests.ollama_double import Faults, OllamaDouble, silent_port
 from tests.ollama_engine import WordEngine
 from tests.ollama_files import digest_of, write_gguf

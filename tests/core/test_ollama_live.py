@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from ollama_tune.core.errors import TuneError
-from ollama_tune.core.export.generations import generation
 from ollama_tune.core.export.ollama import OllamaClient, same_name
 from ollama_tune.core.export.preflight import preflight
+from ollama_tune.core.machine.generations import generation
 from ollama_tune.core.machine.ollama import ollama_url
 from tests.core.handover_parts import Made
 from tests.ollama_files import digest_of

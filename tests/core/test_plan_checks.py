@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ollama_tune.core.data.values import Lengths
-from ollama_tune.core.export.generations import generation
+from ollama_tune.core.machine.generations import generation
 from ollama_tune.core.machine.values import Disk, Machine, OllamaModel, OllamaStatus
 from ollama_tune.core.models.values import ModelSpec
 from ollama_tune.core.plan.checks import too_old
