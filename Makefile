@@ -36,7 +36,7 @@ test: python-version
 	@$(MAKE) --no-print-directory check PYTHON=$(CURDIR)/$(TEST_VENV)/bin/python
 
 check: lint types
-	@$(PYTHON) -m pytest
+	@$(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint:
 	@$(PYTHON) -m ruff check .

@@ -59,3 +59,17 @@ def human_count(count: float) -> str:
     if count >= 1e6:
         return f"{count / 1e6:.1f} M"
     return f"{round(count):,}"
+
+
+def common_prefix(first: str, second: str) -> int:
+    """How many characters two texts have in common at their beginning."""
+    low, high = 0, min(len(first), len(second))
+    if first[:high] == second[:high]:
+        return high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if first[low:middle] == second[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low if first[low:high] != second[low:high] else high

@@ -19,6 +19,7 @@ from textual.worker import Worker, WorkerState
 
 from ollama_tune.core.errors import TuneError
 from ollama_tune.tui import messages
+from ollama_tune.tui.confirming import ConfirmingApp
 from ollama_tune.tui.screens.base import StepScreen
 from ollama_tune.tui.state import (
     REVIEW,
@@ -30,7 +31,6 @@ from ollama_tune.tui.state import (
     load_answers,
 )
 from ollama_tune.tui.tasks import Probe
-from ollama_tune.tui.work import FactsApp
 
 if TYPE_CHECKING:
     from ollama_tune.core.plan.settings import Settings
@@ -54,8 +54,10 @@ def find_start() -> Start:
     return Start(load_answers(), live_run())
 
 
-class TuneApp(FactsApp):
-    """The wizard. `probe` replaces the look at the box, `warm` says whether a worker is warmed."""
+class TuneApp(ConfirmingApp):
+    """The wizard. `probe` replaces the look at the box; `warm` says whether a worker is warmed, `simulate`
+    whether the plan's memory is simulated.
+    """
 
     TITLE = "ollama-tune"
     CSS_PATH = "app.tcss"
@@ -66,12 +68,20 @@ class TuneApp(FactsApp):
         Binding("ctrl+q,ctrl+c", "leave", "Quit", show=False, priority=True)
     ]
 
-    def __init__(self, start: Start | None = None, *, probe: Probe | None = None, warm: bool = True) -> None:
+    def __init__(
+        self,
+        start: Start | None = None,
+        *,
+        probe: Probe | None = None,
+        warm: bool = True,
+        simulate: bool = True,
+    ) -> None:
         self._start = start or find_start()
         super().__init__(self._start.answers, probe)
         self.folder: RunFolder | None = None
         self._warm: WarmWorker | None = None
         self._may_warm = warm
+        self.may_simulate = simulate
         self._reading = False
         self._save_timer: Timer | None = None
         self.animation_level = "none"
@@ -97,6 +107,7 @@ class TuneApp(FactsApp):
         """Keep the answers; end a warm worker that was not needed."""
         self._handle_signals(False)
         self.save_answers()
+        self.stop_confirming()
         if self._warm is not None:
             self._warm.close()
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from ollama_tune.core.errors import TuneError, UsageError
+from ollama_tune.tui.data_cli import data
 from ollama_tune.tui.export_cli import export, verify
 from ollama_tune.tui.plan_cli import plan
 from ollama_tune.tui.predict_cli import predict
@@ -138,6 +139,7 @@ def resume(name: str | None, detach: bool) -> None:
 
 
 cli.add_command(probe)
+cli.add_command(data)
 cli.add_command(plan)
 cli.add_command(predict)
 cli.add_command(export)

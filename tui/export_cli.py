@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from ollama_tune.core.errors import TuneError, UsageError
-from ollama_tune.tui.shell import INTERRUPTED, has_terminal, leave
+from ollama_tune.tui.shell import INTERRUPTED, end_json, has_terminal, leave, telling
 
 if TYPE_CHECKING:
     from ollama_tune.core.export.values import Verification
@@ -57,7 +55,7 @@ def export(source: str | None, base: str | None, yes: bool, as_json: bool, **opt
       ollama-tune export ./lora-out --base Qwen/Qwen3-4B --name kitchen
       ollama-tune export my-run --no-push --json
     """
-    with _telling(as_json):
+    with telling(as_json):
         adopted = _is_adapter(source)
         folder = _folder(source, base, options["name"], adopted)
         try:
@@ -69,17 +67,6 @@ def export(source: str | None, base: str | None, yes: bool, as_json: bool, **opt
                 _forget(folder)
             raise
         _export(folder, request, as_json)
-
-
-@contextlib.contextmanager
-def _telling(as_json: bool) -> Iterator[None]:
-    """An error as the one object, where that was asked for."""
-    try:
-        yield
-    except TuneError as error:
-        if not as_json:
-            raise
-        _end_json(error.exit_code, outcome="error", what=error.what, fix=error.fix)
 
 
 def _is_adapter(source: str | None) -> bool:
@@ -180,7 +167,7 @@ def _export(folder: RunFolder, request: ExportSettings, as_json: bool) -> NoRetu
         leave(folder, True)
         if as_json:
             error = _stopped()
-            _end_json(INTERRUPTED, outcome="error", what=error.what, fix=error.fix, run=str(folder.path))
+            end_json(INTERRUPTED, outcome="error", what=error.what, fix=error.fix, run=str(folder.path))
         sys.exit(INTERRUPTED)
     _report(folder, state, follower.verification, as_json)
 
@@ -192,14 +179,14 @@ def _report(folder: RunFolder, state: State, proof: Verification | None, as_json
 
     if state is State.FINISHED and proof is not None:
         if as_json:
-            _end_json(exit_status(proof), **proof_json(proof), run=str(folder.path))
+            end_json(exit_status(proof), **proof_json(proof), run=str(folder.path))
         for line in finished_lines(folder):
             click.echo(line)
         sys.exit(exit_status(proof))
     error = _failure(folder, state)
     if as_json:
         proved = {} if proof is None else {"verification": proof.to_dict()}
-        _end_json(1, outcome="error", what=error.what, fix=error.fix, run=str(folder.path), **proved)
+        end_json(1, outcome="error", what=error.what, fix=error.fix, run=str(folder.path), **proved)
     if state is not State.FAILED:  # an error of the worker's was shown when it came
         click.echo(f"✗ {error}", err=True)
     sys.exit(1)
@@ -225,11 +212,6 @@ def exit_status(proof: Verification) -> int:
     return 1 if proof.verdict == "fail" else 0
 
 
-def _end_json(status: int, **values: Any) -> NoReturn:
-    click.echo(json.dumps(values, indent=2, ensure_ascii=False))
-    sys.exit(status)
-
-
 @click.command()
 @click.argument("name", required=False, metavar="[RUN]")
 @click.option("--json", "as_json", is_flag=True, help="Print it as one JSON object.")
@@ -242,11 +224,11 @@ def verify(name: str | None, as_json: bool) -> None:
     from ollama_tune.tui.follow import card_lines
     from ollama_tune.tui.printing import proof_json, read_proof
 
-    with _telling(as_json):
+    with telling(as_json):
         folder = find_run(name)
         proof = read_proof(folder)
     if as_json:
-        _end_json(exit_status(proof), **proof_json(proof), run=str(folder.path))
+        end_json(exit_status(proof), **proof_json(proof), run=str(folder.path))
     for line in card_lines(proof):
         click.echo(line)
     sys.exit(exit_status(proof))

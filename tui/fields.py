@@ -67,6 +67,7 @@ MORE = (
     FormField("training.targets", "Adapted layers", width=34, wordy=True),
     FormField("training.gradient_accumulation_steps", "Accumulation", "batches a step"),
     FormField("training.gradient_checkpointing", "Recompute", "less memory, more time", YES_NO),
+    FormField("training.packing", "Packing", "rows end to end", YES_NO),
     FormField("training.device", "Device", "", (("cpu", "CPU"), ("cuda", "GPU (CUDA)")), 20),
     FormField(
         "training.compute_dtype",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from textual.message import Message
 
 if TYPE_CHECKING:
     from ollama_tune.core.data.render import ChatFormat
-    from ollama_tune.core.data.values import DatasetProfile, Example, Lengths, Problem, Row
+    from ollama_tune.core.data.values import Column, DatasetProfile, Example, Lengths, Problem, Row
     from ollama_tune.core.errors import TuneError
     from ollama_tune.core.machine.values import Machine
     from ollama_tune.core.models.about import About
@@ -68,20 +68,32 @@ class ModelRead(Message):
 
 @dataclass
 class DatasetChecked(Message):
-    """A data file was read and checked, or could not be (then `error` says why)."""
+    """A data file was read and checked, or could not be (then `error` says why).
+
+    `reading` are the settings it was read with. Of a profile that is not exact the exact one follows.
+    `columns` are those of a file whose columns nobody knows, for the person to say what they are.
+    """
 
     path: str
+    reading: Mapping[str, Any] = field(default_factory=dict)
     profile: DatasetProfile | None = None
     error: TuneError | None = None
+    columns: tuple[Column, ...] = ()
 
 
 @dataclass
 class RowsMeasured(Message):
-    """All rows were rendered and their tokens counted, or none could be (then `error` says why)."""
+    """Rows were rendered and their tokens counted, or none could be (then `error` says why).
+
+    `chat` is the model's form with the options that suit these rows, as training will use it. `last` is off
+    where only a sample was counted, and all of them are still being counted.
+    """
 
     lengths: Lengths | None = None
     problems: tuple[Problem, ...] = ()
     error: TuneError | None = None
+    last: bool = True
+    chat: ChatFormat | None = None
 
 
 @dataclass
@@ -106,11 +118,23 @@ class PlanChanged(Message):
 
 
 @dataclass
+class RowsFound(Message):
+    """The rows of a problem were looked up."""
+
+    problem: Problem
+    rows: Sequence[Row]
+
+
+@dataclass
 class RowRendered(Message):
-    """One row as the model sees it, or why it is left out."""
+    """One row as the model sees it, or why it is left out; `notes` say what is odd about its rendering.
+
+    A row gives several examples where its template rewrites what was said; none where it is no row at all.
+    """
 
     row: Row
-    example: Example | None = None
+    examples: tuple[Example, ...] = ()
+    notes: tuple[str, ...] = ()
     error: TuneError | None = None
 
 

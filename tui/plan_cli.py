@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ollama_tune.tui.shell import assignments
+from ollama_tune.tui.shell import assignments, telling
+
+if TYPE_CHECKING:
+    from ollama_tune.core.plan.prepare import Prepared
 
 EPILOG = """\b
 Examples:
@@ -19,11 +24,13 @@ With --json one object is printed (bytes, seconds and kWh as numbers):
   settings  what a run.yaml holds
   choices   for every recommended field its value, reason and source
   changed   the fields you set
-  memory    needed_bytes, free_bytes, fits, parts, method
+  memory    needed_bytes, free_bytes, fits, parts, method (formula or simulated,
+            with the ratio that a probe measured on this GPU), remark
   work      steps, tokens, seconds (between / and x spread), bytes on disk, energy_kwh
   offers    values to set so that the plan fits, with text and memory
   warnings  sentences
   gpu       name, total_bytes and free_bytes of the card that is planned for, or null
+An error is {"outcome": "error", "what": ..., "fix": ...}.
 """
 
 
@@ -35,32 +42,69 @@ With --json one object is printed (bytes, seconds and kWh as numbers):
 )
 @click.option("--set", "values", multiple=True, metavar="FIELD=VALUE", help="A setting that is yours.")
 @click.option("--output", type=click.Path(path_type=Path), help="Write the settings to this run.yaml.")
+@click.option("--no-simulation", is_flag=True, help="The formula's memory alone: at once.")
 @click.option("--json", "as_json", is_flag=True, help="Print settings, reasons and estimates as JSON.")
 def plan(
-    model: str, data: str, gpu: str | None, values: tuple[str, ...], output: Path | None, as_json: bool
+    model: str,
+    data: str,
+    gpu: str | None,
+    values: tuple[str, ...],
+    output: Path | None,
+    no_simulation: bool,
+    as_json: bool,
 ) -> None:
     """Recommend settings for a model and data, each with its reason, and say what they cost.
 
-    The model may be a folder with nothing but a config.json; tokens are then estimated.
+    The model may be a folder with nothing but a config.json; tokens are then estimated. The memory of a plan
+    for a GPU is confirmed by simulating a step with the installed libraries, which takes some seconds.
     """
-    import json
-
-    from ollama_tune.core.plan.cards import gpu_of
-    from ollama_tune.core.plan.prepare import prepare_for
-    from ollama_tune.tui.printing import plan_json, plan_lines
-
-    changed = assignments(values)
-    card = gpu_of(gpu) if gpu is not None else None
-    source = str(Path(data).absolute()) if data != "bundled" and Path(data).exists() else data
-    made = prepare_for(model, source, changed, card)
+    with telling(as_json):
+        made = _made(model, data, gpu, assignments(values))
+        if not as_json:
+            _print(made)
+        found = made if no_simulation else _confirmed(made, quiet=as_json)
     if as_json:
-        gpus = made.machine.gpu.gpus
-        used = (
-            {"name": gpus[0].name, "total_bytes": gpus[0].total, "free_bytes": gpus[0].free} if gpus else None
-        )
-        click.echo(json.dumps(plan_json(made.plan) | {"gpu": used}, indent=2))
-    else:
-        click.echo("\n".join(plan_lines(made.plan)))
+        _print_json(found)
     if output is not None:
         made.plan.settings.save(output)
         click.echo(f"Written: {output}. Start it with `ollama-tune run {output}`.", err=as_json)
+
+
+def _made(model: str, data: str, gpu: str | None, changed: dict[str, Any]) -> Prepared:
+    from ollama_tune.core.plan.cards import gpu_of
+    from ollama_tune.core.plan.prepare import prepare_for
+
+    card = gpu_of(gpu) if gpu is not None else None
+    source = str(Path(data).absolute()) if data != "bundled" and Path(data).exists() else data
+    return prepare_for(model, source, changed, card)
+
+
+def _confirmed(made: Prepared, *, quiet: bool) -> Prepared:
+    """The plan with its memory simulated; says so in lines, unless told to be quiet."""
+    from ollama_tune.core.plan.confirm import can_confirm, confirm
+    from ollama_tune.core.plan.predict import Simulator
+    from ollama_tune.tui.printing import confirmed_lines
+
+    if not can_confirm(made.plan, made.machine):
+        return made
+    with Simulator() as simulator:
+        plan = confirm(made.plan, made.machine, made.spec, made.lengths, simulator)
+    if not quiet:
+        click.echo("\n".join(confirmed_lines(made.plan, plan)))
+    return replace(made, plan=plan)
+
+
+def _print(made: Prepared) -> None:
+    from ollama_tune.tui.printing import plan_lines
+
+    click.echo("\n".join(plan_lines(made.plan)))
+
+
+def _print_json(made: Prepared) -> None:
+    import json
+
+    from ollama_tune.tui.printing import plan_json
+
+    gpus = made.machine.gpu.gpus
+    used = {"name": gpus[0].name, "total_bytes": gpus[0].total, "free_bytes": gpus[0].free} if gpus else None
+    click.echo(json.dumps(plan_json(made.plan) | {"gpu": used}, indent=2))

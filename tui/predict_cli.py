@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ollama_tune.tui.shell import assignments
+from ollama_tune.tui.shell import assignments, telling
 
 if TYPE_CHECKING:
     from ollama_tune.core.plan.predict import Prediction
@@ -33,7 +33,7 @@ def _keys(context: click.Context, _parameter: click.Parameter, wanted: bool) -> 
 @click.option(
     "--model",
     required=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     help="A folder with a config.json; weights and tokenizer are not needed.",
 )
 @click.option(
@@ -57,17 +57,18 @@ def _keys(context: click.Context, _parameter: click.Parameter, wanted: bool) -> 
 def predict(model: Path, values: tuple[str, ...], method: str, as_json: bool) -> None:
     """Predict the peak of GPU memory of a training with these settings.
 
-    Every row has sequence_length tokens. What is not set has the default that --keys shows.
+    Every row has sequence_length tokens. What is not set has the default that --keys shows. With --json an
+    error is {"outcome": "error", "what": ..., "fix": ...}.
     """
     import json
 
     from ollama_tune.core.plan.predict import predict_peak, read_model_config
     from ollama_tune.core.plan.request import parse_request
 
-    request = parse_request(assignments(values))
-    found = predict_peak(
-        read_model_config(model), request, "formula" if method == "formula" else "simulation"
-    )
+    with telling(as_json):
+        request = parse_request(assignments(values))
+        config = read_model_config(model, any_form=True)
+        found = predict_peak(config, request, "formula" if method == "formula" else "simulation")
     click.echo(json.dumps(found.to_json(), indent=2) if as_json else "\n".join(lines(found)))
 
 

@@ -39,8 +39,22 @@ def _memory_lines(memory: MemoryEstimate) -> list[str]:
     parts = ", ".join(f"{part.name} {human_bytes(part.bytes)}" for part in memory.parts if part.bytes)
     return [
         f"memory on {memory.device}: {human_bytes(memory.needed)} of {human_bytes(memory.free)}: {verdict}",
-        f"  {parts} ({memory.method})",
+        f"  {parts} ({_layer(memory)})",
     ]
+
+
+def _layer(memory: MemoryEstimate) -> str:
+    return visible(f"{memory.method}; {memory.remark}" if memory.remark else memory.method)
+
+
+def confirmed_lines(asked: Plan, made: Plan) -> list[str]:
+    """What the simulation says of a plan that was printed already: its memory, and what is new in it."""
+    memory = made.memory
+    if memory.parts == asked.memory.parts:
+        return [f"not simulated: {visible(memory.remark)}"]
+    warnings = [f"! {visible(warning)}" for warning in made.warnings if warning not in asked.warnings]
+    offers = _offer_lines(made.offers) if made.offers != asked.offers else []
+    return ["", *_memory_lines(memory), *offers, *warnings]
 
 
 def _work_lines(work: WorkEstimate) -> list[str]:
@@ -104,6 +118,7 @@ def _memory_json(memory: MemoryEstimate) -> dict[str, Any]:
         "fits": memory.fits,
         "parts": {part.name: part.bytes for part in memory.parts},
         "method": memory.method,
+        "remark": memory.remark,
     }
 
 

@@ -51,6 +51,18 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class ProbeResult:
+    """What the longest rows took when they were tried before the first step, in bytes.
+
+    `limit` is what the run may use; 0 where it is not known.
+    """
+
+    predicted: int
+    measured: int
+    limit: int
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A resumable state that the worker wrote."""
 
@@ -95,6 +107,7 @@ class RunView:
         self.before: float | None = None
         self.after: float | None = None
         self.memory: Memory | None = None
+        self.probe: ProbeResult | None = None
         self.predicted: Mapping[str, int] = {}
         self.checkpoints: list[Checkpoint] = []
         self.samples: dict[tuple[str, str], Sample] = {}
@@ -267,6 +280,7 @@ class RunView:
         used, peak, free, total = (int(event.get(name) or 0) for name in ("used", "peak", "free", "total"))
         self.memory = Memory(str(event["device"]), used, peak, free, total, dict(parts))
         if probe := event.get("probe"):
+            self.probe = ProbeResult(probe["predicted"], probe["measured"], int(probe.get("limit") or 0))
             measured, predicted = (human_bytes(probe[name]) for name in ("measured", "predicted"))
             self._say(event, f"The longest rows take {measured} of memory; {predicted} were predicted.")
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from ollama_tune.core.errors import UsageError
+from ollama_tune.core.errors import TuneError, UsageError
 
 if TYPE_CHECKING:
     from ollama_tune.core.runs.folder import RunFolder, State
@@ -19,6 +22,23 @@ INTERRUPTED = 130
 def out(line: str) -> None:
     """Print a line."""
     click.echo(line)
+
+
+@contextlib.contextmanager
+def telling(as_json: bool) -> Iterator[None]:
+    """An error as the one object, where that was asked for."""
+    try:
+        yield
+    except TuneError as error:
+        if not as_json:
+            raise
+        end_json(error.exit_code, outcome="error", what=error.what, fix=error.fix)
+
+
+def end_json(status: int, **values: Any) -> NoReturn:
+    """Print the one object of a command that was given --json, and exit."""
+    click.echo(json.dumps(values, indent=2, ensure_ascii=False))
+    sys.exit(status)
 
 
 def has_terminal() -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from ollama_tune.core.runs.lock import is_held
 
 if TYPE_CHECKING:
     from ollama_tune.core.data.render import ChatFormat
-    from ollama_tune.core.data.values import DatasetProfile, Lengths, Problem
+    from ollama_tune.core.data.values import Column, DatasetProfile, Lengths, Problem, Reading
     from ollama_tune.core.errors import TuneError
     from ollama_tune.core.machine.values import Machine
     from ollama_tune.core.models.about import About
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from ollama_tune.core.plan.values import Choice, Plan
 
 BUNDLED = "bundled"
+READING = ("columns", "form", "split", "validation", "subset", "revision", "include", "exclude")
+"""The settings of the section `data` that say how a file is read; they belong to that file alone."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,26 @@ class WizardState:
         chosen = {"model.revision": self.revision, "model.chat_template": self.template}
         return values | {path: value for path, value in chosen.items() if value} | dict(self.changed)
 
+    def reading_values(self) -> dict[str, Any]:
+        """What the person said about how the file is read, by dotted path."""
+        return {path: value for path, value in self.changed.items() if path in _READING_PATHS}
+
+    def read_as(self, values: Mapping[str, Any]) -> WizardState:
+        """The answers with those values, and no others, about how the file is read."""
+        kept = {path: value for path, value in self.changed.items() if path not in _READING_PATHS}
+        return replace(self, changed=kept | dict(values))
+
+
+_READING_PATHS = frozenset(f"data.{name}" for name in READING)
+
+
+def reading_values(reading: Reading) -> dict[str, Any]:
+    """A reading as settings, by dotted path; nothing that is empty."""
+    values = {f"data.{name}": getattr(reading, name) for name in READING}
+    made = {path: list(value) if isinstance(value, tuple) else value for path, value in values.items()}
+    made = {path: value for path, value in made.items() if value}
+    return made | ({"data.columns": dict(reading.columns)} if reading.columns else {})
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -94,6 +116,8 @@ class Facts:
 
     `model_error`, `data_error` and `plan_error` say why there is none. `recommended` holds, for each
     changed field, what would be recommended instead. `busy` says in words what is being worked on.
+    `columns` are those of a file whose columns are not known. `fitted` is `chat` with the options that suit
+    the rows.
     `in_use` are sentences about who holds memory, `unloaded` is one about what Ollama gave back. `base` is
     the recommended base model, and `fits` says of each listed one, by its id, what it needs here.
     """
@@ -109,7 +133,9 @@ class Facts:
     model_error: TuneError | None = None
     profile: DatasetProfile | None = None
     data_error: TuneError | None = None
+    columns: tuple[Column, ...] = ()
     chat: ChatFormat | None = None
+    fitted: ChatFormat | None = None
     lengths: Lengths | None = None
     length_problems: tuple[Problem, ...] = ()
     plan: Plan | None = None

@@ -14,8 +14,7 @@ from ollama_tune.tui import messages
 from ollama_tune.tui.state import WizardState
 
 if TYPE_CHECKING:
-    from ollama_tune.core.data.render import ChatFormat
-    from ollama_tune.core.data.values import Lengths, Row
+    from ollama_tune.core.data.values import Lengths
     from ollama_tune.core.machine.values import Machine
     from ollama_tune.core.models.values import ModelChoice, ModelSpec
     from ollama_tune.core.plan.settings import Settings
@@ -117,29 +116,6 @@ def list_models() -> tuple[ModelChoice, ...]:
 
     here = list_models()
     return (*here, *listed_choices({choice.source for choice in here}))
-
-
-def check_data(path: str) -> messages.DatasetChecked:
-    """A data file, read and checked."""
-    with IMPORTING:
-        from ollama_tune.core.data.load import load_dataset
-
-    return messages.DatasetChecked(path, load_dataset(path))
-
-
-def measure(
-    chat: ChatFormat, rows: tuple[Row, ...], progress: Callable[[int, int], None]
-) -> messages.RowsMeasured:
-    """The rows in tokens."""
-    with IMPORTING:
-        from ollama_tune.core.data.lengths import encode_rows, measure
-
-    examples, problems = encode_rows(chat, rows, progress)
-    if examples:
-        return messages.RowsMeasured(measure(examples), tuple(problems))
-    reason = problems[0].text if problems else "There is no usable row."
-    error = TuneError(f"No row can be trained on: {reason}", "Use other data or another model.")
-    return messages.RowsMeasured(None, tuple(problems), error)
 
 
 def plan(

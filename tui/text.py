@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from textual.content import Content
     from textual.widgets import Static
 
+    from ollama_tune.core.data.values import Problem
+
 
 def tilde(path: str | os.PathLike[str]) -> str:
     """A path for a screen: control characters visible, the home folder as `~`."""
@@ -30,3 +32,12 @@ def put_text(static: Static, content: Content | str, *, layout: bool = True) -> 
         static.update(content, layout=layout)
         if layout:
             static.call_after_refresh(static.refresh, repaint=False, layout=True)
+
+
+def where_text(problem: Problem) -> str:
+    """`line 3`, `lines 3, 9, 12, …`; empty for what concerns the whole file."""
+    lines = list(dict.fromkeys(problem.lines))[:4]
+    if not lines:
+        return ""
+    more = ", …" if problem.count > len(lines) and len(lines) > 1 else ""
+    return f"line{'s' if len(lines) > 1 else ''} {', '.join(f'{line:,}' for line in lines)}{more}"

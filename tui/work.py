@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,9 @@ from textual.app import App
 from textual.reactive import var
 from textual.worker import get_current_worker
 
+from ollama_tune.core.data.child import Cancelled
 from ollama_tune.core.errors import TuneError
-from ollama_tune.tui import messages, tasks
+from ollama_tune.tui import data_tasks, messages, tasks
 from ollama_tune.tui.state import BUNDLED, Facts, WizardState
 from ollama_tune.tui.tasks import Probe
 
@@ -29,8 +31,10 @@ if TYPE_CHECKING:
 NEWS_EVERY = 0.2
 
 
-class Cancelled(Exception):
-    """The answer that this work was for has changed."""
+def _is_cancelled() -> Callable[[], bool]:
+    """Says whether the work of this thread is overtaken, to whoever asks from another."""
+    worker = get_current_worker()
+    return lambda: worker.is_cancelled
 
 
 class FactsApp(App[int]):
@@ -102,8 +106,15 @@ class FactsApp(App[int]):
         """Take other data and check it; nothing is done when it is the file already taken."""
         if path == self.answers.data and (self.facts.profile is not None or "data" in self.facts.busy):
             return
-        self.answers = replace(self.answers, data=path)
+        self.answers = replace(self.answers.read_as({}), data=path)
+        self._known("", profile=None, columns=(), data_error=None)
         self._check_data_again()
+
+    def read_as(self, values: Mapping[str, Any]) -> None:
+        """Read the same data otherwise: `values` are all that the person says about it, by dotted path."""
+        if dict(values) != self.answers.reading_values():
+            self.answers = self.answers.read_as(values)
+            self._check_data_again()
 
     def set_value(self, path: str, value: Any) -> None:
         """Set a field by hand; the recommendation leaves it alone from now on."""
@@ -136,22 +147,23 @@ class FactsApp(App[int]):
         self.facts = replace(self.facts, busy=busy, **found)
 
     def _read_model_again(self) -> None:
-        self._known("", spec=None, about=None, chat=None, model_error=None)
+        self._known("", spec=None, about=None, chat=None, fitted=None, model_error=None)
         self._known("", lengths=None, plan=None, plan_error=None)
         self._busy("model", "Reading the model …")
         self._read_model(self.answers.model, self.answers.revision, self.answers.template)
 
     def _check_data_again(self) -> None:
-        self._known("", profile=None, data_error=None, lengths=None, plan=None, plan_error=None)
+        """The rows that are shown stay until the new ones are there."""
+        self._known("", data_error=None, lengths=None, length_problems=(), plan=None, plan_error=None)
         self._busy("data", "Reading the data …")
-        self._check_data(self.answers.data)
+        self._check_data(self.answers.data, self.answers.reading_values())
 
     def _measure_again(self) -> None:
         if self.facts.chat is None or self.facts.profile is None:
             return
-        self._known("", lengths=None, length_problems=(), plan=None, plan_error=None)
+        self._known("", lengths=None, length_problems=(), plan=None, plan_error=None, fitted=None)
         self._busy("rows", "Counting tokens …")
-        self._measure(self.facts.chat, self.facts.profile)
+        self._measure(self.facts.chat, self.facts.profile, self.answers.reading_values())
 
     def _plan_again(self) -> None:
         facts = self.facts
@@ -190,16 +202,18 @@ class FactsApp(App[int]):
 
     @on(messages.DatasetChecked)
     def _data_checked(self, message: messages.DatasetChecked) -> None:
-        if message.path != self.answers.data:
+        if (message.path, dict(message.reading)) != (self.answers.data, self.answers.reading_values()):
             return
-        self._known("data", profile=message.profile, data_error=message.error)
+        first_page = message.profile is not None and not message.profile.exact
+        found = {"profile": message.profile, "columns": message.columns, "data_error": message.error}
+        self._known("" if first_page else "data", **found)
         self._measure_again()
 
     @on(messages.RowsMeasured)
     def _rows_measured(self, message: messages.RowsMeasured) -> None:
-        self._known(
-            "rows", lengths=message.lengths, length_problems=message.problems, plan_error=message.error
-        )
+        found: dict[str, Any] = {"lengths": message.lengths, "plan_error": message.error}
+        found["fitted"] = message.chat or self.facts.fitted
+        self._known("rows" if message.last else "", length_problems=message.problems, **found)
         self._plan_again()
 
     @on(messages.WorkAdvanced)
@@ -257,11 +271,27 @@ class FactsApp(App[int]):
         self._post(lambda: tasks.read_model(source, revision, form), failed)
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="data")
-    def _check_data(self, path: str) -> None:
-        self._post(lambda: tasks.check_data(path), partial(messages.DatasetChecked, path))
+    def _check_data(self, path: str, reading: Mapping[str, Any]) -> None:
+        progress = self._news("data", "Reading the data: {:.0%}")
+        cancelled = _is_cancelled()
+        with contextlib.suppress(Cancelled):
+            page = data_tasks.first_page(path, reading, progress)
+            self._post(lambda: page, _nothing)
+            if page is not None and (page.profile is None or page.profile.exact):
+                return
+            failed = partial(messages.DatasetChecked, path, reading)
+            self._post(lambda: data_tasks.check_data(path, reading, progress, cancelled), failed)
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="rows")
-    def _measure(self, chat: ChatFormat, profile: DatasetProfile) -> None:
+    def _measure(self, chat: ChatFormat, profile: DatasetProfile, reading: Mapping[str, Any]) -> None:
+        progress = self._news("rows", "Counting tokens: {:.0%}")
+        self._post(lambda: data_tasks.measure_sample(chat, profile, reading), _nothing)
+        if profile.exact:
+            rows, cancelled = profile.rows, _is_cancelled()
+            self._post(lambda: data_tasks.measure(chat, rows, progress, cancelled), messages.RowsMeasured)
+
+    def _news(self, name: str, words: str) -> Callable[[int, int], None]:
+        """Says how far the work of this thread is, now and then; ends it once it is overtaken."""
         worker, told = get_current_worker(), [time.monotonic()]
 
         def progress(done: int, total: int) -> None:
@@ -269,10 +299,10 @@ class FactsApp(App[int]):
                 raise Cancelled
             if time.monotonic() - told[0] > NEWS_EVERY:
                 told[0] = time.monotonic()
-                text = f"Counting tokens: {done:,} of {total:,} rows"
-                self.post_message(messages.WorkAdvanced("rows", text))
+                share = min(done / total, 1.0) if total else 0.0
+                self.post_message(messages.WorkAdvanced(name, words.format(share)))
 
-        self._post(lambda: tasks.measure(chat, profile.rows, progress), messages.RowsMeasured)
+        return progress
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="plan")
     def _make_plan(self, machine: Machine, spec: ModelSpec, lengths: Lengths, answers: WizardState) -> None:
@@ -290,8 +320,12 @@ class FactsApp(App[int]):
             message = failed(error=error)
         except Cancelled:
             return
-        if not worker.is_cancelled:
+        if message is not None and not worker.is_cancelled:
             self.post_message(message)
+
+
+def _nothing(error: TuneError) -> None:
+    """A first look that failed: the exact one that follows says why."""
 
 
 def _not_unloaded(error: TuneError) -> messages.OllamaUnloaded:

@@ -2,243 +2,277 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
+from ollama_tune.core.data.cells import Unusable, cell_text, decoded
+from ollama_tune.core.data.choices import multiple_choice
+from ollama_tune.core.data.columns import KNOWN, normal
+from ollama_tune.core.data.dialogues import conversation, only_prompts, segments, text
+from ollama_tune.core.data.guess import likely_question, nested, text_columns, translation, two_columns
+from ollama_tune.core.data.labels import classification, label_findings, sorted_labels
+from ollama_tune.core.data.pairs import pair, preference, steps
 from ollama_tune.core.data.problems import ProblemLog
-from ollama_tune.core.data.values import Message
+from ollama_tune.core.data.roles import role_of
+from ollama_tune.core.data.table import Plan, Record, Table
+from ollama_tune.core.data.turns import Conversation
+from ollama_tune.core.data.values import Column, Question, Reading
+from ollama_tune.core.text import one_line
 
-CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
-QUESTIONS = ("instruction", "prompt", "question", "query", "user", "human", "input")
-ANSWERS = ("output", "response", "completion", "answer", "assistant", "reply", "solution", "gpt", "bot")
-SYSTEMS = ("system", "system_prompt")
-CONTEXTS = ("context", "input")
-KNOWN = frozenset((*CONVERSATIONS, *QUESTIONS, *ANSWERS, *SYSTEMS, *CONTEXTS, "history"))
-"""Every column name that means something here."""
+__all__ = ["ACCEPTED", "KNOWN", "Conversation", "Detector", "Unusable"]
 
 ACCEPTED = (
     "messages (role, content), conversations (from, value), instruction + input + output, "
-    "prompt + completion or response, question + answer, input + output"
+    "prompt + completion or response, question + answer, input + output, question + choices + answer, "
+    "chosen + rejected, text + label, text"
 )
 
-_ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "customer": "user",
-    "question": "user",
-    "instruction": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "bot": "assistant",
-    "chatbot": "assistant",
-    "model": "assistant",
-    "ai": "assistant",
-    "agent": "assistant",
-    "answer": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
-    "ipython": "tool",
-}
-_ROLE_KEYS = ("role", "from", "speaker", "author", "sender")
-_TEXT_KEYS = ("content", "value", "text", "message", "utterance")
-_REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
-_NOTHING = frozenset(
-    ("", "-", "none", "null", "nan", "n/a", "na", "no input", "noinput", "<noinput>", "<no input>", "nil")
+MOST_PLANS = 300
+"""Different sets of column names that are remembered; a file with more has names that are data."""
+MOST_ANSWERS = 1_000
+"""Different answers counted to tell a fixed set; far more than such a set may have."""
+MOST_NAMED = 100
+"""Columns that are named as not used; a file with more has names that are data."""
+SAMPLES = 3
+"""Cells of a column shown beside its name."""
+
+Schema = Callable[[Table], Plan | None]
+
+SCHEMAS: tuple[Schema, ...] = (
+    segments,
+    conversation,
+    preference,
+    steps,
+    only_prompts,
+    multiple_choice,
+    pair,
+    classification,
+    translation,
+    text,
+    two_columns,
 )
+"""The ways to read a record, the first that fits is taken."""
 
-
-class Unusable(Exception):
-    """Why a record is set aside: a stable `kind` and a sentence."""
-
-    def __init__(self, kind: str, text: str) -> None:
-        super().__init__(kind, text)
-        self.kind = kind
-        self.text = text
-
-
-Convert = Callable[[Mapping[str, Any], int, ProblemLog], list[Message]]
+_FORMS: dict[str, tuple[Schema, ...]] = {"text": (text,), "classification": (classification,)}
 
 
 class Detector:
-    """Decides once for every set of column names how records with it are read."""
+    """Decides once for every set of column names how records with it are read.
 
-    def __init__(self) -> None:
-        self._converters: dict[tuple[str, ...], tuple[str, Convert] | None] = {}
-        self.schemas: Counter[str] = Counter()
+    `sample` holds the first records, for what a single one cannot tell: labels that repeat, an instruction
+    that never changes. `reading` is a person's choice and comes before every rule.
+    """
+
+    def __init__(
+        self,
+        reading: Reading | None = None,
+        sample: Sequence[Any] = (),
+        labels: Counter[str] | None = None,
+    ) -> None:
+        self._reading = reading or Reading()
+        self._sample = [record for value in sample if (record := as_record(value)) is not None]
+        self._bare_texts = all(isinstance(value, str) for value in sample)
+        self._known_labels = labels
+        self._plans: dict[tuple[Any, ...], Plan | Unusable] = {}
+        self._answers: Counter[str] = Counter()
+        self._counted: Plan | None = None
+        self._named: set[str] = set()
+        self._first: Record = {}
+        self._rows: Counter[Plan] = Counter()
         self.unknown: Counter[tuple[str, ...]] = Counter()
 
-    def convert(self, value: Any, line: int, log: ProblemLog) -> list[Message]:
+    def convert(self, value: Any, line: int, log: ProblemLog) -> Conversation:
         """The messages of a record; raises `Unusable` with the reason otherwise."""
-        if isinstance(value, list):
-            value = {"messages": value}
-        if not isinstance(value, dict):
+        record: Mapping[str, Any] | None = value if type(value) is dict else as_record(value)
+        if record is None or (isinstance(value, str) and not self._bare_texts):
             raise Unusable("not-a-record", "An entry is neither an object nor a list of messages.")
-        names = tuple(value)
-        if names not in self._converters:
-            self._converters[names] = choose(value)
-        found = self._converters[names]
-        if found is None:
-            self.unknown[names] += 1
-            raise Unusable("unknown-columns", f"The columns are not known; accepted: {ACCEPTED}.")
-        record = {normal(name): cell for name, cell in value.items()}
-        messages = found[1](record, line, log)
-        self.schemas[found[0]] += 1
-        return messages
+        names = tuple(record)
+        plan = self._plans.get(names)
+        if plan is None:
+            record = self._narrowed(record)
+            plan = self._plans.get(names := tuple(record)) or self._decide(names, record, log)
+        if isinstance(plan, Unusable):
+            if plan.kind == "unknown-columns" and (len(self.unknown) < MOST_PLANS or names in self.unknown):
+                self.unknown[names] += 1
+            raise Unusable(plan.kind, plan.text)
+        try:
+            found = plan.convert(record, line, log)
+        except RecursionError as error:
+            raise Unusable("too-deep", "A record is nested too deeply to be read.") from error
+        self._rows[plan] += 1
+        if plan.fixed and len(self._answers) <= MOST_ANSWERS:
+            self._answers[found.messages[-1].content] += 1
+        return found
+
+    def _narrowed(self, record: Record) -> Record:
+        """In a file with names that are data themselves, only the columns that mean something."""
+        if len(self._plans) < MOST_PLANS:
+            return record
+        kept = KNOWN | {normal(name) for _, name in self._reading.columns}
+        return {name: cell for name, cell in record.items() if normal(str(name)) in kept}
+
+    def _decide(self, names: tuple[Any, ...], record: Record, log: ProblemLog) -> Plan | Unusable:
+        table = Table(record, self._sample, self._reading, self._known_labels)
+        try:
+            plan = _never(table) or choose(table) or _refusal(table)
+        except RecursionError:
+            plan = Unusable("too-deep", "A record is nested too deeply to be read.")
+        self._first = self._first or record
+        if isinstance(plan, Plan):
+            if plan.fixed and self._counted is None:
+                self._counted = plan
+            self._tell(plan, record, log)
+        if len(self._plans) < MOST_PLANS:
+            self._plans[names] = plan
+        return plan
+
+    def _tell(self, plan: Plan, record: Record, log: ProblemLog) -> None:
+        """Say once what was decided, and which columns are not used."""
+        for kind, sentence in plan.notes:
+            if sentence not in self._named:
+                self._named.add(sentence)
+                log.warn(kind, sentence)
+        used = {name.split(".")[0] for _, name in plan.parts} | {name for _, name in plan.parts}
+        unused = [str(name) for name in record if str(name).strip() and name not in used | self._named]
+        if unused and len(self._named) < MOST_NAMED:
+            self._named.update(unused)
+            listed = one_line(", ".join(map(repr, unused)), 200)
+            log.warn("unused-columns", f"Columns that are not used: {listed}.")
+
+    @property
+    def schemas(self) -> Counter[str]:
+        """How many records were read by each schema, in words with the columns used."""
+        columns: dict[str, dict[str, None]] = {}
+        counts: Counter[str] = Counter()
+        for plan, count in self._rows.most_common():
+            columns.setdefault(plan.kind, {}).update(dict.fromkeys(name for _, name in plan.parts))
+            counts[plan.kind] += count
+        named = {kind: one_line(", ".join(names), 120) for kind, names in columns.items()}
+        return Counter({f"{kind}: {named[kind]}": count for kind, count in counts.items()})
 
     @property
     def schema(self) -> str:
-        """The schemas found, in words, the most frequent first."""
-        if len(self.schemas) < 2:
-            return next(iter(self.schemas), "")
-        return "; ".join(f"{name} ({count:,} rows)" for name, count in self.schemas.most_common())
+        """The schemas found, the most frequent first."""
+        found = self.schemas.most_common()
+        if len(found) < 2:
+            return next((name for name, _ in found), "")
+        return "; ".join(f"{name} ({count:,} row{'s' if count > 1 else ''})" for name, count in found)
+
+    @property
+    def questions(self) -> tuple[Question, ...]:
+        """What the file leaves open, each kind once; the first option of each is the one taken."""
+        found: dict[str, Question] = {}
+        for plan, _ in self._rows.most_common():
+            for question in plan.questions:
+                found.setdefault(question.kind, question)
+        return tuple(found.values())
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns of the most frequent schema, or of the first records where none is known."""
+        names = next((names for plan, _ in self._rows.most_common(1) for names in self._names_of(plan)), None)
+        rows = [row for row in self._sample or (self._first,) if names is None or tuple(row) == names]
+        shown = rows or [row for row in (self._first,) if row]
+        if not shown:
+            return ()
+        plan = self._plans.get(tuple(shown[0]))
+        parts = (
+            {name: part for part, name in plan.parts}
+            if isinstance(plan, Plan)
+            else _likely(shown, self._reading)
+        )
+        return tuple(Column(str(name), _cells(shown, name), parts.get(name, "")) for name in shown[0])
+
+    def _names_of(self, plan: Plan) -> list[tuple[Any, ...]]:
+        return [names for names, found in self._plans.items() if found is plan]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The fixed set of labels of a classification; empty for anything else."""
+        if self._counted is None or not self._counted.labels:
+            return ()
+        return sorted_labels({*self._counted.labels, *(label for label in self._answers if label.strip())})
+
+    def revised(self) -> Detector | None:
+        """A detector for reading the file once more, where all rows tell other labels than the first did.
+
+        None when the labels were told rightly, which is the rule. The second reading is right for certain.
+        """
+        if self._counted is None or self._known_labels is not None:
+            return None
+        answers = Counter({answer: count for answer, count in self._answers.items() if answer.strip()})
+        fixed = self._counted.fixed is not None and self._counted.fixed(answers)
+        if (sorted_labels(answers) if fixed else ()) == self._counted.labels:
+            return None
+        return Detector(self._reading, self._sample, answers)
+
+    def finish(self, log: ProblemLog) -> None:
+        """Say what only the whole file tells: labels that are nearly equal, rare, or nearly always right."""
+        if self.labels and self._answers:
+            answers = Counter({label: count for label, count in self._answers.items() if label.strip()})
+            for kind, sentence in label_findings(answers) if answers else []:
+                log.warn(kind, sentence)
 
 
-def normal(name: str) -> str:
-    """A column name in the form it is compared in."""
-    return str(name).strip().lower().replace(" ", "_").replace("-", "_")
-
-
-def choose(record: Mapping[str, Any]) -> tuple[str, Convert] | None:
-    """The schema in words and its reader for records like this one; None when nothing fits.
-
-    A conversation column comes first, but one that holds no conversation (an id, a count) only when
-    there is no question and answer beside it.
-    """
-    known = {normal(name): cell for name, cell in record.items()}
-    named = [name for name in CONVERSATIONS if name in known]
-    conversation = next((name for name in named if isinstance(decoded(known[name]), (list, dict))), None)
-    question = next((name for name in QUESTIONS if name in known), None)
-    answer = next((name for name in ANSWERS if name in known), None)
-    if conversation is None and named and (question is None or answer is None):
-        conversation = named[0]
-    if conversation is not None:
-        return f"conversations in column {conversation!r}", _conversation(conversation)
-    if question is None or answer is None:
-        return None
-    context = next((name for name in CONTEXTS if name in known and name != question), None)
-    used = [question, *([context] if context else []), answer]
-    return f"{', '.join(used[:-1])} and {answer}", _pair(question, context, answer)
-
-
-def _conversation(column: str) -> Convert:
-    def convert(record: Mapping[str, Any], line: int, log: ProblemLog) -> list[Message]:
-        messages = turns(record.get(column), line, log)
-        if record.get("tools"):
-            log.warn("tools", "Tool descriptions are not used by this version.", line)
-        return _with_system(record, messages)
-
-    return convert
-
-
-def _pair(question: str, context: str | None, answer: str) -> Convert:
-    def convert(record: Mapping[str, Any], line: int, log: ProblemLog) -> list[Message]:
-        asked, answered = decoded(record.get(question)), decoded(record.get(answer))
-        if _is_turns(asked) or _is_turns(answered):
-            before = turns(asked, line, log) if _is_turns(asked) else [Message("user", text_of(asked))]
-            after = (
-                turns(answered, line, log)
-                if _is_turns(answered)
-                else [Message("assistant", text_of(answered))]
-            )
-            return _with_system(record, [*before, *after])
-        parts = [text_of(asked)]
-        extra = text_of(record.get(context)) if context else ""
-        if extra.strip().lower() not in _NOTHING:
-            parts.insert(0 if context == "context" else 1, extra)
-        asking = Message("user", "\n\n".join(part for part in parts if part.strip()))
-        messages = [*_history(record.get("history")), asking, Message("assistant", text_of(answered))]
-        return _with_system(record, messages)
-
-    return convert
-
-
-def _history(value: Any) -> list[Message]:
-    """Alpaca's `history`: a list of (question, answer) pairs before this one."""
-    pairs = decoded(value)
-    if not isinstance(pairs, list):
-        return []
-    found = []
-    for pair in pairs:
-        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            raise Unusable("bad-history", "A history is not a list of (question, answer) pairs.")
-        found += [Message("user", text_of(pair[0])), Message("assistant", text_of(pair[1]))]
-    return found
-
-
-def _with_system(record: Mapping[str, Any], messages: list[Message]) -> list[Message]:
-    system = next((text_of(record[name]) for name in SYSTEMS if record.get(name)), "")
-    if not system.strip() or any(message.role == "system" for message in messages):
-        return messages
-    return [Message("system", system), *messages]
-
-
-def decoded(value: Any) -> Any:
-    """A cell of a CSV or Parquet file that holds a JSON list, as that list."""
-    if isinstance(value, str) and value.lstrip()[:2] in ("[{", "[["):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return value
-
-
-def _is_turns(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(turn, dict) and any(key in turn for key in _ROLE_KEYS) for turn in value)
-    )
-
-
-def turns(value: Any, line: int, log: ProblemLog) -> list[Message]:
-    """The messages of a conversation column: a list of turns, JSON text of one, or an object of columns."""
-    value = decoded(value)
-    if isinstance(value, dict):
-        lists = {key: cells for key, cells in value.items() if isinstance(cells, list)}
-        if len({len(cells) for cells in lists.values()}) == 1:
-            value = [dict(zip(lists, cells, strict=True)) for cells in zip(*lists.values(), strict=True)]
-    if not isinstance(value, list):
-        raise Unusable("not-a-conversation", "A conversation is not a list of messages.")
-    return [_turn(turn, line, log) for turn in value]
-
-
-def _turn(turn: Any, line: int, log: ProblemLog) -> Message:
-    if not isinstance(turn, dict):
-        raise Unusable("not-a-conversation", "A message is not an object with a role and a text.")
-    turn = {normal(key): cell for key, cell in turn.items()}
-    name = next((turn[key] for key in _ROLE_KEYS if isinstance(turn.get(key), str)), None)
-    role = _ROLES.get(normal(name)) if name is not None else None
-    if turn.get("tool_calls") or turn.get("function_call") or (name and normal(name) == "function_call"):
-        raise Unusable("tool-calls", "A conversation calls tools, which this version does not train.")
-    if role is None:
-        raise Unusable("unknown-role", "A message has no role, or one that is not known.")
-    if any(turn.get(key) for key in _REASONING_KEYS):
-        log.warn("reasoning", "Reasoning beside the text of a message is not used by this version.", line)
-    if role == "assistant" and (turn.get("weight") in (0, 0.0) or turn.get("train") is False):
-        log.warn("train-flags", "Marks that exclude an answer from training are not used.", line)
-    return Message(role, text_of(next((turn[key] for key in _TEXT_KEYS if key in turn), None)))
-
-
-def text_of(value: Any) -> str:
-    """A cell as text: parts joined, numbers and objects as JSON writes them, nothing as an empty text."""
-    if isinstance(value, str):
+def as_record(value: Any) -> Record | None:
+    """An entry as an object: a list is a conversation, a text a row of text; None for anything else."""
+    if isinstance(value, Mapping):
         return value
-    if value is None or (isinstance(value, float) and value != value):
-        return ""
-    if isinstance(value, list) and all(isinstance(part, dict) and "type" in part for part in value):
-        if any(part["type"] != "text" for part in value):
-            raise Unusable("not-text", "A message holds something other than text, such as an image.")
-        return "".join(str(part.get("text") or "") for part in value)
-    try:
-        return json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError):
-        return str(value)
+    if isinstance(value, list):
+        return {"messages": value}
+    return {"text": value} if isinstance(value, str) and value.strip() else None
+
+
+def choose(table: Table) -> Plan | None:
+    """How records like this one are read; None when nothing fits."""
+    first = _FORMS.get(table.reading.form, ())
+    if table.given("label"):
+        first = (classification,)
+    for schema in (*first, *SCHEMAS):
+        plan = schema(table)
+        if plan is not None:
+            return plan
+    return nested(table, choose)
+
+
+def _never(table: Table) -> Unusable | None:
+    """A table of single messages would pass for texts, but is no data to learn from."""
+    role = next((table.names[key] for key in ("role", "from", "speaker") if key in table.names), None)
+    if role is None or table.reading.columns or not table.holds(role, lambda cell: role_of(cell) is not None):
+        return None
+    if not any(name in table.names for name in ("content", "text", "value", "message")):
+        return None
+    return Unusable("one-message-a-row", "A row is one message of a conversation instead of a whole one.")
+
+
+def _refusal(table: Table) -> Unusable:
+    """Why no schema fits, as exactly as the columns tell."""
+    if table.find("tokens"):
+        return Unusable(
+            "pre-tokenised",
+            "The rows are token ids of some model (input_ids), not texts that can be shown and checked.",
+        )
+    if table.find("question"):
+        return Unusable("no-answer-column", "There is a question, but no known column holds an answer.")
+    return Unusable("unknown-columns", f"The columns are not known; accepted: {ACCEPTED}.")
+
+
+def _likely(rows: Sequence[Record], reading: Reading) -> dict[str, str]:
+    """Parts proposed for unknown columns: the longest texts answer, the most question marks ask."""
+    table = Table(rows[0], rows, reading)
+    texts = text_columns(table)
+    if len(texts) < 2:
+        return {}
+    longest = max(texts, key=lambda name: sum(len(cell_text(cell)) for cell in table.cells(name)))
+    others = [name for name in texts if name != longest]
+    question = others[0]
+    for name in others[1:]:
+        question = likely_question(table, question, name)
+    return {question: "question", longest: "answer"}
+
+
+def _cells(rows: Sequence[Record], name: str) -> tuple[str, ...]:
+    cells = (cell_text(decoded(row[name])) for row in rows if name in row)
+    return tuple(islice((one_line(cell, 80) for cell in cells if cell.strip()), SAMPLES))

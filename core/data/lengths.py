@@ -1,68 +1,202 @@
-"""Encodes rows and measures how long they are in tokens."""
+"""Encodes rows and measures how long they are in tokens, exactly or by a sample."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import math
+import random
+from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
 
-from ollama_tune.core.data.mask import example_of, find_answers
+from ollama_tune.core.data.batched import Batched, Part, one_by_one
+from ollama_tune.core.data.encoded import Examples, counted, find, hold, store
+from ollama_tune.core.data.mask import parts_of
+from ollama_tune.core.data.notes import NOTES, in_order
 from ollama_tune.core.data.problems import ProblemLog
 from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.data.store import StoredRows
 from ollama_tune.core.data.values import LENGTH_STEP, Example, Lengths, Problem, Row
 from ollama_tune.core.errors import TuneError
 
-_NOTES = {
-    "eot-appended": "The chat template does not end the last answer, so an end token was added.",
-    "no-eot": "An answer has no end token, so the model does not learn to stop there.",
-    "prompt-differs": "In use the chat template prompts otherwise than in training, which may cost quality.",
-}
-_PROGRESS_EVERY = 32
+_TOGETHER = 32
+"""Rows that are turned into tokens at once."""
+_MAKERS = ("answers", "budget", "marks", "mask", "pins", "render", "samples", "sandbox", "templates")
+STORE_FROM = 1000
+"""So many rows are kept in a file; fewer are encoded again before a file would pay."""
+SAMPLE = 2000
+MASKED = 400
+"""Rows of a sample that are masked exactly; they tell the trained share of the others."""
 BYTES_A_TOKEN = 3.5
 MESSAGE_TOKENS = 5
 
+Progress = Callable[[int, int], None]
+Turn = Callable[[Sequence[Part]], Sequence[Example | TuneError]]
+
 
 def encode_rows(
-    chat: ChatFormat, rows: Sequence[Row], progress: Callable[[int, int], None] | None = None
-) -> tuple[list[Example], list[Problem]]:
+    chat: ChatFormat, rows: Sequence[Row], progress: Progress | None = None
+) -> tuple[Examples, list[Problem]]:
     """The examples of the rows that can be masked exactly, in order, and the problems met.
 
-    `progress` is called with (rows done, rows in all) every few rows and at the end.
+    `progress` is called with (rows done, rows in all) every few rows and at the end. Many rows go to a file
+    in the cache, from where a second call for the same rows and model takes them at once.
     """
-    log = ProblemLog()
-    examples = []
-    for done, row in enumerate(rows, 1):
-        example = _encode(chat, row, log)
-        if example is not None:
-            examples.append(example)
-        if progress is not None and (done % _PROGRESS_EVERY == 0 or done == len(rows)):
-            progress(done, len(rows))
-    return examples, list(log.problems())
+
+    stored = len(rows) >= STORE_FROM
+    turn = Batched(chat).examples if stored else partial(one_by_one, chat)
+
+    def write(add: Callable[[Example, int], None]) -> Sequence[Problem]:
+        log, done, waiting = ProblemLog(), 0, iter(rows)
+        while part := list(islice(waiting, _TOGETHER)):
+            for number, example in _encoded(chat, part, turn, log):
+                add(example, done + number)
+            done += len(part)
+            if progress is not None:
+                progress(done, len(rows))
+        return log.problems()
+
+    return store(content_key(chat, rows), write) if stored else hold(write)
 
 
-def _encode(chat: ChatFormat, row: Row, log: ProblemLog) -> Example | None:
+def is_encoded(chat: ChatFormat, rows: Sequence[Row]) -> bool:
+    """Whether `encode_rows` would answer at once."""
+    return len(rows) < STORE_FROM or find(content_key(chat, rows)) is not None
+
+
+def content_key(chat: ChatFormat, rows: Iterable[Row]) -> str:
+    """Names what decides the examples: the rows, the tokenizer, the template, and the code that masks."""
+    digest = hashlib.blake2b(digest_size=20)
+    paths = [Path(__file__).with_name(f"{name}.py") for name in _MAKERS]
+    paths += [chat.folder / "tokenizer.json", chat.folder / "tokenizer_config.json"]
+    for path in paths:
+        digest.update(path.read_bytes() if path.is_file() else b"-")
+    digest.update(repr((chat.template, chat.stop_texts, chat.eos_token, chat.bos_token)).encode())
+    if isinstance(rows, StoredRows):
+        digest.update(rows.store.path.name.encode() + array("I", rows.places).tobytes())
+    else:
+        for row in rows:
+            digest.update(repr(row).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def _encoded(
+    chat: ChatFormat, rows: Sequence[Row], turn: Turn, log: ProblemLog
+) -> Iterator[tuple[int, Example]]:
+    """The examples of some rows, each with the number of its row among them."""
+    found = [_parts(chat, row, log) for row in rows]
+    examples = iter(turn([part for parts in found for part in parts]))
+    for number, (row, parts) in enumerate(zip(rows, found, strict=True)):
+        made = list(islice(examples, len(parts)))
+        refused = next((example for example in made if isinstance(example, TuneError)), None)
+        if refused is not None:
+            log.set_aside("refused", refused.what, row.line)
+            continue
+        yield from ((number, example) for example in made if isinstance(example, Example))
+
+
+def _parts(chat: ChatFormat, row: Row, log: ProblemLog) -> list[Part]:
     try:
-        answers = find_answers(chat, row.messages)
-        example = example_of(chat, row, answers)
+        parts, notes = parts_of(chat, row)
     except TuneError as error:
         log.set_aside("refused", error.what, row.line)
-        return None
-    for note in answers.notes:
-        log.warn(note, _NOTES[note], row.line)
+        return []
+    for note in in_order(notes):
+        log.warn(note, NOTES[note], row.line)
     if any(chat.holds_special_token(message.content) for message in row.messages):
         log.warn(
             "control-tokens", "A text holds the model's own control tokens; it may confuse turns.", row.line
         )
-    if chat.merges_system and any(message.role == "system" for message in row.messages):
-        log.warn(
-            "system-merged", "The chat template drops system texts; they go before the question.", row.line
-        )
-    return example
+    return parts
 
 
 def measure(examples: Sequence[Example]) -> Lengths:
     """Token lengths; percentiles by nearest rank. All zero without examples."""
-    return _measured([(len(example.ids), sum(example.trained)) for example in examples])
+    known = counted(examples)
+    return _measured(known.counts, known.trained)
+
+
+def sample_lengths(chat: ChatFormat, rows: Sequence[Row], total: int) -> Lengths:
+    """Token lengths of `total` rows by at most 2,000 of them, taken at random from `rows`.
+
+    All tokens are all characters x (tokens a character), which is far more exact than rows x (tokens a row):
+    stored rows know their characters; a `total` that was itself estimated by the bytes of these rows comes
+    to the same. Percentiles, histogram and longest row are those of the sample; rows that the template
+    refuses are not among them.
+    """
+    texts: list[str] = []
+    chosen: list[Row] = []
+    for row in _chosen(rows):
+        with contextlib.suppress(TuneError):
+            texts.append(chat.render(row.messages, tools=row.tools))
+            chosen.append(row)
+    if not chosen:
+        return _measured([], [])
+    counts = [len(found) for found in chat.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    share = _trained_share(chat, chosen[:MASKED])
+    found = _measured(counts, [round(share * _answer_bytes(row)) for row in chosen])
+    tokens = sum(counts) * _scale(rows, chosen, total)
+    return Lengths(
+        rows=total,
+        tokens=round(tokens),
+        trained_tokens=round(tokens * found.trained_tokens / max(found.tokens, 1)),
+        median=found.median,
+        percentile_95=found.percentile_95,
+        percentile_99=found.percentile_99,
+        longest=found.longest,
+        longest_answer=found.longest_answer,
+        histogram=_scaled(found.histogram, total),
+        exact=False,
+    )
+
+
+def _chosen(rows: Sequence[Row]) -> list[Row]:
+    """At most 2,000 rows, the same ones each time."""
+    if len(rows) <= SAMPLE:
+        return list(rows)
+    return [rows[i] for i in sorted(random.Random(len(rows)).sample(range(len(rows)), SAMPLE))]
+
+
+def _scale(rows: Sequence[Row], chosen: Sequence[Row], total: int) -> float:
+    """How much more there is in all rows than in the chosen ones."""
+    known = sum(len(message.content) + len(message.reasoning) for row in chosen for message in row.messages)
+    if not isinstance(rows, StoredRows) or not known:
+        return total / len(chosen)
+    characters = rows.store.column("characters")
+    return sum(characters[place] for place in rows.places) / known
+
+
+def _answer_bytes(row: Row) -> int:
+    learned = [message for message in row.messages if message.role in ("assistant", "text")]
+    answers = (message for message in learned if message.train)
+    return sum(len((answer.content + answer.reasoning).encode("utf-8", "replace")) + 4 for answer in answers)
+
+
+def _trained_share(chat: ChatFormat, rows: Sequence[Row]) -> float:
+    """Trained tokens for each byte of an answer, by rows that are masked exactly."""
+    tokens = size = 0
+    for row in rows:
+        made = _encoded(chat, [row], partial(one_by_one, chat), ProblemLog())
+        found = sum(sum(example.trained) for _, example in made)
+        tokens += found
+        size += _answer_bytes(row) if found else 0
+    return tokens / size if size else 0.0
+
+
+def _scaled(histogram: Sequence[int], total: int) -> tuple[int, ...]:
+    """The same shape for so many rows in all: each bound is rounded, so the sum is exact."""
+    seen, known, bound = 0, max(sum(histogram), 1), 0
+    scaled = []
+    for count in histogram:
+        seen += count
+        before, bound = bound, round(total * seen / known)
+        scaled.append(bound - before)
+    return tuple(scaled)
 
 
 def estimate_lengths(rows: Sequence[Row]) -> Lengths:
@@ -70,7 +204,9 @@ def estimate_lengths(rows: Sequence[Row]) -> Lengths:
 
     English takes about 4.5 bytes, code and most other languages 3 to 4; so the figure is rather high.
     """
-    return _measured([_estimated(row) for row in rows])
+    pairs = [_estimated(row) for row in rows]
+    found = _measured([tokens for tokens, _ in pairs], [trained for _, trained in pairs])
+    return replace(found, exact=False)
 
 
 def _estimated(row: Row) -> tuple[int, int]:
@@ -81,9 +217,9 @@ def _estimated(row: Row) -> tuple[int, int]:
     return sum(size + MESSAGE_TOKENS for _, size in sizes), answers
 
 
-def _measured(rows: Sequence[tuple[int, int]]) -> Lengths:
+def _measured(counts: Sequence[int], trained: Sequence[int]) -> Lengths:
     """From all and trained tokens of each row."""
-    lengths = sorted(tokens for tokens, _ in rows)
+    lengths = sorted(counts)
 
     def percentile(share: float) -> int:
         return lengths[max(math.ceil(share * len(lengths)) - 1, 0)] if lengths else 0
@@ -91,12 +227,12 @@ def _measured(rows: Sequence[tuple[int, int]]) -> Lengths:
     return Lengths(
         rows=len(lengths),
         tokens=sum(lengths),
-        trained_tokens=sum(trained for _, trained in rows),
+        trained_tokens=sum(trained),
         median=percentile(0.5),
         percentile_95=percentile(0.95),
         percentile_99=percentile(0.99),
         longest=lengths[-1] if lengths else 0,
-        longest_answer=max((trained for _, trained in rows), default=0),
+        longest_answer=max(trained, default=0),
         histogram=_histogram(lengths),
     )
 

@@ -1,88 +1,196 @@
-"""Loads a data file into canonical rows, with everything that was found on the way."""
+"""Loads a data set into canonical rows, with everything that was found on the way."""
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from ollama_tune.core.data.detect import ACCEPTED, KNOWN, Detector, Unusable
+from ollama_tune.core.data import cache
+from ollama_tune.core.data.detect import KNOWN, Detector, Unusable
+from ollama_tune.core.data.hub import resolve_data
 from ollama_tune.core.data.problems import ProblemLog
-from ollama_tune.core.data.read import Items, read_items
-from ollama_tune.core.data.tidy import tidy, warn_if_few
-from ollama_tune.core.data.values import DatasetProfile, Message, Row
+from ollama_tune.core.data.read import Item
+from ollama_tune.core.data.sample import sample_items
+from ollama_tune.core.data.scan import (
+    DROPPED,
+    SAMPLE,
+    Progress,
+    checked_row,
+    detector_for,
+    open_dataset,
+    questions_of,
+    scan,
+)
+from ollama_tune.core.data.store import HELD_OUT, Store, StoredRows
+from ollama_tune.core.data.tidy import warn_if_few
+from ollama_tune.core.data.values import (
+    Column,
+    DatasetProfile,
+    Message,
+    Option,
+    Problem,
+    Question,
+    Reading,
+    Row,
+)
 from ollama_tune.core.errors import TuneError
-from ollama_tune.core.paths import asset
-from ollama_tune.core.text import one_line
 
-BUNDLED = "bundled"
-
-
-def dataset_path(path: str) -> Path:
-    """The file that a setting's text names: `bundled` is the shipped data set, `~` the home folder."""
-    if path == BUNDLED:
-        return asset("data/tickets.jsonl")
-    if not path.strip():
-        raise TuneError("No data file is chosen.", "Choose a file of examples.")
-    try:
-        return Path(path).expanduser().absolute()
-    except RuntimeError as error:
-        raise TuneError(f"There is no home folder for {path}.", "Give the whole path.") from error
+FIRST_PAGE = 50
+"""Rows that are shown before all are read."""
 
 
-def load_dataset(path: str) -> DatasetProfile:
-    """Read, recognise, tidy and de-duplicate; rows keep the order of the file.
+def load_dataset(
+    path: str, reading: Reading | None = None, progress: Progress | None = None
+) -> DatasetProfile:
+    """All rows of a file, folder or hub data set, read, recognised, tidied, checked and kept in the cache.
 
-    Raises `TuneError` when there is no such file, it cannot be read, or no row in it can be used.
+    Rows keep the order of the file and stay on disk. A second call finds them there, whatever it includes or
+    excludes. `progress` is called with (bytes done, bytes in all). Raises `TuneError` when there is no such
+    data set, it cannot be read, or no row in it can be used.
     """
-    file = dataset_path(path)
-    log, detector = ProblemLog(), Detector()
-    items = read_items(file, log, KNOWN)
-    rows, total = _collect(items, detector, log)
-    total += sum(problem.count for problem in log.problems() if problem.kind in ("bad-line", "open-quote"))
-    if not rows:
-        raise _nothing(file, total, detector, log)
-    warn_if_few(len(rows), log)
+    reading = reading or Reading()
+    store = stored(path, reading, cache.folder(), progress)
+    return profile_of(store, path, reading)
+
+
+def stored(path: str, reading: Reading, where: Path, progress: Progress | None = None) -> Store:
+    """The rows of a data set in a file of the folder `where`, written now unless it is there already."""
+    file = resolve_data(path, reading, progress)
+    return cache.find(cache.identity(file), reading, where) or scan(file, reading, where, progress)
+
+
+def peek(path: str, reading: Reading | None = None, progress: Progress | None = None) -> DatasetProfile:
+    """What the beginning of a data set tells, within milliseconds for any size that is on this machine.
+
+    `rows` are the usable ones of the first 50, perhaps none, and `total` is estimated; all is exact, as from
+    `load_dataset`, where the rows are in the cache. `progress` hears of a download. Raises `TuneError` when
+    it cannot be read.
+    """
+    reading = reading or Reading()
+    file = resolve_data(path, reading, progress)
+    store = cache.find(cache.identity(file), reading, cache.folder())
+    if store is not None:
+        return profile_of(store, path, reading)
+    log = ProblemLog()
+    detector, sample = detector_for(file, reading)
+    items = open_dataset(file, reading, log)
     return DatasetProfile(
         source=path,
+        rows=tuple(_rows(islice(items.stream, FIRST_PAGE), detector, log)),
         format=items.format,
         schema=detector.schema,
         encoding=items.encoding,
-        rows=tuple(rows),
-        total=total,
+        total=sample.rows_estimate,
         problems=log.problems(),
+        questions=questions_of(detector, items.splits, reading),
+        columns=detector.columns,
+        labels=detector.labels,
+        exact=False,
     )
 
 
-def _collect(items: Items, detector: Detector, log: ProblemLog) -> tuple[list[Row], int]:
-    rows: dict[tuple[Message, ...], Row] = {}
-    total = 0
-    for item in items.stream:
-        total += 1
+def sample_rows(path: str, reading: Reading | None = None, count: int = 2000) -> list[Row]:
+    """Rows from random places all over a data set, to estimate from; about `count`, fewer of a small one.
+
+    Their line is 0 where nobody counted up to them. Raises `TuneError` when the data set cannot be read.
+    """
+    reading = reading or Reading()
+    file = resolve_data(path, reading)
+    sample = sample_items(file, count, columns=KNOWN)
+    values = [item.value for item in sample.some]
+    return list(_rows(sample.some, Detector(reading, values[:SAMPLE]), ProblemLog()))
+
+
+def _rows(items: Iterable[Item], detector: Detector, log: ProblemLog) -> Iterator[Row]:
+    for item in items:
         try:
-            messages = tidy(detector.convert(item.value, item.line, log), item.line, log)
+            yield checked_row(item, detector, log)[0]
         except Unusable as reason:
             log.set_aside(reason.kind, reason.text, item.line)
-            continue
-        if messages in rows:
-            log.set_aside(
-                "duplicate", "A row that stands earlier in the file already was dropped.", item.line
-            )
-        else:
-            rows[messages] = Row(messages, item.line)
-    return list(rows.values()), total
 
 
-def _nothing(file: Path, total: int, detector: Detector, log: ProblemLog) -> TuneError:
-    if total == 0:
-        return TuneError(f"{file} holds no row.", "Choose another file.")
-    if detector.unknown and not detector.schemas:
-        names = detector.unknown.most_common(1)[0][0]
-        listed = one_line(", ".join(map(str, names)), 200)
-        return TuneError(
-            f"The columns of {file.name} are not known: {listed}.", f"Rename them; accepted are: {ACCEPTED}."
+def profile_of(store: Store, source: str, reading: Reading) -> DatasetProfile:
+    """What a store holds, seen with a person's choice of what to include and exclude."""
+    header = store.header
+    kinds = {kind: 2 * HELD_OUT << at for at, kind in enumerate(header["kinds"])}
+    out = {kind for kind in kinds if kind in DROPPED and kind not in reading.include}
+    out |= {kind for kind in kinds if kind in reading.exclude}
+    rows = StoredRows(store, _places(store, sum(kinds[kind] for kind in out)))
+    if not len(rows):
+        listed = ", ".join(sorted(out))
+        raise TuneError(
+            f"All rows of {source} are left out, because of {listed}.", "Leave out fewer of them."
         )
-    worst = log.problems()[0]
-    where = f" (first in line {worst.lines[0]})" if worst.lines else ""
-    return TuneError(
-        f"None of the {total:,} rows of {file.name} can be used. {worst.text.rstrip('.')}{where}.",
-        "Correct the file or choose another one.",
+    return DatasetProfile(
+        source=source,
+        format=header["format"],
+        schema=header["schema"],
+        encoding=header["encoding"],
+        rows=rows,
+        total=header["total"],
+        problems=_problems(header["problems"], set(kinds), out, len(rows)),
+        questions=tuple(_question(question, reading) for question in header["questions"]),
+        columns=tuple(Column(c["name"], tuple(c["samples"]), c["part"]) for c in header["columns"]),
+        labels=tuple(header["labels"]),
+        scripts=tuple((script, share) for script, share in header["scripts"]),
     )
+
+
+def profile_rows(profile: DatasetProfile, kind: str) -> Sequence[Row]:
+    """The rows that have a problem of this kind, those that are left out among them.
+
+    Of records that could not be read as rows there is a short visible piece of the first few, as a single
+    message. Empty where the problem is not one of rows.
+    """
+    if not isinstance(profile.rows, StoredRows):
+        lines = {line for problem in profile.problems if problem.kind == kind for line in problem.lines}
+        return [row for row in profile.rows if row.line in lines]
+    store = profile.rows.store
+    samples = store.header["samples"].get(kind, [])
+    if samples:
+        return [Row((Message("user", text),), line) for line, text in samples]
+    if kind not in store.header["kinds"]:
+        return ()
+    bit = 2 * HELD_OUT << store.header["kinds"].index(kind)
+    return StoredRows(store, array("I", [at for at, bits in enumerate(store.column("bits")) if bits & bit]))
+
+
+def _places(store: Store, out: int) -> Sequence[int]:
+    bits = store.column("bits")
+    kept = array("I", [at for at, entry in enumerate(bits) if not entry & out]) if out else range(len(bits))
+    return kept if len(kept) < len(bits) else range(len(bits))
+
+
+def _problems(
+    found: list[dict[str, Any]], row_kinds: set[str], out: set[str], rows: int
+) -> tuple[Problem, ...]:
+    """The problems of a store; the rows of the kinds in `out` are set aside, those of other kinds kept."""
+    log = ProblemLog()
+    warn_if_few(rows, log)
+    problems = [Problem(**entry | {"lines": tuple(entry["lines"])}) for entry in found]
+    told = [
+        replace(problem, switchable=True, severity="error" if problem.kind in out else "warning")
+        if problem.kind in row_kinds
+        else problem
+        for problem in problems
+    ]
+    return tuple(
+        sorted((*told, *log.problems()), key=lambda problem: (problem.severity != "error", -problem.count))
+    )
+
+
+def _question(question: dict[str, Any], reading: Reading) -> Question:
+    """The options keep what this reading includes and excludes."""
+    options = [
+        Option(option["label"], _reading(option["reading"], reading)) for option in question["options"]
+    ]
+    return Question(question["kind"], question["text"], tuple(options))
+
+
+def _reading(fields: dict[str, Any], chosen: Reading) -> Reading:
+    columns = tuple((part, name) for part, name in fields["columns"])
+    return Reading(**fields | {"columns": columns, "include": chosen.include, "exclude": chosen.exclude})

@@ -1,126 +1,114 @@
-"""Decides, for any chat template, which characters and tokens of a row are trained: the model's own."""
+"""Makes token ids of rows, those of the model's own answers marked as trained."""
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
-from ollama_tune.core.data.marks import Extent, find_extents, refusal
+from ollama_tune.core.data.answers import Answers, Span, find_answers
+from ollama_tune.core.data.marks import refusal
 from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.data.samples import samples
 from ollama_tune.core.data.values import Example, Message, Row
 from ollama_tune.core.errors import TuneError
 
-Span = tuple[int, int]
+__all__ = [
+    "Answers",
+    "Cut",
+    "Made",
+    "cut",
+    "example_of",
+    "find_answers",
+    "make",
+    "make_example",
+    "make_examples",
+    "parts_of",
+]
+
+
+_FORGETS = frozenset({"drops-thinking:history", "drops-text-of-tool-call-turn", "drops-tool-calls"})
+"""Notes on what is lost of an answer once another turn follows."""
 
 
 @dataclass(frozen=True)
-class Answers:
-    """A rendered row: the (start, end) of each answer in `text`, and notes on the template's ways.
+class Made:
+    """The examples of a row, in order, and the kinds of notes on how its template treats it."""
 
-    Notes: `eot-appended` (the template does not end the last answer, so an end token was added),
-    `no-eot` (some answer has no end), `prompt-differs` (in use the prompt is not what stands here
-    before the last answer).
-    """
-
-    text: str
-    spans: tuple[Span, ...]
+    examples: tuple[Example, ...]
     notes: frozenset[str]
 
 
-def find_answers(chat: ChatFormat, messages: Sequence[Message]) -> Answers:
-    """Where each answer starts and ends, its end token included; `TuneError` when that is not certain."""
-    plain = chat.render(messages)
-    extents = find_extents(chat, messages, plain)
-    numbers = [i for i, message in enumerate(messages) if message.role == "assistant"]
-    if not numbers:
-        raise refusal("It has no answer.")
-    notes: set[str] = set()
-    spans = []
-    for number in numbers:
-        start, note = _start(chat, messages, plain, number, extents[number])
-        notes |= note
-        end = _end(chat, plain, extents[number])
-        spans.append((start, extents[number].end if end is None else end))
-        if end is None and number == len(messages) - 1:
-            plain, spans[-1] = _append_end(chat, plain, spans[-1], notes)
-        elif end is None:
-            notes.add("no-eot")
-    return Answers(plain, tuple(spans), frozenset(notes))
-
-
-def _start(
-    chat: ChatFormat, messages: Sequence[Message], plain: str, number: int, extent: Extent
-) -> tuple[int, set[str]]:
-    """Where the model begins to write: after the prompt it gets in use, if the text begins with that."""
-    try:
-        prompt = chat.render(messages[:number], add_generation_prompt=True)
-    except TuneError:
-        return _after_header(chat, plain, extent), set()
-    if number > 0 and plain.startswith(prompt) and extent.before <= len(prompt) <= extent.mark:
-        return len(prompt), set()
-    last = number == len(messages) - 1
-    return _after_header(chat, plain, extent), {"prompt-differs"} if last else set()
-
-
-def _after_header(chat: ChatFormat, plain: str, extent: Extent) -> int:
-    """The end of the header before an answer, or of its longest part that ends with a special token.
-
-    Without a header the answer starts with the blanks before its text.
-    """
-    gap = plain[extent.before : extent.start]
-    header = _header(chat)
-    ends = [end for i, (_, end) in zip(*chat.encode(header), strict=True) if i in chat.special_tokens]
-    for end in [len(header), *reversed(ends)]:
-        at = gap.rfind(header[:end]) if end else -1
-        if at >= 0:
-            return extent.before + at + end
-    return extent.before + len(gap.rstrip())
-
-
-def _header(chat: ChatFormat) -> str:
-    """What the template adds to a question to ask for an answer."""
-    question = [Message("user", "q")]
-    asked, bare = chat.render(question, add_generation_prompt=True), chat.render(question)
-    return asked[len(bare) :] if asked.startswith(bare) else ""
-
-
-def _end(chat: ChatFormat, plain: str, extent: Extent) -> int | None:
-    """The end of the first end token between the answer's text and the next text, or None."""
-    found = _stop_pattern(chat.stop_texts).search(plain, extent.end, extent.after)
-    return found.end() if found else None
-
-
-def _stop_pattern(texts: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("|".join(map(re.escape, texts)) or r"(?!)")
-
-
-def _append_end(chat: ChatFormat, plain: str, span: Span, notes: set[str]) -> tuple[str, Span]:
-    """End the row with an end token that the template does not print: eos, else any stop token."""
-    end_text = chat.eos_token or next(iter(chat.stop_texts), None)
-    if end_text is None:
-        notes.add("no-eot")
-        return plain, span
-    notes.add("eot-appended")
-    return plain[: span[1]] + end_text, (span[0], span[1] + len(end_text))
-
-
-def make_example(chat: ChatFormat, row: Row) -> Example:
-    """A row's token ids with those of its answers marked as trained.
+def make(chat: ChatFormat, row: Row) -> Made:
+    """All that is trained on of a row: one example, or several where its template rewrites what was said.
 
     Raises `TuneError` when the template refuses the row or the answers cannot be found exactly.
     """
-    return example_of(chat, row, find_answers(chat, row.messages))
+    parts, notes = parts_of(chat, row)
+    return Made(tuple(example_of(chat, part, answers) for part, answers in parts), notes)
+
+
+def parts_of(chat: ChatFormat, row: Row) -> tuple[list[tuple[Row, Answers]], frozenset[str]]:
+    """What `make` makes examples of, with the notes: for whoever turns many texts into tokens at once."""
+    parts = _parts(chat, row)
+    notes = frozenset[str]().union(*(answers.notes for _, answers in parts))
+    return parts, notes | ({"history-rewritten"} if len(parts) > 1 else set())
+
+
+def _parts(chat: ChatFormat, row: Row) -> list[tuple[Row, Answers]]:
+    """The rows to train on with their answers; most rows are their own only part, which takes one search."""
+    try:
+        whole = find_answers(chat, row.messages, row.tools)
+    except TuneError:
+        parts = samples(chat, row)
+        if parts == [row]:
+            raise
+    else:
+        if whole.exact and not whole.notes & _FORGETS:
+            return [(row, whole)]
+        parts = samples(chat, row)
+        if len(parts) == 1:
+            return [(row, whole)]
+    return [(part, find_answers(chat, part.messages, part.tools)) for part in parts]
+
+
+def make_examples(chat: ChatFormat, row: Row) -> list[Example]:
+    """The examples of a row; `make` tells the notes too."""
+    return list(make(chat, row).examples)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where a sequence length ends in an example's text, by character, and what is lost behind it.
+
+    `trained` of the tokens behind would have been learned. What becomes of the row is for `shorten` to say.
+    """
+
+    at: int
+    tokens: int
+    trained: int
+
+
+def cut(example: Example, sequence_length: int) -> Cut | None:
+    """What of an example does not fit into a sequence length in tokens; None where all of it does."""
+    if len(example.ids) <= sequence_length:
+        return None
+    behind = example.trained[sequence_length:]
+    return Cut(example.offsets[sequence_length][0], len(behind), sum(behind))
+
+
+def make_example(chat: ChatFormat, row: Row) -> Example:
+    """A row's token ids with those of its answers marked as trained, all in one example.
+
+    Raises `TuneError` when the template refuses the row or the answers cannot be found exactly.
+    """
+    return example_of(chat, row, find_answers(chat, row.messages, row.tools))
 
 
 def example_of(chat: ChatFormat, row: Row, answers: Answers) -> Example:
     """Tokenise a rendered row so that each answer follows the very tokens of its prompt."""
-    ids, offsets = chat.encode(answers.text)
-    cuts = [start for start, _ in answers.spans if not _clean_start(chat, answers.text, start, ids, offsets)]
-    cuts += [end for _, end in answers.spans if _straddled(offsets, end)]
-    if cuts:
-        ids, offsets = _encode_parts(chat, answers.text, sorted(cuts), chat.decode(ids))
+    ids, offsets = _tokens(chat, answers.text, answers.spans)
     starts = [start for start, _ in offsets]
     if starts != sorted(starts):
         raise refusal("Its tokens do not stand in the order of its text.")
@@ -131,6 +119,38 @@ def example_of(chat: ChatFormat, row: Row, answers: Answers) -> Example:
     if not any(trained):
         raise refusal("Its answers have no token.")
     return Example(answers.text, ids, tuple(trained), offsets, row.line)
+
+
+Tokens = tuple[tuple[int, ...], tuple[Span, ...]]
+
+
+def _tokens(chat: ChatFormat, text: str, spans: Sequence[Span]) -> Tokens:
+    """Ids and offsets of a text, encoded in parts where a token would reach over the edge of an answer."""
+    if _joins(chat):
+        parts = _encode_parts(chat, text, [start for start, _ in spans], "")
+        if chat.decode(parts[0]) == text and not any(_straddled(parts[1], end) for _, end in spans):
+            return parts
+    ids, offsets = chat.encode_rendered(text)
+    cuts = [start for start, _ in spans if not _clean_start(chat, text, start, ids, offsets)]
+    cuts += [end for _, end in spans if _straddled(offsets, end)]
+    if not cuts:
+        return ids, offsets
+    for guard in ("", "\n"):
+        parts = _encode_parts(chat, text, sorted(cuts), guard)
+        if chat.decode(parts[0]) == chat.decode(ids):
+            return parts
+    raise refusal("Its tokenizer joins the end of the prompt and the start of the answer.")
+
+
+@lru_cache(maxsize=8)
+def _joins(chat: ChatFormat) -> bool:
+    """Whether the tokenizer joins or regroups the blanks between this template's prompts and answers."""
+    question, answer = Message("user", "q"), Message("assistant", "a")
+    try:
+        prompt, ids = chat.prompt_ids([question]), chat.encode(chat.render([question, answer]))[0]
+    except TuneError:
+        return False
+    return ids[: len(prompt)] != prompt
 
 
 def _straddled(offsets: Sequence[Span], edge: int) -> bool:
@@ -158,26 +178,23 @@ def _clean_start(
     return tuple(ids[back:index]) == chat.encode(text[offsets[back][0] : start])[0]
 
 
-def _encode_parts(
-    chat: ChatFormat, text: str, cuts: list[int], decoded: str
-) -> tuple[tuple[int, ...], tuple[Span, ...]]:
-    """Encode the text cut at `cuts`; refused where the parts no longer make the same text.
+def _encode_parts(chat: ChatFormat, text: str, cuts: list[int], guard: str) -> Tokens:
+    """Encode the text cut at `cuts`.
 
-    Some tokenizers put a blank before whatever they encode; a line break before a part prevents it.
+    Some tokenizers put a blank before whatever they encode; a line break as `guard` prevents it.
     """
-    for guard in ("", "\n"):
-        ids: list[int] = []
-        offsets: list[Span] = []
-        for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
-            part, places = _encode_after(chat, guard if start else "", text[start:end])
-            ids += part
-            offsets += [(start + first, start + last) for first, last in places]
-        if chat.decode(ids) == decoded:
-            return tuple(ids), tuple(offsets)
-    raise refusal("Its tokenizer joins the end of the prompt and the start of the answer.")
+    ids: list[int] = []
+    offsets: list[Span] = []
+    for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
+        part, places = _encode_after(chat, guard if start else "", text[start:end])
+        ids += part
+        offsets += [(start + first, start + last) for first, last in places] if start else places
+    return tuple(ids), tuple(offsets)
 
 
 def _encode_after(chat: ChatFormat, guard: str, part: str) -> tuple[Sequence[int], Sequence[Span]]:
+    if not guard:
+        return chat.encode_rendered(part)
     ids, offsets = chat.encode(guard + part)
-    skip = len(chat.encode(guard)[0]) if guard else 0
+    skip = len(chat.encode(guard)[0])
     return ids[skip:], [(max(first - len(guard), 0), last - len(guard)) for first, last in offsets[skip:]]

@@ -22,8 +22,17 @@ GIVEN = frozenset({"messages", "add_generation_prompt"})
 """What a conversation is made of; the rest is no business of whoever asks."""
 OPTIONAL = frozenset({"tools", "documents"})
 """Transformers gives `none` where there are none, llama.cpp gives nothing."""
+VARIANTS: tuple[dict[str, bool], ...] = (
+    {},
+    {"enable_thinking": False},
+    {"enable_thinking": True},
+    {"thinking": False},
+    {"thinking": True},
+)
+"""The options by which templates are told whether the model is to think, the most usual first."""
 _ABSENT = "not_given"
 """A name that nobody sets: a variable set to it is undefined, for both engines and all tests."""
+_START = "{{%- set {} = "
 _CLOCK = "strftime_now"
 _CLOCK_STARTS = f"{{%- macro {_CLOCK}(form) -%}}"
 
@@ -46,8 +55,15 @@ MERGE = (
 reads a system text, and rewrites the conversation in its own way where it believes that it does not."""
 
 
-def pin(source: str, special: Mapping[str, str], now: datetime, *, merge_system: bool = False) -> str:
-    """The template with every outer value fixed to what transformers gives it without arguments.
+def pin(
+    source: str,
+    special: Mapping[str, str],
+    now: datetime,
+    *,
+    merge_system: bool = False,
+    options: Mapping[str, bool] | None = None,
+) -> str:
+    """The template with every outer value fixed to what transformers gives it with `options` as arguments.
 
     `special` are the named special tokens, `now` the date for `strftime_now`. The rendering is byte for
     byte that of `source`; pinning twice changes nothing. Raises `TuneError` for a damaged template.
@@ -55,7 +71,8 @@ def pin(source: str, special: Mapping[str, str], now: datetime, *, merge_system:
     source = re.sub(r"\r\n|\r", "\n", source)
     tree, names = outer_names(source)
     lines = [MERGE] if merge_system else []
-    lines += [_line(name, special) for name in sorted(names - GIVEN - {_ABSENT, _CLOCK})]
+    given = options or {}
+    lines += [_line(name, special, given) for name in sorted(names - GIVEN - {_ABSENT, _CLOCK})]
     lines += [_clock(tree, now)] if _CLOCK in names else []
     before, end, _ = source.partition(PINS_END)
     missing = [line for line in lines if not end or line not in before]
@@ -71,7 +88,15 @@ def published(source: str) -> str:
 
 def pinned(template: str, name: str) -> bool:
     """True when a pinned template would listen to an option of that name, were it not pinned."""
-    return _line(name, {}) in template.partition(PINS_END)[0]
+    head, end, _ = template.partition(PINS_END)
+    return bool(end) and _START.format(name) in head
+
+
+def options_of(template: str) -> dict[str, bool]:
+    """The options that a pinned template has set."""
+    head, end, _ = template.partition(PINS_END)
+    settings = ((name, value) for variant in VARIANTS for name, value in variant.items())
+    return {name: value for name, value in settings if end and _line(name, {}, {name: value}) in head}
 
 
 def prints_date(template: str) -> bool:
@@ -79,11 +104,13 @@ def prints_date(template: str) -> bool:
     return f"{_CLOCK_STARTS}{{%- if" in template
 
 
-def _line(name: str, special: Mapping[str, str]) -> str:
+def _line(name: str, special: Mapping[str, str], options: Mapping[str, bool]) -> str:
     if name in OPTIONAL:
         return f"{{%- if {name} is not defined %}}{{%- set {name} = none %}}{{%- endif %}}\n"
     value = literal(special[name]) if name in special else _ABSENT
-    return f"{{%- set {name} = {value} %}}\n"
+    if name in options:
+        value = str(options[name]).lower()
+    return f"{_START.format(name)}{value} %}}\n"
 
 
 def _clock(tree: nodes.Template, now: datetime) -> str:

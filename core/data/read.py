@@ -1,268 +1,163 @@
-"""Streams the items of a data file, whatever its format, each with its line number."""
+"""Streams the records of a data set, whatever its format, each with its place."""
 
 from __future__ import annotations
 
-import csv
-import itertools
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
 
+from ollama_tune.core.data.columnar import columnar_items
+from ollama_tune.core.data.csv_items import csv_items, table_of
+from ollama_tune.core.data.folder import Part, parts_of
+from ollama_tune.core.data.items import Item, Items
+from ollama_tune.core.data.json_items import is_json_lines, json_items
+from ollama_tune.core.data.json_lines import json_lines
 from ollama_tune.core.data.problems import ProblemLog
-from ollama_tune.core.data.source import (
-    FORMATS,
-    LARGEST,
-    Source,
-    damaged,
-    empty,
-    open_source,
-    read_all,
-    read_lines,
-    too_large,
-)
+from ollama_tune.core.data.source import FORMATS, Source, empty, open_source
+from ollama_tune.core.data.splits import pick
+from ollama_tune.core.data.text_items import text_items
 from ollama_tune.core.errors import TuneError
 
-WRAPPERS = ("data", "rows", "train", "examples", "items", "records", "dataset")
-"""Keys of a JSON object under which files keep their list of rows."""
+__all__ = ["FORMATS", "Item", "Items", "open_items", "read_items", "used_parts"]
 
-LONGEST_CELL = 2**26
-"""Characters of a CSV cell; Python's own limit of 131,072 is too small for long documents."""
-
-_DELIMITERS = ",\t;|"
-_DECODER = json.JSONDecoder()
-_BLANK = re.compile(r"[ \t\r\n]*")
-_JSON_LINES = (".jsonl", ".ndjson")
-
-
-@dataclass(frozen=True)
-class Item:
-    """One record as it stands in the file, and its line (Parquet: its number), counted from 1."""
-
-    line: int
-    value: Any
+_COMMENTS = re.compile(r"(?:\s|(?:#|//)[^\n]*\n|/\*.*?\*/)*", re.DOTALL)
+_SUFFIXES = {
+    "JSONL": (".jsonl", ".ndjson", ".json", ".txt"),
+    "JSON": (".json", ".txt"),
+    "SV": (".csv", ".tsv", ".tab", ".psv", ".txt"),
+    "text": (".txt", ".text", ".md"),
+    "Parquet": (".parquet", ".pq"),
+    "Arrow": (".arrow", ".feather", ".ipc"),
+}
 
 
-@dataclass(frozen=True)
-class Items:
-    """A file's records; the iterator can be used once and fills the log as it goes."""
-
-    format: str
-    encoding: str
-    stream: Iterator[Item]
-
-
-def read_items(path: Path, log: ProblemLog, columns: Iterable[str] = ()) -> Items:
-    """Open a file and tell its format by its content.
+def read_items(
+    path: Path, log: ProblemLog, columns: Iterable[str] = (), *, split: str = "", validation: str = ""
+) -> Items:
+    """Open a file or folder and tell its format by its content.
 
     A line that cannot be read is logged and left out. `columns` are known column names, which help to
-    tell a CSV's delimiter. Raises `TuneError` when the file as a whole cannot be read.
+    tell tables and rows. `split` and `validation` name the parts to train and to measure on where there are
+    several. Raises `TuneError` when the data set as a whole cannot be read.
     """
-    source = open_source(path)
-    if source.head.startswith(b"PAR1"):
-        return Items("Parquet", "binary", _parquet(source))
-    packed = ", gzip" if source.packed else ""
-    first = _first_line(source)
-    name, stream = _family(source, first, log, frozenset(columns))
-    return Items(name + packed, _spoken(source.encoding), stream)
+    known = frozenset(name.strip().lower() for name in columns)
+    if path.is_dir():
+        return _folder(path, log, known, split, validation)
+    return open_items(open_source(path), log, known, split, validation)
 
 
-def _spoken(encoding: str) -> str:
-    return {"cp1252": "Windows-1252", "utf-8-sig": "UTF-8 with BOM"}.get(encoding, encoding.upper())
-
-
-def _first_line(source: Source) -> str:
-    text = source.head.decode(source.encoding, "replace")
-    first = next((line for line in re.split(r"\r\n|\n|\r", text) if line.strip()), "")
-    if not first:
+def open_items(
+    source: Source, log: ProblemLog, known: frozenset[str], split: str = "", validation: str = ""
+) -> Items:
+    """The records of one opened file."""
+    splits: tuple[str, ...] = ()
+    if source.table:
+        name, stream = source.table, columnar_items(source, log)
+    elif not (first := source.text.lstrip(" \t\r\n\ufeff")[:1]):
         raise empty(source.path)
-    return first.strip()
+    elif first in "[{" or (first in "#/" and _after_comments(source) in ("[", "{")):
+        if is_json_lines(source, known):
+            name, stream = "JSONL", json_lines(source, log)
+        else:
+            name = "JSON"
+            stream, splits = json_items(source, log, known, split, validation)
+    elif source.suffix in (".jsonl", ".ndjson", ".json"):
+        name, stream = "JSONL", json_lines(source, log)
+    elif table := table_of(source, known):
+        name, stream = table.format, csv_items(source, table, log)
+    else:
+        name, stream = "plain text", text_items(source, log)
+    _note_suffix(source, name, log)
+    packed = f", {source.packed}" if source.packed else ""
+    return Items(name + packed, source.spoken, stream, splits)
 
 
-def _family(
-    source: Source, first: str, log: ProblemLog, columns: frozenset[str]
-) -> tuple[str, Iterator[Item]]:
-    if first[0] in "[{":
-        if _is_json_lines(source, first):
-            return "JSONL", _json_lines(source, log)
-        return "JSON", _json(source, log)
-    if source.suffix in _JSON_LINES:
-        return "JSONL", _json_lines(source, log)
-    delimiter, names = _delimiter(source, columns)
-    if delimiter is None or not (names or source.suffix in (".csv", ".tsv")):
-        raise TuneError(
-            f"{source.path} is plain text, which does not say what is a question and what an answer.",
-            f"Put them into a {FORMATS} file, for instance in columns called question and answer.",
-        )
-    return {"\t": "TSV", ",": "CSV"}.get(delimiter, f"CSV with {delimiter!r}"), _csv(source, delimiter, log)
+def _after_comments(source: Source) -> str:
+    text = source.text
+    return text[_COMMENTS.match(text).end() :][:1]  # type: ignore[union-attr]
 
 
-def _is_json_lines(source: Source, first: str) -> bool:
-    """True when the first line is a whole object, unless that is all there is and wraps a list of rows."""
-    if source.suffix in _JSON_LINES and first[0] == "{":
-        return True
-    try:
-        value = json.loads(first)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(value, dict) and not (len(value) < 8 and _wrapped(value))
+def _note_suffix(source: Source, name: str, log: ProblemLog) -> None:
+    """An extension that says something else than the content is no harm, but worth a word."""
+    expected = next((words for start, words in _SUFFIXES.items() if start in name), ())
+    said = {suffix for words in _SUFFIXES.values() for suffix in words}
+    if source.suffix in said and source.suffix not in expected:
+        text = f"The file is called {source.suffix} but holds {name}; it was read as what it holds."
+        log.warn("extension", text)
 
 
-def _json_lines(source: Source, log: ProblemLog) -> Iterator[Item]:
-    for number, line in enumerate(read_lines(source, log), 1):
-        if not line.strip():
-            continue
+def used_parts(
+    path: Path, log: ProblemLog, split: str, validation: str
+) -> tuple[list[tuple[Part, bool]], tuple[str, ...]]:
+    """The files of a folder that are used and whether they are held out, training first; the splits."""
+    parts = parts_of(path, log)
+    names = _names(parts)
+    splits = tuple(dict.fromkeys(names))
+    if len(splits) == 1 and not split and not validation:
+        return [(part, False) for part in parts], ()
+    picked = pick(splits, split, validation, log)
+    marked = [(part, picked.of(name)) for part, name in zip(parts, names, strict=True)]
+    used = [(part, held_out) for part, held_out in marked if held_out is not None]
+    return sorted(used, key=lambda entry: entry[1]), splits
+
+
+def _folder(path: Path, log: ProblemLog, known: frozenset[str], split: str, validation: str) -> Items:
+    used, splits = used_parts(path, log, split, validation)
+    opened = _Opened(used, log, known)
+    first = opened.following()
+    count = f" ({len(used)} files)" if len(used) > 1 else ""
+    return Items(first.format + count, first.encoding, opened.stream(first), splits)
+
+
+def _names(parts: list[Part]) -> list[str]:
+    """The split of every file. Files whose names speak of none belong to training."""
+    if not any(part.split for part in parts):
+        return ["train"] * len(parts)
+    return [part.split or "train" for part in parts]
+
+
+class _Opened:
+    """The files of a folder one after another; one that cannot be read costs itself."""
+
+    def __init__(self, parts: list[tuple[Part, bool]], log: ProblemLog, known: frozenset[str]) -> None:
+        self._parts, self._log, self._known = parts, log, known
+        self._next = 0
+
+    def following(self) -> Items:
+        """The next file that can be read. Raises `TuneError` when there is none."""
+        failure = TuneError("The folder holds no other file of examples.", "Choose another one.")
+        while self._next < len(self._parts):
+            try:
+                return self._open()
+            except TuneError as error:
+                failure = error
+        raise failure
+
+    def _open(self) -> Items:
+        part = self._parts[self._next][0]
+        self._next += 1
         try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            log.set_aside("bad-line", "A line is not valid JSON.", number)
-            continue
-        yield Item(number, value)
+            return open_items(open_source(part.path), self._log, self._known)
+        except TuneError as error:
+            self._log.set_aside("bad-file", f"A file of the folder cannot be read. {error.what}", None)
+            raise
 
-
-def _json(source: Source, log: ProblemLog) -> Iterator[Item]:
-    """A list of rows, an object that holds one, several objects in a row, or a single row."""
-    text = read_all(source, log)
-    start = _skip(text, 0)
-    if text[start] == "[":
-        yield from _elements(source.path, text, start)
-        return
-    value, end = _value(source.path, text, start)
-    rows = _wrapped(value) if _skip(text, end) == len(text) else None
-    if rows is not None:
-        yield from (Item(number, row) for number, row in enumerate(rows, 1))
-        return
-    yield Item(1, value)
-    end = _skip(text, end)
-    while end < len(text):
-        line = 1 + text.count("\n", 0, end)
-        value, end = _value(source.path, text, end)
-        yield Item(line, value)
-        end = _skip(text, end)
-
-
-def _skip(text: str, at: int) -> int:
-    found = _BLANK.match(text, at)
-    return found.end() if found else at
-
-
-def _elements(path: Path, text: str, start: int) -> Iterator[Item]:
-    line, counted = 1, 0
-    at = _skip(text, start + 1)
-    while at < len(text) and text[at] != "]":
-        line, counted = line + text.count("\n", counted, at), at
-        value, at = _value(path, text, at)
-        yield Item(line, value)
-        at = _skip(text, at)
-        if at < len(text) and text[at] == ",":
-            at = _skip(text, at + 1)
-        elif at < len(text) and text[at] != "]":
-            _broken(path, text, at)
-    if at >= len(text):
-        _broken(path, text, len(text))
-
-
-def _value(path: Path, text: str, at: int) -> tuple[Any, int]:
-    try:
-        return _DECODER.raw_decode(text, at)
-    except (ValueError, RecursionError) as error:
-        _broken(path, text, getattr(error, "pos", at))
-
-
-def _broken(path: Path, text: str, at: int) -> NoReturn:
-    line = 1 + text.count("\n", 0, at)
-    column = at - text.rfind("\n", 0, at)
-    raise TuneError(
-        f"{path} is not valid JSON: it breaks at line {line}, column {column}.",
-        "Correct it there, or save one object a line as JSONL, where a bad line costs only itself.",
-    )
-
-
-def _wrapped(value: Any) -> list[Any] | None:
-    """The list of rows inside an object: under a known key, or columns of equal length."""
-    if not isinstance(value, dict):
-        return None
-    for key in WRAPPERS:
-        if isinstance(value.get(key), list):
-            return list(value[key])
-    lists = [column for column in value.values() if isinstance(column, list)]
-    if len(lists) < 2 or len(lists) < len(value) or len({len(column) for column in lists}) != 1:
-        return None
-    return [dict(zip(value, cells, strict=True)) for cells in zip(*lists, strict=True)]
-
-
-def _delimiter(source: Source, columns: frozenset[str]) -> tuple[str | None, int]:
-    """The one that cuts most lines into equally many cells and the header into known names, and how many."""
-    text = source.head.decode(source.encoding, "replace")
-    scored = [(*_score(text, delimiter, columns), delimiter) for delimiter in _DELIMITERS]
-    score, known, delimiter = max(scored, key=lambda entry: entry[0])
-    return (delimiter, known) if score > 0 else (None, 0)
-
-
-def _score(text: str, delimiter: str, columns: frozenset[str]) -> tuple[float, int]:
-    try:
-        rows = list(itertools.islice(csv.reader(re.split("(?<=\n)", text), delimiter=delimiter), 200))
-    except csv.Error:
-        return 0.0, 0
-    widths = Counter(len(row) for row in rows if row)
-    width, count = widths.most_common(1)[0] if widths else (0, 0)
-    if width < 2:
-        return 0.0, 0
-    known = sum(1 for name in rows[0] if name.strip().lower() in columns)
-    return 10 * count / sum(widths.values()) + 5 * known, known
-
-
-def _csv(source: Source, delimiter: str, log: ProblemLog) -> Iterator[Item]:
-    csv.field_size_limit(LONGEST_CELL)
-    reader = csv.reader(read_lines(source, log), delimiter=delimiter, strict=True)
-    header = _csv_header(source.path, reader)
-    while True:
-        line = reader.line_num + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            kind = "open-quote" if "end of data" in str(error) else "bad-line"
-            text = "A quote is opened and never closed, so all lines after it are lost."
-            log.set_aside(kind, text if kind == "open-quote" else "A line is not valid CSV.", line)
-            continue
-        if len(cells) > len(header):
-            log.set_aside("bad-line", "A line has more cells than the header.", line)
-        elif any(cell.strip() for cell in cells):
-            yield Item(line, dict(itertools.zip_longest(header, cells, fillvalue="")))
-
-
-def _csv_header(path: Path, reader: Iterator[list[str]]) -> list[str]:
-    try:
-        header = next((row for row in reader if any(cell.strip() for cell in row)), [])
-    except csv.Error as error:
-        raise damaged(path, error) from error
-    names = [name.strip() for name in header]
-    if len(set(names)) < len(names):
-        raise TuneError(
-            f"The first line of {path} names a column twice: {', '.join(names)}.",
-            "Give every column its own name in the first line.",
-        )
-    return names
-
-
-def _parquet(source: Source) -> Iterator[Item]:
-    import pyarrow as arrow
-    import pyarrow.parquet as parquet
-
-    try:
-        with parquet.ParquetFile(source.path) as file:
-            groups = range(file.metadata.num_row_groups)
-            if sum(file.metadata.row_group(i).total_byte_size for i in groups) > LARGEST:
-                raise too_large(source.path)
-            number = 0
-            for batch in file.iter_batches(batch_size=256):
-                for value in batch.to_pylist():
-                    number += 1
-                    yield Item(number, value)
-    except (arrow.ArrowException, OSError, ValueError) as error:
-        raise damaged(source.path, error) from error
+    def stream(self, opened: Items) -> Iterator[Item]:
+        """All records, the first file's from what is open already."""
+        formats = Counter([opened.format])
+        while True:
+            part, held_out = self._parts[self._next - 1]
+            try:
+                for item in opened.stream:
+                    yield Item(item.line, item.value, part.name, held_out or item.held_out)
+            except TuneError as error:
+                self._log.set_aside("bad-file", f"A file of the folder cannot be read on. {error.what}", None)
+            try:
+                opened = self.following()
+            except TuneError:
+                break
+            formats[opened.format] += 1
+        if len(formats) > 1:
+            listed = ", ".join(f"{count} x {name}" for name, count in formats.most_common())
+            self._log.warn("formats", f"The files have several formats: {listed}.")

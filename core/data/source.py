@@ -1,243 +1,342 @@
-"""Opens a data file: what kind of file it is, how its text is encoded, and its lines one by one."""
+"""Opens a data file: what kind it is, how its text is encoded, and its contents in chunks or lines."""
 
 from __future__ import annotations
 
 import codecs
-import gzip
-import io
-import os
 import stat
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
+from ollama_tune.core.data import compression
+from ollama_tune.core.data.encodings import LEGACY, NAMES, WIDE, encoding_of, legacy, mostly_utf8
 from ollama_tune.core.data.problems import ProblemLog
 from ollama_tune.core.errors import TuneError
-from ollama_tune.core.text import human_bytes
+from ollama_tune.core.text import human_bytes, visible
 
 HEAD = 64 * 1024
 """Bytes looked at to tell the kind and the encoding of a file."""
 
-LARGEST = 2**30
-"""Bytes of text, unpacked. All rows are held in memory (1.5 to 4 times their size in the file), and a
-gibibyte is some 700,000 conversations: far more than one machine learns from in days."""
+_CUTS = (b" ", b"\n", b'"', b",")
+"""Bytes that are never part of a longer character in any encoding read here."""
 
-_BOMS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
+CHUNK = 2**18
+"""Bytes read at once."""
+
+LONGEST_UNCUT = 2**22
+"""Bytes of an old encoding without a blank, a quote or a comma; no such text goes on longer."""
+
+LONGEST_LINE = 2**27
+"""Bytes of a line that is still read; a longer one is set aside, so that it cannot fill the memory."""
+
+_TABLES = ((b"PAR1", "Parquet"), (b"ARROW1\x00\x00", "Arrow"))
+_STREAM = b"\xff\xff\xff\xff"
+"""What an Arrow stream begins with: the mark before the length of its schema."""
 
 _FOREIGN = (
     (b"%PDF", "a PDF document"),
     (b"PK\x03\x04", "a ZIP archive or office document"),
     (b"\xd0\xcf\x11\xe0", "an old office document"),
+    (b"{\\rtf", "a text document with layout (RTF)"),
     (b"\x89PNG", "an image"),
     (b"\xff\xd8\xff", "an image"),
     (b"GIF8", "an image"),
     (b"SQLite format 3", "a database"),
     (b"GGUF", "a GGUF model"),
-    (b"\x28\xb5\x2f\xfd", "a Zstandard archive"),
-    (b"BZh", "a bzip2 archive"),
-    (b"\xfd7zXZ", "an xz archive"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"Obj\x01", "an Avro file"),
+    (b"ORC", "an ORC file"),
     (b"7z\xbc\xaf", "a 7-Zip archive"),
-    (b"ARROW1", "an Arrow file"),
+    (b"Rar!", "a RAR archive"),
     (b"\x7fELF", "a program"),
+    (b"\x80\x04\x95", "a Python pickle, which could run programs and is never opened"),
     (b"version https://git-lfs", "a Git LFS pointer, not the data itself"),
     (b"<!doctype html", "a web page"),
     (b"<html", "a web page"),
+    (b"<?xml", "an XML document"),
 )
 
-FORMATS = "JSONL, JSON, CSV, TSV or Parquet"
+FORMATS = "JSONL, JSON, CSV, TSV, Parquet, Arrow or text"
+_CONVERT = f"Unpack or export it first, a table as CSV for instance; read are {FORMATS} files."
+
+
+def _whole_characters(data: bytes, codec: str) -> int:
+    """How many bytes to take so that no character is cut."""
+    if codec == "utf-8":
+        for back, byte in enumerate(reversed(data[-3:]), 1):
+            if byte >= 0xC0:
+                needed = 2 + (byte >= 0xE0) + (byte >= 0xF0)
+                return len(data) - (back if back < needed else 0)
+            if byte < 0x80:
+                break
+        return len(data)
+    marks = _CUTS[:2] if codec == "iso2022_jp" else _CUTS
+    cut = 1 + max(data.rfind(mark) for mark in marks)
+    return cut or (len(data) if len(data) > LONGEST_UNCUT else 0)
 
 
 @dataclass(frozen=True)
 class Source:
-    """An opened kind of file: `head` is its unpacked beginning, `encoding` a Python codec name."""
+    """An opened kind of file: `head` is its unpacked beginning, `encoding` a Python codec name.
+
+    `table` is `Parquet`, `Arrow` or `Arrow stream`, and empty for text; `packed` the name of the packing,
+    empty for none; `size` the bytes on the disk as they were when it was opened.
+    """
 
     path: Path
-    packed: bool
+    size: int
+    packed: str
+    table: str
     head: bytes
     encoding: str
 
     @property
     def suffix(self) -> str:
-        """The file's extension in lower case, without `.gz`."""
-        name = self.path.name.lower().removesuffix(".gz")
-        return Path(name).suffix
+        """The file's extension in lower case, without that of the packing."""
+        path = Path(self.path.name.lower())
+        return Path(path.stem).suffix if path.suffix in compression.SUFFIXES else path.suffix
 
-    def open(self) -> BinaryIO:
-        """The unpacked bytes from the start."""
-        return cast(BinaryIO, gzip.open(self.path, "rb") if self.packed else self.path.open("rb"))
+    @property
+    def spoken(self) -> str:
+        """The encoding as a person calls it."""
+        return NAMES.get(self.encoding, self.encoding.upper()) if self.encoding else "binary"
+
+    @property
+    def newlines(self) -> bool:
+        """True where lines end in `\\n`, False for the lone `\\r` of old programs."""
+        return "\n" in self.text or "\r" not in self.text
+
+    @property
+    def text(self) -> str:
+        """The beginning as text."""
+        return codecs.getincrementaldecoder(self.encoding)("replace").decode(self.head)
 
 
 def open_source(path: Path) -> Source:
-    """Look at a file; `TuneError` in plain words when it is not a readable file of text or Parquet."""
+    """Look at a file; `TuneError` in plain words when it is not a readable file of text or a table."""
     size = _checked_size(path)
     try:
         with path.open("rb") as file:
             head = file.read(HEAD)
-        packed = head.startswith(b"\x1f\x8b")
-        if packed:
-            with gzip.open(path, "rb") as unpacked:
-                head = unpacked.read(HEAD)
-    except OSError as error:
-        raise unreadable(path, error) from error
-    except (EOFError, zlib.error) as error:
-        raise damaged(path, error) from error
+            packed = compression.packing(head)
+            if packed:
+                file.seek(0)
+                head = _filled(compression.unpacked(file, packed))
+    except compression.failures() as error:
+        raise failed(path, error) from error
+    table = _table(head)
+    if table and packed:
+        raise TuneError(f"{shown(path)} is a packed {table} file.", "Unpack it first.")
+    if table:
+        return Source(path, size, packed, table, head, "")
     _check_foreign(path, head)
-    if not packed and size > LARGEST and not head.startswith(b"PAR1"):
-        raise too_large(path)
-    return Source(path, packed, head, "" if head.startswith(b"PAR1") else _encoding(path, head))
+    encoding = encoding_of(head, len(head) < HEAD)
+    if encoding is None:
+        raise TuneError(
+            f"{shown(path)} is a binary file, which holds no text to read.", f"Choose a {FORMATS} file."
+        )
+    return Source(path, size, packed, "", head, encoding)
+
+
+def _filled(file: BinaryIO) -> bytes:
+    head = b""
+    while len(head) < HEAD and (data := file.read(HEAD - len(head))):
+        head += data
+    return head
+
+
+def _table(head: bytes) -> str:
+    for magic, name in _TABLES:
+        if head.startswith(magic):
+            return name
+    return "Arrow stream" if head.startswith(_STREAM) and 0 in head[4:8] else ""
 
 
 def _checked_size(path: Path) -> int:
     try:
         status = path.stat()
     except FileNotFoundError as error:
-        raise TuneError(f"There is no file {path}.", "Check the name and the folder.") from error
+        raise TuneError(f"There is no file {shown(path)}.", "Check the name and the folder.") from error
     except (OSError, ValueError) as error:
         raise unreadable(path, error) from error
     if stat.S_ISDIR(status.st_mode):
-        raise TuneError(f"{path} is a folder, not a file of examples.", _files_in(path))
+        raise TuneError(f"{shown(path)} is a folder, not a file of examples.", "Choose a file in it.")
     if not stat.S_ISREG(status.st_mode):
-        raise TuneError(f"{path} is a device or pipe, not a file.", f"Choose a {FORMATS} file.")
+        raise TuneError(f"{shown(path)} is a device or pipe, not a file.", f"Choose a {FORMATS} file.")
     if status.st_size == 0:
         raise empty(path)
     return status.st_size
 
 
-def _files_in(folder: Path) -> str:
-    kinds = {".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet"}
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if Path(entry.name).suffix.lower() in kinds)
-    except OSError:
-        names = []
-    return f"Choose a file in it, such as {', '.join(names[:3])}." if names else f"Choose a {FORMATS} file."
-
-
 def _check_foreign(path: Path, head: bytes) -> None:
-    if not head.strip():
+    if not head.removeprefix(codecs.BOM_UTF8).strip():
         raise empty(path)
-    start = head.lstrip().lower()
-    for magic, kind in _FOREIGN:
-        if head.startswith(magic) or (magic.startswith(b"<") and start.startswith(magic)):
-            raise TuneError(f"{path} is {kind}, which holds no rows to read.", f"Choose a {FORMATS} file.")
+    start = head.removeprefix(codecs.BOM_UTF8).lstrip()[:32].lower()
+    kind = next((kind for magic, kind in _FOREIGN if head.startswith(magic) or start.startswith(magic)), "")
+    if head[257:262] == b"ustar":
+        kind = "a TAR archive"
+    if kind:
+        raise TuneError(f"{shown(path)} is {kind}; it holds no rows to read.", _CONVERT)
 
 
-def _encoding(path: Path, head: bytes) -> str:
-    """Byte order mark, else the zero bytes of UTF-16, else UTF-8, else Windows-1252."""
-    for mark, name in _BOMS:
-        if head.startswith(mark):
-            return name
-    zeros = [head[side::2].count(0) for side in (0, 1)]
-    if sum(zeros):
-        half = len(head) // 2
-        if max(zeros) > 0.3 * half and min(zeros) < 0.05 * half:
-            return "utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"
-        raise TuneError(f"{path} is a binary file, which holds no text to read.", f"Choose a {FORMATS} file.")
-    return "utf-8" if _mostly_utf8(head) else "cp1252"
+def chunks(source: Source, log: ProblemLog) -> Iterator[bytes]:
+    """The contents in chunks, in an encoding whose line ends are single bytes, without a mark before them.
 
-
-def _mostly_utf8(head: bytes) -> bool:
-    text = head.decode("utf-8", "replace")
-    bad = text[:-1].count("�")
-    good = sum(1 for character in text if not character.isascii()) - bad
-    return bad == 0 or good > bad
-
-
-def read_lines(source: Source, log: ProblemLog) -> Iterator[str]:
-    """The lines with their ends (`\\n`, `\\r\\n` or a lone `\\r`), never cut at other Unicode separators."""
+    Of a file that grows meanwhile only what was there at first is read. Raises `TuneError` for a bomb, and
+    where reading fails.
+    """
+    wide = codecs.getincrementaldecoder(source.encoding)("replace") if source.encoding in WIDE else None
+    failures = compression.failures()
     try:
-        with source.open() as file:
-            yield from _lines(source, _Limited(file, source.path), log)
-    except OSError as error:
-        raise unreadable(source.path, error) from error
-    except (EOFError, zlib.error, UnicodeError) as error:
-        raise damaged(source.path, error) from error
+        for number, data in enumerate(_raw_chunks(source, log)):
+            if wide:
+                data = wide.decode(data).encode("utf-8", "surrogatepass")
+            yield data.removeprefix(codecs.BOM_UTF8) if number == 0 else data
+    except failures as error:
+        raise failed(source.path, error) from error
 
 
-def read_all(source: Source, log: ProblemLog) -> str:
-    """The whole text."""
-    return "".join(read_lines(source, log))
+def _raw_chunks(source: Source, log: ProblemLog) -> Iterator[bytes]:
+    count = 0
+    with source.path.open("rb") as raw, compression.unpacked(raw, source.packed) as file:
+        while data := file.read(CHUNK):
+            if source.packed:
+                compression.check_bomb(source.path, source.size, count + len(data))
+            elif count + len(data) > source.size:
+                log.warn("file-grew", "The file grew while it was read; what was added is not used.")
+                yield data[: source.size - count]
+                return
+            count += len(data)
+            yield data
+    if not source.packed and count < source.size:
+        log.warn("file-shrank", "The file became shorter while it was read; the end of it is missing.")
 
 
-class _Limited(io.RawIOBase):
-    """A file that ends in a `TuneError` when more comes out than memory should hold."""
+def byte_lines(source: Source, log: ProblemLog) -> Iterator[bytes]:
+    """The lines without their ends, cut at `\\n` only: JSON takes a carriage return for a blank.
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
-        self._file, self._path, self._count = file, path, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: object) -> int:
-        count = self._file.readinto(buffer)  # type: ignore[attr-defined]
-        self._count += count
-        if self._count > LARGEST:
-            raise too_large(self._path)
-        return int(count)
-
-
-def _lines(source: Source, file: _Limited, log: ProblemLog) -> Iterator[str]:
-    buffered = io.BufferedReader(file, 2**20)
-    if source.encoding not in ("utf-8", "utf-8-sig", "cp1252"):
-        yield from io.TextIOWrapper(buffered, encoding=source.encoding, newline="")
-        return
-    if source.encoding == "cp1252":
-        log.warn("encoding", "The file is not UTF-8; it was read as Windows-1252, so check its accents.")
-    number = 0
-    for line in buffered:
-        if number == 0:
-            line = line.removeprefix(codecs.BOM_UTF8)
-        for part in _at_returns(line):
-            number += 1
-            yield _decode(part, source.encoding, number, log)
+    A line that is too long for the memory is set aside and comes as an empty one, so that the count fits.
+    """
+    rest, number = bytearray(), 1
+    for data in chunks(source, log):
+        first, *lines = data.split(b"\n")
+        _extend(rest, first)
+        if not lines:
+            continue
+        yield _bounded(rest, number, log)
+        rest = bytearray(lines.pop())
+        yield from lines
+        number += 1 + len(lines)
+    if rest:
+        yield _bounded(rest, number, log)
 
 
-def _at_returns(line: bytes) -> list[bytes]:
-    """Cut at lone carriage returns, which end lines in files of old programs."""
-    body, end = (line[:-2], line[-2:]) if line.endswith(b"\r\n") else (line, b"")
-    if b"\r" not in body:
-        return [line]
-    parts = body.split(b"\r")
-    whole = [part + b"\r" for part in parts[:-1]]
-    return [*whole, parts[-1] + end] if parts[-1] + end else whole
+def _ended_lines(source: Source, log: ProblemLog) -> Iterator[bytes]:
+    """The lines with their ends, cut at `\\n`, `\\r\\n` and a lone `\\r` (bytes know no other separators)."""
+    rest, number = bytearray(), 1
+    for data in chunks(source, log):
+        if rest.endswith(b"\r") and not data.startswith(b"\n"):
+            yield _bounded(rest, number, log)
+            rest, number = bytearray(), number + 1
+        first, *lines = data.splitlines(True)
+        _extend(rest, first)
+        if not lines and not rest.endswith(b"\n"):
+            continue
+        yield _bounded(rest, number, log)
+        rest = bytearray(lines.pop() if lines and not lines[-1].endswith(b"\n") else b"")
+        yield from lines
+        number += 1 + len(lines)
+    if rest:
+        yield _bounded(rest, number, log)
 
 
-def _decode(line: bytes, encoding: str, number: int, log: ProblemLog) -> str:
-    if encoding != "cp1252":
+def _extend(rest: bytearray, part: bytes) -> None:
+    """Add the next part of a line; of one that is too long only that it is, and its end."""
+    rest += part if len(rest) <= LONGEST_LINE else part[-2:]
+
+
+def _bounded(line: bytearray, number: int, log: ProblemLog) -> bytes:
+    if len(line) <= LONGEST_LINE:
+        return bytes(line)
+    log.set_aside("bad-line", f"A line is longer than {human_bytes(LONGEST_LINE)}.", number)
+    return b"\n"
+
+
+class Decoder:
+    """Turns lines into text. What does not fit the encoding of the file costs a warning, never the line."""
+
+    def __init__(self, source: Source, log: ProblemLog) -> None:
+        self.codec = source.encoding if source.encoding in LEGACY else "utf-8"
+        self._log = log
+        if self.codec != "utf-8":
+            name = NAMES[self.codec]
+            log.warn("encoding", f"The file is not UTF-8; it was read as {name}, so check its letters.")
+
+    def __call__(self, line: bytes, number: int) -> str:
+        """The text of line `number`, counted from 1."""
         try:
-            return line.decode("utf-8")
+            return line.decode(self.codec)
         except UnicodeDecodeError:
-            log.warn("encoding-line", "A line is not UTF-8; it was read as Windows-1252.", number)
-    return line.decode("cp1252", "replace")
+            pass
+        if self.codec == "utf-8" and not mostly_utf8(line):
+            codec = legacy(line)
+            text = f"A line is not UTF-8; it was read as {NAMES[codec]}."
+            self._log.warn("encoding-line", text, number)
+            return line.decode(codec, "replace")
+        text = "A line holds bytes that are no text; each became the replacement character \ufffd."
+        self._log.warn("encoding-line", text, number)
+        return line.decode(self.codec, "replace")
+
+
+def text_lines(source: Source, log: ProblemLog) -> Iterator[str]:
+    """The lines as text with their ends, never cut at other Unicode separators, which are data."""
+    decode = Decoder(source, log)
+    for number, line in enumerate(_ended_lines(source, log), 1):
+        yield decode(line, number)
+
+
+def text_chunks(source: Source, log: ProblemLog) -> Iterator[str]:
+    """The text in chunks that are cut anywhere, for formats where a line means nothing."""
+    decode = Decoder(source, log)
+    rest, number = b"", 1
+    for data in chunks(source, log):
+        data = rest + data
+        cut = _whole_characters(data, decode.codec)
+        rest = data[cut:]
+        if cut:
+            yield decode(data[:cut], number)
+            number += data.count(b"\n", 0, cut)
+    if rest:
+        yield decode(rest, number)
+
+
+def shown(path: Path) -> str:
+    """A path for a message: no control characters, no half characters."""
+    return visible(str(path))
 
 
 def empty(path: Path) -> TuneError:
     """The file has nothing in it."""
-    return TuneError(f"{path} is empty: there is no row to learn from.", "Choose another file.")
+    return TuneError(f"{shown(path)} is empty: there is no row to learn from.", "Choose another file.")
 
 
 def unreadable(path: Path, error: Exception) -> TuneError:
     """The operating system does not let us."""
     reason = getattr(error, "strerror", None) or str(error)
-    return TuneError(f"{path} cannot be read: {reason}.", "Check its permissions.", details=repr(error))
+    return TuneError(
+        f"{shown(path)} cannot be read: {reason}.", "Check its permissions.", details=repr(error)
+    )
+
+
+def failed(path: Path, error: Exception) -> TuneError:
+    """Either the operating system does not let us, or the packers' libraries find bad data."""
+    return unreadable(path, error) if getattr(error, "errno", None) else damaged(path, error)
 
 
 def damaged(path: Path, error: Exception) -> TuneError:
     """The bytes are not what they claim to be."""
-    return TuneError(f"{path} is damaged or cut off.", "Make or download it again.", details=repr(error))
-
-
-def too_large(path: Path) -> TuneError:
-    """More text than fits the memory sensibly."""
     return TuneError(
-        f"{path} holds more than {human_bytes(LARGEST)} of text, which would fill the memory.",
-        "Take a part of it; some ten thousand good rows teach more than millions.",
+        f"{shown(path)} is damaged or cut off.", "Make or download it again.", details=repr(error)
     )

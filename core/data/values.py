@@ -143,6 +143,7 @@ class DatasetProfile:
     """What a file holds: its format and schema in words, the usable rows, and the problems found.
 
     Where `exact` is off only the beginning was read: `rows` are the first ones and `total` is estimated.
+    `scripts` are the scripts of the texts with their shares of the letters, the most frequent first.
     """
 
     source: str
@@ -156,6 +157,7 @@ class DatasetProfile:
     columns: tuple[Column, ...] = ()
     labels: tuple[str, ...] = ()
     exact: bool = True
+    scripts: tuple[tuple[str, float], ...] = ()
 
     @property
     def usable(self) -> int:
@@ -184,7 +186,7 @@ LENGTH_STEP = 64
 
 @dataclass(frozen=True)
 class Lengths:
-    """Token lengths of the rendered rows (all rows counted, no estimate).
+    """Token lengths of the rendered rows; where `exact` is off they are estimated from some of the rows.
 
     `longest_answer` is the most trained tokens of a row, 0 where it was not counted. `histogram` counts the
     rows of 1 to 64 tokens, 65 to 128, and so on to the longest; empty where they were not counted.
@@ -199,3 +201,4 @@ class Lengths:
     longest: int
     longest_answer: int = 0
     histogram: tuple[int, ...] = ()
+    exact: bool = True

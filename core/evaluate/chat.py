@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +84,7 @@ class Chat:
 
     def answer(self, request: dict[str, Any], send: Send, cancelled: Callable[[], bool]) -> None:
         """Answer with the base, then with the tuned model, piece by piece."""
-        prompt = self._prompt([Message(str(m["role"]), str(m["content"])) for m in request["messages"]])
+        prompt = self._prompt([_message(m) for m in request["messages"]])
         for model in ("base", "tuned"):
             head = {"id": request["id"], "model": model}
             if cancelled():
@@ -112,6 +112,13 @@ class Chat:
                 "Begin a new conversation or ask a shorter question.",
             )
         return prompt
+
+
+def _message(turn: Mapping[str, Any]) -> Message:
+    """A turn of a request. One without a text, such as a mere call of a tool, has an empty one."""
+    return Message(
+        str(turn["role"]), str(turn.get("content") or ""), str(turn.get("reasoning_content") or "")
+    )
 
 
 def main(arguments: Sequence[str]) -> int:

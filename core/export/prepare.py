@@ -148,7 +148,7 @@ def held_out(order: Order) -> Conversations:
 
     data = order.settings.data
     try:
-        rows = split_rows(load_dataset(data.path).rows, data.validation_split, data.seed)[1]
+        rows = split_rows(load_dataset(data.path, data.reading()).rows, data.validation_split, data.seed)[1]
     except TuneError:
         return []
     return [row.prompt for row in rows if row.prompt and row.messages[-1].role == "assistant"]

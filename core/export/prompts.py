@@ -45,12 +45,22 @@ def prompts_of(chat: ChatFormat, conversations: Sequence[Conversation]) -> list[
     """What is compared: conversations, and every difficult text as a question.
 
     Only there does a chat model meet it: SentencePiece reads the beginning of a bare text differently.
-    Conversations that the model's template refuses are left out.
+    Conversations that the model's template refuses are left out, and those of more than plain texts.
     """
-    chats = [*CONVERSATIONS, *conversations[:MOST_CONVERSATIONS]]
+    chats = [*CONVERSATIONS, *filter(is_plain, conversations)][: len(CONVERSATIONS) + MOST_CONVERSATIONS]
     made = [_prompt(chat, messages, as_chat=True) for messages in chats]
     made += [_prompt(chat, (Message("user", text),), as_chat=False) for text in TEXTS]
     return [prompt for prompt in made if prompt is not None]
+
+
+def is_plain(messages: Conversation) -> bool:
+    """True for a conversation of mere roles and texts.
+
+    What a client sends of tools and thoughts, an engine hands to the template in a form of its own, so such
+    a conversation says nothing about the exported file.
+    """
+    roles = ("system", "user", "assistant")
+    return all(m.role in roles and not m.reasoning and not m.tool_calls for m in messages)
 
 
 def _prompt(chat: ChatFormat, messages: Conversation, *, as_chat: bool) -> Prompt | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ollama_tune.core.data.values import Message
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.export.order import Order
+from ollama_tune.core.export.prompts import is_plain
 from ollama_tune.core.export.reference import ReferenceAnswer
 
 ASKED = 4
@@ -48,9 +49,9 @@ def read_questions(
     system: str | None,
     known: dict[tuple[int, ...], ReferenceAnswer] | None = None,
 ) -> list[Question]:
-    """Every conversation that the template does not refuse, as a question."""
+    """Every conversation of plain texts that the template does not refuse, as a question."""
     found = []
-    for messages in conversations:
+    for messages in filter(is_plain, conversations):
         try:
             found.append(_question(order, messages, system, known or {}))
         except TuneError:

@@ -11,7 +11,15 @@ from ollama_tune.core.errors import TuneError
 from ollama_tune.core.export.llama import LlamaServer
 from ollama_tune.core.export.meter import Meter
 from ollama_tune.core.export.probes import VARIABLES
-from ollama_tune.core.export.prompts import Conversation, Ids, Prompt, in_own_data, is_odd, too_many
+from ollama_tune.core.export.prompts import (
+    Conversation,
+    Ids,
+    Prompt,
+    in_own_data,
+    is_odd,
+    is_plain,
+    too_many,
+)
 from ollama_tune.core.export.template import template_limits
 from ollama_tune.core.export.values import Check, ExportStopped, Verdict
 
@@ -71,14 +79,15 @@ class _Pair:
 def check_chats(
     llama: LlamaServer, chat: ChatFormat, conversations: Iterable[Conversation], meter: Meter
 ) -> list[Check]:
-    """Two checks, `chat` and `BOS`, over conversations that the training could render."""
-    pairs = []
+    """Two checks, `chat` and `BOS`, over conversations of plain texts that the training could render."""
+    pairs, left_out = [], 0
     for messages in conversations:
         meter.step()
-        ours = rendered(chat, messages)
-        if ours is not None:
+        if not is_plain(messages):
+            left_out += 1
+        elif (ours := rendered(chat, messages)) is not None:
             pairs.append(_pair(llama, chat, messages, ours))
-    return [_chat(pairs), _bos(pairs)]
+    return [_chat(pairs, left_out), _bos(pairs)]
 
 
 def rendered(chat: ChatFormat, messages: Conversation) -> str | None:
@@ -138,7 +147,7 @@ def check_template(chat: ChatFormat) -> list[Check]:
     return [Check("template", "pass", figure, " ".join(limits), {"limits": limits})]
 
 
-def _chat(pairs: Sequence[_Pair]) -> Check:
+def _chat(pairs: Sequence[_Pair], left_out: int) -> Check:
     wrong = sum(not pair.same and not pair.odd for pair in pairs)
     odd = sum(not pair.same and pair.odd for pair in pairs)
     moved = sum(not pair.steady for pair in pairs)
@@ -155,7 +164,12 @@ def _chat(pairs: Sequence[_Pair]) -> Check:
             f"{odd} conversations with combining marks or spaces at edges become other tokens in llama.cpp."
         )
     verdict: Verdict = "fail" if wrong else "warn" if moved or odd else "pass"
+    if left_out:
+        text += (
+            f" {left_out} with tools or thoughts were left out: each engine hands those on in its own form."
+        )
     data = {"conversations": len(pairs), "wrong": wrong, "moved_by_options": moved, "unusual": odd}
+    data |= {"left_out": left_out}
     return Check("chat", verdict, f"{len(pairs) - max(wrong, moved, odd)} of {len(pairs)}", text, data)
 
 

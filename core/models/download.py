@@ -28,7 +28,7 @@ from ollama_tune.core.text import human_bytes
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
-    from huggingface_hub.hf_api import ModelInfo, RepoSibling
+    from huggingface_hub.hf_api import DatasetInfo, ModelInfo, RepoSibling
 
 __all__ = ["download", "fetch_metadata", "is_hub_id"]
 
@@ -70,7 +70,7 @@ def fetch_metadata(source: str, revision: str | None = None) -> Path:
         api, info = _info(source, revision)
         names = _weight_files(api, info)
         folder = _snapshot(source, info)
-        with _exclusive(folder):
+        with exclusive(folder):
             for file in info.siblings or []:
                 if file.rfilename in SMALL_FILES and not (folder / file.rfilename).is_file():
                     _fetch_small(api, info, file, folder)
@@ -97,7 +97,7 @@ def download(source: str, revision: str | None, progress: Progress) -> Path:
         wanted = set(_weight_files(api, info))
         files = [file for file in info.siblings or [] if file.rfilename in wanted]
         folder = _snapshot(source, info)
-        with _exclusive(folder):
+        with exclusive(folder):
             _fetch_weights(api, info, files, folder, progress)
     return folder
 
@@ -126,7 +126,7 @@ def _weight_files(api: HfApi, info: ModelInfo) -> list[str]:
         return [SINGLE]
     if INDEX not in names:
         raise no_weights(info.id, names)
-    wanted = indexed_names(json.loads(_get(api, info, INDEX)), info.id)
+    wanted = indexed_names(json.loads(get_small(api, info, INDEX)), info.id)
     if not names.issuperset(wanted):
         raise TuneError(f"Weight files of {info.id} are missing on the hub.", "Choose another model.")
     return wanted
@@ -153,21 +153,21 @@ def _remember(folder: Path, revision: str | None) -> None:
 
 
 @contextlib.contextmanager
-def _exclusive(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold the lock of the repository that a snapshot's folder belongs to. Raises `BusyError`."""
     with (folder.parent.parent / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise BusyError(
-                "Another ollama-tune is downloading this model.", "Wait until it is done."
-            ) from error
+            raise BusyError("Another ollama-tune is downloading this.", "Wait until it is done.") from error
         yield
 
 
-def _url(api: HfApi, info: ModelInfo, name: str) -> str:
-    from huggingface_hub import hf_hub_url
+def _url(api: HfApi, info: ModelInfo | DatasetInfo, name: str) -> str:
+    from huggingface_hub import DatasetInfo, hf_hub_url
 
-    return hf_hub_url(info.id, name, revision=info.sha, endpoint=api.endpoint)
+    kind = "dataset" if isinstance(info, DatasetInfo) else "model"
+    return hf_hub_url(info.id, name, repo_type=kind, revision=info.sha, endpoint=api.endpoint)
 
 
 def _headers_out() -> dict[str, str]:
@@ -177,7 +177,8 @@ def _headers_out() -> dict[str, str]:
     return dict(build_hf_headers())
 
 
-def _get(api: HfApi, info: ModelInfo, name: str) -> bytes:
+def get_small(api: HfApi, info: ModelInfo | DatasetInfo, name: str) -> bytes:
+    """The bytes of a small file of a commit. Raises what the hub's library raises."""
     from huggingface_hub import get_session, hf_raise_for_status
 
     response = get_session().get(_url(api, info, name), headers=_headers_out(), timeout=TIMEOUT)
@@ -188,7 +189,7 @@ def _get(api: HfApi, info: ModelInfo, name: str) -> bytes:
 def _fetch_small(api: HfApi, info: ModelInfo, file: RepoSibling, folder: Path) -> None:
     if (file.size or 0) > LARGEST_SMALL:
         raise TuneError(f"{file.rfilename} of {info.id} is much too large.", "Choose another model.")
-    content = _get(api, info, file.rfilename)
+    content = get_small(api, info, file.rfilename)
     if file.size is not None and len(content) != file.size:
         raise TuneError(f"{file.rfilename} of {info.id} arrived cut off.", "Try again.")
     write_atomic(folder / file.rfilename, content)
@@ -213,7 +214,7 @@ def _fetch_weights(
     done = 0
     for file in files:
         if not (folder / file.rfilename).is_file():
-            _fetch(api, info, file, folder, _shifted(progress, done, total))
+            fetch_file(api, info, file, folder, _shifted(progress, done, total))
         done += file.size or 0
         progress(done, total)
 
@@ -239,12 +240,21 @@ def _check_disk(folder: Path, files: list[RepoSibling], total: int) -> None:
 
 
 def _part(folder: Path, file: RepoSibling) -> Path:
-    return folder / f".{file.rfilename}.part"
+    path = folder / file.rfilename
+    return path.with_name(f".{path.name}.part")
 
 
-def _fetch(
-    api: HfApi, info: ModelInfo, file: RepoSibling, folder: Path, progress: Callable[[int], None]
+def fetch_file(
+    api: HfApi,
+    info: ModelInfo | DatasetInfo,
+    file: RepoSibling,
+    folder: Path,
+    progress: Callable[[int], None],
 ) -> None:
+    """One file of a commit, of any size, into its folder (which exists); goes on where it stopped before.
+
+    `progress` is called with the bytes so far. Raises what the hub's library raises, or `TuneError`.
+    """
     part = _part(folder, file)
     failures = 0
     while True:
@@ -283,7 +293,7 @@ def _stream(url: str, part: Path, progress: Callable[[int], None]) -> None:
                     progress(told := held)
 
 
-def _verify(part: Path, info: ModelInfo, file: RepoSibling) -> None:
+def _verify(part: Path, info: ModelInfo | DatasetInfo, file: RepoSibling) -> None:
     """Check size and, where the hub tells it, SHA-256; a wrong part is deleted, to be fetched anew."""
     right = file.size is None or part.stat().st_size == file.size
     if right and file.lfs is not None:

@@ -9,6 +9,7 @@ from ollama_tune.core.data.values import Lengths
 from ollama_tune.core.machine.values import Machine
 from ollama_tune.core.models.values import ModelSpec
 from ollama_tune.core.plan.duration import steps_of, train_rows
+from ollama_tune.core.plan.memory import predict
 from ollama_tune.core.plan.settings import Settings
 from ollama_tune.core.plan.values import Choice, MemoryEstimate
 from ollama_tune.core.text import one_line
@@ -20,9 +21,15 @@ class Draft:
     """What a plan is made from, and the plan so far; a wrong value of the person's is a `UsageError`."""
 
     def __init__(
-        self, machine: Machine, spec: ModelSpec, lengths: Lengths, changed: Mapping[str, Any]
+        self,
+        machine: Machine,
+        spec: ModelSpec,
+        lengths: Lengths,
+        changed: Mapping[str, Any],
+        correction: float = 1.0,
     ) -> None:
         self.machine, self.spec, self.lengths, self.changed = machine, spec, lengths, changed
+        self.correction = correction
         self.choices: dict[str, Choice] = {}
         self.estimates: dict[tuple[tuple[str, Any], ...], MemoryEstimate] = {}
         """What was predicted already, by the values that decide memory."""
@@ -41,6 +48,10 @@ class Draft:
             changed = getattr(self.settings, section).model_copy(update={name: choice.value})
             self.settings = self.settings.model_copy(update={section: changed})
 
+    def memory(self, settings: Settings) -> MemoryEstimate:
+        """The predicted peak of the data's longest rows."""
+        return predict(settings, self.spec, self.machine, self.lengths.longest, self.correction)
+
     @property
     def rows(self) -> int:
         """Rows that are learned from."""
@@ -49,4 +60,4 @@ class Draft:
     @property
     def steps(self) -> int:
         """Optimizer steps of the run as it stands."""
-        return steps_of(self.settings.training, self.rows)
+        return steps_of(self.settings.training, self.rows, self.lengths)

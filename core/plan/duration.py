@@ -12,6 +12,7 @@ from ollama_tune.core.models.tokenizer_files import read_json
 from ollama_tune.core.models.values import ModelSpec
 from ollama_tune.core.plan.gguf_types import export_bytes, ollama_copies, written_bytes
 from ollama_tune.core.plan.memory import adapter_parameters, linear_parameters, weight_bytes
+from ollama_tune.core.plan.padding import sequences
 from ollama_tune.core.plan.settings import Settings, TrainingSettings
 from ollama_tune.core.plan.speed import REACHED, Rate, expected_rate, rate_of, remember
 from ollama_tune.core.plan.values import WorkEstimate
@@ -34,9 +35,10 @@ def train_rows(lengths: Lengths, validation_split: float) -> int:
     return max(lengths.rows - round(lengths.rows * validation_split), 0)
 
 
-def steps_of(training: TrainingSettings, rows: int) -> int:
-    """Optimizer steps of a run, counted as the worker does."""
-    batches = math.ceil(rows / training.batch_size)
+def steps_of(training: TrainingSettings, rows: int, lengths: Lengths | None = None) -> int:
+    """Optimizer steps of a run, counted as the worker does; packed, by the lengths of typical rows."""
+    count = sequences(lengths, training, rows) if lengths else rows
+    batches = math.ceil(count / training.batch_size)
     return max(
         math.ceil(training.epochs * math.ceil(batches / training.gradient_accumulation_steps) - 1e-9), 1
     )
@@ -46,7 +48,7 @@ def estimate(settings: Settings, spec: ModelSpec, lengths: Lengths, machine: Mac
     """Steps, tokens, seconds from start to the last answer, and bytes of checkpoints and export."""
     training = settings.training
     rows = train_rows(lengths, settings.data.validation_split)
-    steps = steps_of(training, rows)
+    steps = steps_of(training, rows, lengths)
     mean = min(lengths.tokens / max(lengths.rows, 1), training.sequence_length)
     tokens = int(rows * mean * training.epochs)
     rate = rate_of(training, machine, spec.parameters)
@@ -128,13 +130,15 @@ def _training_seconds(
     """Training rows in both passes; `held_out` validation rows forward, at each measurement."""
     training = settings.training
     rows = train_rows(lengths, settings.data.validation_split)
-    mean = min(lengths.tokens / max(lengths.rows, 1), training.sequence_length) * PADDING
+    mean = min(lengths.tokens / max(lengths.rows, 1), training.sequence_length)
+    mean *= 1.0 if training.packing else PADDING
     forward, backward = token_flops(settings, spec, lengths)
-    steps = steps_of(training, rows)
+    steps = steps_of(training, rows, lengths)
     measurements = steps // training.evaluation_interval if training.evaluation_interval else MEASUREMENTS
     seen, measured = rows * training.epochs, held_out * (measurements + 2)
     arithmetic = mean * (seen * (forward + backward) + measured * forward)
-    passes = (3 * seen + measured) / training.batch_size
+    batches = sequences(lengths, training, rows) * training.epochs
+    passes = (3 * batches + measured) / training.batch_size
     if training.quantization == "nf4":
         arithmetic += NF4_FLOPS * linear_parameters(spec) * REACHED * passes
     return arithmetic / rate.flops + passes * spec.layers * rate.layer_seconds

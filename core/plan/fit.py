@@ -11,7 +11,7 @@ from typing import Any
 
 from ollama_tune.core.plan import rules
 from ollama_tune.core.plan.draft import Draft
-from ollama_tune.core.plan.memory import predict
+from ollama_tune.core.plan.padding import packed_rows
 from ollama_tune.core.plan.values import Choice, MemoryEstimate
 from ollama_tune.core.text import human_bytes
 
@@ -59,7 +59,7 @@ def _memory(draft: Draft, values: Values) -> MemoryEstimate:
         update = {path.partition(".")[2]: value for path, value in key}
         training = draft.settings.training.model_copy(update=update)
         settings = draft.settings.model_copy(update={"training": training})
-        draft.estimates[key] = predict(settings, draft.spec, draft.machine, draft.lengths.longest)
+        draft.estimates[key] = draft.memory(settings)
     return draft.estimates[key]
 
 
@@ -67,15 +67,19 @@ def _learning(draft: Draft) -> list[tuple[int, int]]:
     """Rank and sequence length, best first: first rows are left out, then the rank falls."""
     rank = draft.settings.training.rank
     ranks = _open(draft, "rank", [rank, min(rank, LEAST_RANK)])
-    lengths = _open(draft, "sequence_length", rules.sequence_lengths(draft.spec, draft.lengths))
+    lengths = _open(draft, "sequence_length", _lengths(draft))
     return [(ranks[0], length) for length in lengths] + [(lower, lengths[-1]) for lower in ranks[1:]]
+
+
+def _lengths(draft: Draft) -> list[int]:
+    return rules.sequence_lengths(draft.spec, draft.lengths, packing=draft.settings.training.packing)
 
 
 def _candidates(draft: Draft, rows_a_step: int, rank: int, length: int) -> Iterator[Values]:
     """Number formats, checkpointing and batches, best first; the effective batch is the same in all."""
     for dtype, quantization in _precisions(draft):
         for checkpointing in _open(draft, "gradient_checkpointing", [False, True]):
-            for micro, accumulation in _batches(draft, rows_a_step):
+            for micro, accumulation in _batches(draft, rows_a_step, length):
                 yield {
                     "training.compute_dtype": dtype,
                     "training.quantization": quantization,
@@ -106,16 +110,25 @@ def _precisions(draft: Draft) -> list[tuple[str, str]]:
     return list(dict.fromkeys(pairs))
 
 
-def _batches(draft: Draft, rows_a_step: int) -> list[tuple[int, int]]:
-    """Rows at once and batches a step, largest first."""
+def _a_step(draft: Draft, rows_a_step: int, length: int) -> int:
+    """The rows of a step; where they are packed, the sequences of so many tokens that hold about as many."""
+    if not draft.settings.training.packing:
+        return rows_a_step
+    return rules.power_of_two_near(rows_a_step / packed_rows(draft.lengths, length)[0])
+
+
+def _batches(draft: Draft, rows_a_step: int, length: int) -> list[tuple[int, int]]:
+    """Rows (or packed sequences) at once and batches a step, largest first."""
     training = draft.settings.training
+    rows_a_step = _a_step(draft, rows_a_step, length)
     if not draft.free("training.batch_size"):
         accumulation = max(round(rows_a_step / training.batch_size), 1)
         return [(training.batch_size, _open(draft, "gradient_accumulation_steps", [accumulation])[0])]
     if not draft.free("training.gradient_accumulation_steps"):
         accumulation = training.gradient_accumulation_steps
         return [(max(rows_a_step // accumulation, 1), accumulation)]
-    micro = rules.micro_batch_target(draft.lengths, rows_a_step, training.device)
+    width = length if training.packing else draft.lengths.percentile_95
+    micro = rules.micro_batch_target(width, rows_a_step, training.device)
     return [(size, rows_a_step // size) for size in (micro >> shift for shift in range(micro.bit_length()))]
 
 
@@ -132,10 +145,11 @@ def _reason(draft: Draft, path: str, first: Values, chosen: Values, rows_a_step:
     if path == "training.gradient_checkpointing":
         return _checkpointing(draft, chosen, value, free)
     if path == "training.batch_size":
-        return _batch_size(draft, first, value, free, rows_a_step)
+        return _batch_size(draft, first, chosen, free, rows_a_step)
     if path == "training.gradient_accumulation_steps":
+        what = _rows(draft)
         return Choice(
-            value, f"{chosen['training.batch_size']} x {value} rows a step; few are better", rules.LWR
+            value, f"{chosen['training.batch_size']} x {value} {what} a step; few are better", rules.LWR
         )
     if value == first[path]:
         return draft.choices[path]
@@ -169,14 +183,22 @@ def _checkpointing(draft: Draft, chosen: Values, value: bool, free: str) -> Choi
     return Choice(value, f"without it {needed} are needed and {free} are free", rules.MEMORY)
 
 
-def _batch_size(draft: Draft, first: Values, value: int, free: str, rows_a_step: int) -> Choice:
+def _rows(draft: Draft) -> str:
+    """What a batch is made of."""
+    return "packed sequences" if draft.settings.training.packing else "rows"
+
+
+def _batch_size(draft: Draft, first: Values, chosen: Values, free: str, rows_a_step: int) -> Choice:
+    value, length = chosen["training.batch_size"], chosen["training.sequence_length"]
+    packing, what = draft.settings.training.packing, _rows(draft)
+    rows_a_step = _a_step(draft, rows_a_step, length)
     if value < first["training.batch_size"]:
-        return Choice(value, f"more rows at once do not fit in {free}", rules.MEMORY)
+        return Choice(value, f"more {what} at once do not fit in {free}", rules.MEMORY)
     if value >= rows_a_step:
-        return Choice(value, "all rows of a step at once", rules.PRACTICE)
+        return Choice(value, f"all {what} of a step at once", rules.PRACTICE)
     if not draft.free("training.gradient_accumulation_steps"):
-        return Choice(value, f"with your batches a step that makes {rows_a_step} rows", rules.PRACTICE)
-    tokens = value * draft.lengths.percentile_95
+        return Choice(value, f"with your batches a step that makes {rows_a_step} {what}", rules.PRACTICE)
+    tokens = value * (length if packing else draft.lengths.percentile_95)
     return Choice(value, f"up to {tokens:,} tokens at once; more gains little speed", rules.PRACTICE)
 
 

@@ -84,7 +84,7 @@ class Formula:
         ]
         if request.optimizer == "adamw_foreach":
             moments[-1]["optimizer"] = gradients
-        for masked in {walk.masked(window) for window in self._windows()}:
+        for masked in self._layers:
             layer = walk.backward(masked)
             rest = alive - (0 if request.gradient_checkpointing else walk.saved(masked))
             first = hidden + self._masks() + layer
@@ -96,20 +96,30 @@ class Formula:
     def _moment(gradients: float, activations: float, loss: float) -> Parts:
         return Counter(gradients=round(gradients), activations=round(activations), loss=round(loss))
 
-    def _windows(self) -> tuple[int, ...]:
-        return self.shape.windows or (0,) * self.shape.L
+    @cached_property
+    def _windows(self) -> Counter[int]:
+        """How many layers have which sliding window."""
+        return Counter(self.shape.windows) or Counter({0: self.shape.L})
+
+    @cached_property
+    def _layers(self) -> Counter[bool]:
+        """How many layers get a mask, and how many none."""
+        found: Counter[bool] = Counter()
+        for window, count in self._windows.items():
+            found[self.walk.masked(window)] += count
+        return found
 
     def _kept(self) -> float:
         """What the forward pass leaves: every layer's tensors, or only its input."""
         if self.request.gradient_checkpointing:
             return self.walk.tokens * self.walk.size * self.shape.H * self.shape.L
-        return sum(self.walk.saved(self.walk.masked(window)) for window in self._windows())
+        return sum(count * self.walk.saved(masked) for masked, count in self._layers.items())
 
     def _masks(self) -> float:
         """The masks themselves, one for each kind of layer that has one: of truths, or to be added."""
-        kinds = {window for window in self._windows() if self.walk.masked(window)}
+        kinds = sum(self.walk.masked(window) for window in self._windows)
         size = self.walk.size if self.walk.eager else 1
-        return len(kinds) * size * self.walk.tokens * self.request.sequence_length
+        return kinds * size * self.walk.tokens * self.request.sequence_length
 
     def _copies(self) -> float:
         """Autocast's 16-bit copies of the trained weights, which live until the forward pass ends.
@@ -130,7 +140,7 @@ class Formula:
         cap = size if self.shape.logits_cap else 0
         if self.request.loss == "full":
             return tokens * ((size + 8 + cap) * V + size * H), tokens * (12 + cap) * V
-        if self.shape.logits_cap:
-            return tokens * (3 * size + 8) * V, tokens * (12 + cap) * V
+        if self.shape.logits_cap or self.shape.logits_scale:
+            return tokens * (2 * size + 8 + cap) * V, tokens * (12 + cap) * V
         states = 3 * tokens * size * H
         return states + min(tokens, LOSS_CHUNK) * 12 * V, states

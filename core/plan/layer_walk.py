@@ -77,9 +77,16 @@ class LayerWalk:
         return {} if self.full else self.shape.targets(self.request.targets)
 
     @cached_property
+    def adapts_experts(self) -> bool:
+        """Whether the experts get an adapter: peft then makes their weights anew, with it, in each pass."""
+        return bool(self.shape.experts) and not self.full and isinstance(self.request.targets, str)
+
+    @cached_property
     def adapter_weights(self) -> int:
         """Weights of the adapter in one layer."""
-        return self.request.rank * sum(inside + outside for inside, outside in self.targets.values())
+        rank = self.request.rank
+        experts = self.shape.expert_adapter(rank) if self.adapts_experts else 0
+        return experts + rank * sum(inside + outside for inside, outside in self.targets.values())
 
     @cached_property
     def trained_weights(self) -> int:
@@ -178,7 +185,18 @@ class LayerWalk:
         copies = 0
         if self.copied_weights:
             copies = size * (shape.linear_parameters() // shape.L if self.full else self.adapter_weights)
-        return tokens * values + self._attention_saved(masked) + copies
+        return tokens * values + self._attention_saved(masked) + copies + self._routed()
+
+    def _routed(self) -> float:
+        """What a mixture of experts keeps besides: each token's rows in the order of the experts and, where
+        these have an adapter, their results and the weights made with it. Found by comparing with traces."""
+        shape, size = self.shape, self.size
+        if not shape.experts:
+            return 0
+        rows = self.tokens * (shape.I // shape.expert_width)
+        if not self.adapts_experts:
+            return size * rows * shape.H
+        return size * (rows * (2 * shape.H + shape.expert_width) + shape.expert_weights)
 
     def _last_forward(self) -> float:
         """What the down projection's forward pass needs besides what it saves, when all else is saved.
@@ -287,6 +305,7 @@ class LayerWalk:
         shape, size, tokens = self.shape, self.size, self.tokens
         hidden = tokens * size * shape.H
         ledger = _Ledger(self.saved(masked) + hidden)
+        ledger.add(size * shape.expert_weights / 3 if self.adapts_experts else 0)
         ledger.pass_by(self._last_forward())
         ledger.add(hidden)
         if shape.norms == 4:

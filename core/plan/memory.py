@@ -7,8 +7,11 @@ supervised tokens. What a step allocates comes from `formula`; here stands what 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ollama_tune.core.machine.values import Gpu, Machine
 from ollama_tune.core.models.values import ModelSpec
+from ollama_tune.core.plan.calibration import gpu_ratio
 from ollama_tune.core.plan.formula import Formula
 from ollama_tune.core.plan.predict import CUDA_CONTEXT
 from ollama_tune.core.plan.request import as_request
@@ -24,13 +27,17 @@ HEAP_LIMIT = int(0.75 * GIB)
 """The C library keeps about that many freed buffers of a layer, of 32 MiB at most; measured."""
 ALLOCATOR = 0.08
 """Share by which PyTorch's reserved memory exceeds what is allocated besides the weights."""
+FORMULA = "formula"
 _PARTS = ("weights", "adapter", "gradients", "optimizer", "activations", "loss")
+_UNSURE = ("other", "workspaces", "context")
 
 
 def adapter_parameters(spec: ModelSpec, rank: int, targets: str | list[str] = "all-linear") -> int:
     """Trained parameters: rank x (inputs + outputs) of every target, in every layer."""
     shape = Shape.of(spec)
-    return shape.L * rank * sum(inside + outside for inside, outside in shape.targets(targets).values())
+    experts = shape.expert_adapter(rank) if isinstance(targets, str) else 0
+    linear = rank * sum(inside + outside for inside, outside in shape.targets(targets).values())
+    return shape.L * (linear + experts)
 
 
 def linear_parameters(spec: ModelSpec) -> int:
@@ -47,29 +54,70 @@ def _formula(training: TrainingSettings, spec: ModelSpec, longest: int) -> Formu
     return Formula(Shape.of(spec), as_request(training, longest))
 
 
-def predict(settings: Settings, spec: ModelSpec, machine: Machine, longest: int) -> MemoryEstimate:
+def predict(
+    settings: Settings, spec: ModelSpec, machine: Machine, longest: int, correction: float = 1.0
+) -> MemoryEstimate:
     """The peak of training by part against what is free; `longest` is the longest row in tokens.
 
     On the CPU `free` is the RAM available; on a GPU the driver's free memory less a spare for the
-    desktop and for what changes during the run.
+    desktop and for what changes during the run. `correction` is what the formula is known to be off by.
     """
-    free, total = _free(settings.training.device, machine)
     parts = predict_parts(settings.training, spec, longest)
-    return MemoryEstimate(settings.training.device, parts, free, total, "formula from the model's shape")
+    return estimate_of(settings.training, spec, machine, parts, FORMULA, correction)
 
 
 def predict_parts(training: TrainingSettings, spec: ModelSpec, longest: int) -> tuple[MemoryPart, ...]:
-    """The parts of the peak; `longest` is the longest row in tokens."""
+    """The parts of the peak by the plain formula; `longest` is the longest row in tokens."""
     formula = _formula(training, spec, longest)
     found = formula.parts()
-    parts = {name: found[name] for name in _PARTS}
-    moving = sum(size for name, size in parts.items() if name != "weights")
-    parts["other"] = int(ALLOCATOR * moving)
-    if training.device == "cuda":
-        parts |= {"workspaces": found["workspaces"], "context": CUDA_CONTEXT}
-    else:
-        parts["other"] += PYTHON_BASE + _heap(formula)
+    return gpu_parts(found) if training.device == "cuda" else _cpu_parts(found, _heap(formula))
+
+
+def gpu_parts(found: Mapping[str, int]) -> tuple[MemoryPart, ...]:
+    """Allocated bytes by part, and what the allocator and the CUDA context hold besides."""
+    parts = {name: found.get(name, 0) for name in _PARTS}
+    other = int(ALLOCATOR * (sum(parts.values()) - parts["weights"]))
+    parts |= {"other": other, "workspaces": found.get("workspaces", 0), "context": CUDA_CONTEXT}
     return tuple(MemoryPart(name, count) for name, count in parts.items())
+
+
+def _cpu_parts(found: Mapping[str, int], heap: int) -> tuple[MemoryPart, ...]:
+    parts = {name: found[name] for name in _PARTS}
+    other = int(ALLOCATOR * (sum(parts.values()) - parts["weights"])) + PYTHON_BASE + heap
+    return tuple(MemoryPart(name, count) for name, count in (parts | {"other": other}).items())
+
+
+def estimate_of(
+    training: TrainingSettings,
+    spec: ModelSpec,
+    machine: Machine,
+    parts: tuple[MemoryPart, ...],
+    method: str,
+    correction: float = 1.0,
+) -> MemoryEstimate:
+    """Parts against what is free, corrected by what a probe measured on this GPU, if one did.
+
+    `method` is the layer that the parts come from: the formula or the simulation.
+    """
+    ratio = gpu_ratio(machine, spec.model_type, training)
+    free, total = _free(training.device, machine)
+    words = method if ratio is None else f"measured x {ratio:.2f}, {method}"
+    return MemoryEstimate(training.device, _corrected(parts, (ratio or 1.0) * correction), free, total, words)
+
+
+def _corrected(parts: tuple[MemoryPart, ...], factor: float) -> tuple[MemoryPart, ...]:
+    """The parts with a sum that is larger by that factor.
+
+    The difference goes to what is known least: allocator, context and workspaces; the tensors stay as they
+    are counted, so the sum never falls below them.
+    """
+    missing = round((factor - 1) * sum(part.bytes for part in parts))
+    found = []
+    for part in parts:
+        change = max(missing, -part.bytes) if part.name in _UNSURE else 0
+        missing -= change
+        found.append(MemoryPart(part.name, part.bytes + change))
+    return tuple(found)
 
 
 def _heap(formula: Formula) -> int:

@@ -18,7 +18,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import IO, Any, Literal
+
+import psutil
 
 from ollama_tune.core.errors import TuneError, UsageError
 from ollama_tune.core.models.spec import check_config
@@ -33,6 +35,7 @@ CUDA_CONTEXT = int(0.8 * (1 << 30))
 RESERVED = {"expandable": 1.02, "padded": 1.10, "native": 1.08}
 """Reserved memory as a multiple of the allocated, by allocator and rows."""
 TIMEOUT = 120.0
+POLITE = 10
 _PARTS = ("weights", "adapter", "gradients", "optimizer", "activations", "loss", "workspaces")
 
 
@@ -51,6 +54,11 @@ class Prediction:
     method: Method
     notes: tuple[str, ...] = ()
 
+    @property
+    def allocated(self) -> dict[str, int]:
+        """The parts of `allocated_bytes`."""
+        return {name: self.parts[name] for name in _PARTS}
+
     def to_json(self) -> dict[str, Any]:
         """As the command prints it."""
         found: dict[str, Any] = {
@@ -63,10 +71,11 @@ class Prediction:
         return found | ({"notes": list(self.notes)} if self.notes else {})
 
 
-def read_model_config(folder: Path) -> dict[str, Any]:
+def read_model_config(folder: Path, *, any_form: bool = False) -> dict[str, Any]:
     """The tree of a model folder's `config.json`; `TuneError` where it is absent or cannot be trained.
 
-    Of a model that also sees or hears it is the part that writes text.
+    Of a model that also sees or hears it is the part that writes text. With `any_form` only what decides
+    memory counts: a checkpoint that is quantized already and one that names no class are fine too.
     """
     config = read_json(folder / "config.json")
     if config is None:
@@ -74,7 +83,10 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     text = config.get("text_config")
     if isinstance(text, dict):
         return text
-    check_config(config)
+    if not any_form:
+        check_config(config)
+    elif not isinstance(config.get("model_type"), str):
+        raise TuneError(f"The config.json in {folder} names no model_type.", "Give the folder of a model.")
     return config
 
 
@@ -119,12 +131,17 @@ def _prediction(
 
 
 class Simulator:
-    """The child process that simulates; started at the first request, ended by `close`."""
+    """The child process that simulates; started at the first request, ended by `close`.
 
-    def __init__(self, timeout: float = TIMEOUT) -> None:
+    A `polite` one leaves the processor to others. Another thread may close it: a request that waits for its
+    answer then ends with a `TuneError`.
+    """
+
+    def __init__(self, timeout: float = TIMEOUT, *, polite: bool = False) -> None:
         self._timeout = timeout
+        self._polite = polite
         self._process: subprocess.Popen[bytes] | None = None
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
+        self._errors: IO[bytes] | None = None
 
     def __enter__(self) -> Simulator:
         return self
@@ -157,12 +174,15 @@ class Simulator:
                 if stream is not None:
                     with contextlib.suppress(OSError):
                         stream.close()
-        self._errors.close()
+        errors, self._errors = self._errors, None
+        if errors is not None:
+            errors.close()
 
     def _start(self) -> subprocess.Popen[bytes]:
         """Start the child without a GPU, so that it makes no CUDA context, and without the network."""
         hidden = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-        return subprocess.Popen(
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
+        process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", "ollama_tune.core.train.simulate"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -170,15 +190,18 @@ class Simulator:
             env=os.environ | hidden | {"OMP_NUM_THREADS": "1"},
             start_new_session=True,
         )
+        if self._polite:
+            with contextlib.suppress(psutil.Error):
+                psutil.Process(process.pid).nice(POLITE)
+        return process
 
     def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        if self._process is None:
-            self._process = self._start()
-        assert self._process.stdin is not None
+        process = self._process = self._process or self._start()
+        assert process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
-            line = self._line(self._process)
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+            process.stdin.flush()
+            line = self._line(process)
             found: dict[str, Any] = json.loads(line)
         except (OSError, ValueError) as error:
             raise self._broken() from error
@@ -201,10 +224,12 @@ class Simulator:
         return found
 
     def _broken(self) -> TuneError:
-        self._errors.seek(0)
-        details = self._errors.read()[-4000:].decode(errors="replace")
+        errors = self._errors
+        if errors is None:
+            return TuneError("The simulation was ended.", "The closed formula still gives a figure.")
+        errors.seek(0)
+        details = errors.read()[-4000:].decode(errors="replace")
         self.close()
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         return TuneError(
             "The simulation ended or took too long without an answer.",
             "The closed formula still gives a figure.",

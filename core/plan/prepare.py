@@ -7,10 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ollama_tune.core.data.lengths import encode_rows, estimate_lengths, measure
+from ollama_tune.core.data.lengths import (
+    SAMPLE,
+    encode_rows,
+    estimate_lengths,
+    is_encoded,
+    measure,
+    sample_lengths,
+)
 from ollama_tune.core.data.load import load_dataset
+from ollama_tune.core.data.options import fit_options
 from ollama_tune.core.data.render import ChatFormat
-from ollama_tune.core.data.values import Lengths
+from ollama_tune.core.data.values import Lengths, Reading
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.machine.host import read_host
 from ollama_tune.core.machine.probe import probe_machine
@@ -23,11 +31,13 @@ from ollama_tune.core.models.locate import is_hub_id
 from ollama_tune.core.models.values import ModelSpec
 from ollama_tune.core.plan.predict import read_model_config
 from ollama_tune.core.plan.recommend import make_plan
-from ollama_tune.core.plan.settings import BUNDLED
+from ollama_tune.core.plan.settings import BUNDLED, parse
 from ollama_tune.core.plan.shape import Shape
 from ollama_tune.core.plan.values import Plan
 from ollama_tune.core.text import human_bytes, one_line
 
+COUNTED = 20_000
+"""Rows that are all turned into tokens for a plan, in seconds."""
 NO_WEIGHTS = "The model's weights are not here; its size is counted from config.json."
 WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
 
@@ -54,7 +64,7 @@ def prepare_for(model: str, data: str, changed: Mapping[str, Any], gpu: Gpu | No
     then only estimated stands among the plan's warnings.
     """
     spec, notes = _describe(model, changed.get("model.revision"))
-    lengths, counted = _lengths(spec, data, changed.get("model.chat_template"))
+    lengths, counted = _lengths(spec, data, _reading(changed), changed.get("model.chat_template"))
     machine = probe_machine() if gpu is None else _box_with(gpu)
     mine = {} if data == BUNDLED else {"data.path": data}
     plan = make_plan(machine, spec, lengths, mine | dict(changed))
@@ -126,13 +136,27 @@ def _of_config(folder: Path) -> ModelSpec:
     )
 
 
-def _lengths(spec: ModelSpec, data: str, form: str | None) -> tuple[Lengths, list[str]]:
-    """Token lengths of the rows, estimated where the model has no tokenizer here."""
-    profile = load_dataset(data)
+def _reading(changed: Mapping[str, Any]) -> Reading:
+    """How the person wants the data to be read."""
+    mine = {name[5:]: value for name, value in changed.items() if name.startswith("data.")}
+    return parse({"data": mine}).data.reading()
+
+
+def _lengths(spec: ModelSpec, data: str, reading: Reading, form: str | None) -> tuple[Lengths, list[str]]:
+    """Token lengths of the rows, estimated where the model has no tokenizer here or the rows are many.
+
+    Many rows are counted by the run itself, or by the wizard in the background; what was counted is kept.
+    """
+    profile = load_dataset(data, reading)
     if not (spec.folder / "tokenizer.json").is_file():
         note = "Tokens are estimated from the rows' bytes, as the model's tokenizer is not here."
         return estimate_lengths(profile.rows), [note]
     chat = ChatFormat.from_folder(spec.folder, template=chosen_template(spec.folder, form))
+    chat = fit_options(chat, profile.rows)
+    count = len(profile.rows)
+    if count > COUNTED and not is_encoded(chat, profile.rows):
+        note = f"Tokens are estimated from {SAMPLE:,} of the {count:,} rows; the run counts them all."
+        return sample_lengths(chat, profile.rows, count), [note]
     examples, problems = encode_rows(chat, profile.rows)
     if not examples:
         reason = problems[0].text if problems else "The file has no usable row."

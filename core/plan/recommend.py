@@ -15,39 +15,65 @@ from ollama_tune.core.plan.draft import Draft
 from ollama_tune.core.plan.duration import estimate
 from ollama_tune.core.plan.fit import choose_memory
 from ollama_tune.core.plan.gguf_types import serving_context
-from ollama_tune.core.plan.memory import predict
 from ollama_tune.core.plan.offers import Offers
+from ollama_tune.core.plan.padding import packed_rows
 from ollama_tune.core.plan.values import Choice, Plan
 
+_READING: tuple[tuple[str, Any, str], ...] = (
+    ("split", "", "the split that is named for training, or the only one"),
+    ("validation", "", "a split that is named for it, else a share of the rows"),
+    ("subset", "", "the data set's usual one"),
+    ("revision", "", "the newest version of the data"),
+    ("form", "", "told by the content of the rows"),
+    ("columns", {}, "told by the names and contents of the columns"),
+    ("include", [], "what is set aside cannot be learned from"),
+    ("exclude", [], "warnings are told, and the rows are kept"),
+)
+"""How data is read unless a person says otherwise."""
 
-def make_plan(machine: Machine, spec: ModelSpec, lengths: Lengths, changed: Mapping[str, Any]) -> Plan:
+
+def make_plan(
+    machine: Machine,
+    spec: ModelSpec,
+    lengths: Lengths,
+    changed: Mapping[str, Any],
+    correction: float = 1.0,
+) -> Plan:
     """Settings for this box, model and data, with what they cost; instant, since nothing is computed.
 
     `changed` maps dotted paths to the values the person set; they are never overridden. Where the plan does
-    not fit, it offers the nearest that do. Raises `UsageError` where one of the values is not allowed.
+    not fit, it offers the nearest that do. `correction` is what the formula of the memory is known to be off
+    by for this model. Raises `UsageError` where one of the values is not allowed.
     """
-    plan = solve(machine, spec, lengths, changed)
+    plan = solve(machine, spec, lengths, changed, correction)
     if not plan.memory.fits:
 
         def again(values: Mapping[str, Any], model: ModelSpec) -> Plan:
-            return solve(machine, model, lengths, values)
+            return solve(machine, model, lengths, values, correction if model is spec else 1.0)
 
         plan = replace(plan, offers=Offers(plan, changed, spec, lengths, again).find())
     found = plan_warnings(plan, machine, spec, lengths)
     return replace(plan, warnings=(*plan.warnings, *found))
 
 
-def solve(machine: Machine, spec: ModelSpec, lengths: Lengths, changed: Mapping[str, Any]) -> Plan:
+def solve(
+    machine: Machine,
+    spec: ModelSpec,
+    lengths: Lengths,
+    changed: Mapping[str, Any],
+    correction: float = 1.0,
+) -> Plan:
     """As `make_plan`, without the checks of the last mile and without offers."""
-    draft = Draft(machine, spec, lengths, changed)
+    draft = Draft(machine, spec, lengths, changed, correction)
     _choose_rows(draft)
     _choose_adapter(draft)
+    draft.choose("training.packing", rules.packing(spec, lengths, draft.rows))
     rows_a_step = _rows_a_step(draft)
     draft.choose("training.epochs", rules.epochs(draft.rows, rows_a_step))
     warnings = choose_memory(draft, rows_a_step)
     _choose_optimizer(draft)
     _choose_results(draft)
-    memory = predict(draft.settings, spec, machine, lengths.longest)
+    memory = draft.memory(draft.settings)
     work = estimate(draft.settings, spec, lengths, machine)
     return Plan(draft.settings, draft.choices, memory, work, frozenset(changed), tuple(warnings))
 
@@ -57,6 +83,8 @@ def _choose_rows(draft: Draft) -> None:
     draft.choose("model.revision", Choice(None, "the newest version of the model", rules.PRACTICE))
     draft.choose("model.chat_template", Choice(None, "the form that the model brings", rules.PRACTICE))
     draft.choose("data.path", Choice("bundled", "the examples that ollama-tune brings", rules.PRACTICE))
+    for name, value, reason in _READING:
+        draft.choose(f"data.{name}", Choice(value, reason, rules.DATA))
     draft.choose("data.validation_split", rules.validation_split(draft.lengths.rows))
     draft.choose("data.seed", Choice(7, "any number; the same one keeps the same rows out", rules.PRACTICE))
     draft.choose("training.device", rules.device(draft.machine))
@@ -75,7 +103,12 @@ def _rows_a_step(draft: Draft) -> int:
     if draft.free("training.batch_size") or draft.free("training.gradient_accumulation_steps"):
         epochs = rules.usual_epochs(draft.rows) if draft.free("training.epochs") else training.epochs
         return rules.effective_batch(draft.rows, epochs)
-    return training.batch_size * training.gradient_accumulation_steps
+    a_step = training.batch_size * training.gradient_accumulation_steps
+    if not training.packing:
+        return a_step
+    length = rules.sequence_lengths(draft.spec, draft.lengths, packing=True)[0]
+    held = length if draft.free("training.sequence_length") else training.sequence_length
+    return round(a_step * packed_rows(draft.lengths, held)[0])
 
 
 def _choose_optimizer(draft: Draft) -> None:

@@ -14,19 +14,46 @@ from ollama_tune.core.plan.settings import ComputeDtype, TrainingSettings
 AdapterDtype = Literal["float32", "bfloat16", "float16"]
 Attention = Literal["sdpa", "flash", "eager"]
 Optimizer = Literal["adamw", "adamw_foreach", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
-_ALIASES = {"checkpointing": "gradient_checkpointing"}
+_ALIASES = {
+    "checkpointing": "gradient_checkpointing",
+    "attn_implementation": "attention",
+    "lora_dropout": "dropout",
+    "lora_r": "rank",
+    "max_length": "sequence_length",
+    "optim": "optimizer",
+    "per_device_train_batch_size": "batch_size",
+    "r": "rank",
+    "target_modules": "targets",
+}
+"""What the arguments of transformers, TRL and peft call these keys."""
 _PREFIX = "training."
 _WORDS = {
     "bf16": "bfloat16",
     "fp16": "float16",
+    "half": "float16",
     "fp32": "float32",
+    "flash_attention": "flash",
     "flash_attention_2": "flash",
+    "flash_attention_3": "flash",
     "adamw_torch": "adamw_foreach",
+    "adamw_fused": "adamw",
     "adamw_torch_fused": "adamw",
     "adamw_bnb_8bit": "adamw_8bit",
     "paged_adamw_32bit": "paged_adamw",
+    "4bit": "nf4",
 }
 """What transformers' own arguments call these values."""
+_WORDED = {
+    "adapter_dtype",
+    "attention",
+    "compute_dtype",
+    "loss",
+    "method",
+    "optimizer",
+    "path",
+    "quantization",
+}
+"""Keys that take one of a few words."""
 
 
 class MemoryRequest(TrainingSettings):
@@ -74,6 +101,11 @@ class MemoryRequest(TrainingSettings):
             raise ValueError("method full cannot train quantized weights; use lora or quantization none")
         return self
 
+    def deciding(self) -> dict[str, Any]:
+        """The values that decide memory."""
+        unused = set(TrainingSettings.model_fields) - _DECIDE
+        return self.model_dump(exclude=unused)
+
     @property
     def trained_dtype(self) -> str:
         """Number format of the trained weights."""
@@ -93,13 +125,15 @@ class MemoryRequest(TrainingSettings):
 def as_request(training: TrainingSettings, longest: int) -> MemoryRequest:
     """A run's own settings as a request: float32 adapters, rows of up to `longest` tokens, padded.
 
-    The CPU's attention holds no scores in any number format, as flash attention on a GPU.
+    The CPU's attention holds no scores in any number format, as flash attention on a GPU. Packed sequences
+    are full; their rows attend apart, which takes no more than rows of that length padded.
     """
+    width, apart = training.sequence_length, training.batch_size == 1 or training.packing
     values: dict[str, Any] = training.model_dump() | {
         "device": "cuda",
-        "sequence_length": max(min(longest, training.sequence_length), 16),
-        "padded": training.batch_size > 1,
-        "attention": "flash" if training.device == "cpu" and training.batch_size == 1 else "sdpa",
+        "sequence_length": max(width if training.packing else min(longest, width), 16),
+        "padded": training.batch_size > 1 or training.packing,
+        "attention": "flash" if training.device == "cpu" and apart else "sdpa",
     }
     return MemoryRequest(
         **{name: value for name, value in values.items() if name in MemoryRequest.model_fields}
@@ -122,12 +156,18 @@ def parse_request(values: Mapping[str, Any]) -> MemoryRequest:
 
 
 def _tidy(name: str, value: Any) -> Any:
-    """Words of transformers' arguments as ours, and names with commas between them as a list."""
+    """Words of transformers' arguments as ours, and names with commas or blanks between them as a list.
+
+    No module's name has a hyphen, as `all-linear` has.
+    """
+    if name == "quantization" and not value:
+        return "none"
     if not isinstance(value, str):
         return value
-    if name == "targets" and ("," in value or value.endswith("_proj")):
-        return [part.strip() for part in value.split(",")]
-    return _WORDS.get(value, value)
+    if name == "targets" and "-" not in value:
+        return value.replace(",", " ").split()
+    word = value.strip().lower().removeprefix("torch.")
+    return _WORDS.get(word, word) if name in _WORDED else value
 
 
 def request_help() -> list[tuple[str, str, str]]:

@@ -18,6 +18,7 @@ from ollama_tune.core.models.values import ModelSpec
 from ollama_tune.core.plan.gguf_types import K_TYPES, Room, TypeOffer, ollama_room, type_offers
 from ollama_tune.core.plan.memory import adapter_parameters
 from ollama_tune.core.plan.names import suggest_name
+from ollama_tune.core.plan.padding import grouped_padding, packed_rows, random_padding
 from ollama_tune.core.plan.settings import GgufType
 from ollama_tune.core.plan.values import Choice
 from ollama_tune.core.text import human_bytes, human_count
@@ -40,6 +41,17 @@ SMALLEST_BATCH, LARGEST_BATCH = 4, 16
 """Rows a step: below the first steps are noise, above 32 LoRA learns less from the same rows."""
 STEP_TOKENS = {"cuda": 16_384, "cpu": 2048}
 """Tokens of a micro-batch at most; half as many fill the device, more gain a few percent."""
+PACKED_FROM = 2000
+"""Rows from which on packing leaves steps enough."""
+PACKED_TOKENS = 8192
+"""A sequence is not made longer than that for packing alone."""
+MOST_ROWS = 32
+"""Rows in one step above which LoRA learns less from the same rows."""
+FULL = 0.99
+PADDED_BATCH = 8
+"""Rows a batch for which padding is told, whatever the batch will be."""
+WHOLE_SCORES = ("gemma2",)
+"""Families whose attention holds the scores of a whole sequence, rows apart or not."""
 MAX_EPOCHS = 20
 TINY = 50_000_000
 LARGE = 3_000_000_000
@@ -68,6 +80,11 @@ def power_of_two_above(value: float) -> int:
 def round_up(value: int, step: int) -> int:
     """The value rounded up to a multiple of `step`."""
     return -(-value // step) * step
+
+
+def power_of_two_near(value: float) -> int:
+    """The power of two with the smallest ratio to the value; at least 1."""
+    return 1 << max(round(math.log2(max(value, 1))), 0)
 
 
 def rounded(value: float, digits: int = 2) -> float:
@@ -177,9 +194,9 @@ def evaluation_interval(steps: int) -> Choice:
     return Choice(every, f"{steps // every} measurements in {steps} steps", PRACTICE)
 
 
-def micro_batch_target(lengths: Lengths, rows_a_step: int, device: str) -> int:
+def micro_batch_target(length: int, rows_a_step: int, device: str) -> int:
     """The batch of 8,000 to 16,000 tokens on a GPU, 1,000 to 2,000 on a CPU, in long rows; a power of two."""
-    rows = power_of_two_below(STEP_TOKENS[device] / max(lengths.percentile_95, 1))
+    rows = power_of_two_below(STEP_TOKENS[device] / max(length, 1))
     return min(rows, power_of_two_below(rows_a_step))
 
 
@@ -189,12 +206,48 @@ def mixture_of_experts(spec: ModelSpec) -> bool:
     return "moe" in spec.model_type or bool(family and family.experts)
 
 
-def sequence_lengths(spec: ModelSpec, lengths: Lengths) -> list[int]:
-    """Lengths to try, best first: all rows whole, then 99 % and 95 % of them; multiples of 64."""
+def sequence_lengths(spec: ModelSpec, lengths: Lengths, *, packing: bool = False) -> list[int]:
+    """Lengths to try, best first: all rows whole, then 99 % and 95 % of them; multiples of 64.
+
+    A packed sequence is longer where rows of such lengths would not fill one.
+    """
     limit = spec.context_length if spec.context_length >= 16 else 1 << 20
     wanted = (lengths.longest, lengths.percentile_99, lengths.percentile_95)
     found = [max(min(round_up(length, 64), limit), 16) for length in wanted]
+    if packing:
+        found = [_filling(lengths, length, limit) for length in found]
     return list(dict.fromkeys(found))
+
+
+def _filling(lengths: Lengths, shortest: int, limit: int) -> int:
+    """The least doubling of a length at which packed sequences are full, or the model's limit."""
+    length = shortest
+    while packed_rows(lengths, length)[1] < FULL and 2 * length <= min(limit, PACKED_TOKENS):
+        length *= 2
+    return length
+
+
+def packing(spec: ModelSpec, lengths: Lengths, train_rows: int) -> Choice:
+    """From 2,000 rows on, where a sequence holds few enough rows and the family keeps them apart."""
+    longest = sequence_lengths(spec, lengths)[0]
+    apart = _percent(random_padding(lengths, longest, PADDED_BATCH))
+    alike = _percent(grouped_padding(lengths, longest, PADDED_BATCH))
+    if train_rows < PACKED_FROM:
+        text = f"{train_rows:,} rows, like lengths together: {alike} padding instead of {apart}"
+        return Choice(False, text, DATA)
+    if spec.architecture not in ARCHITECTURES or spec.model_type in WHOLE_SCORES:
+        return Choice(False, f"not for this model; like lengths together: {alike} padding", MODEL)
+    length = sequence_lengths(spec, lengths, packing=True)[0]
+    rows, full = packed_rows(lengths, length)
+    if rows > MOST_ROWS:
+        return Choice(False, f"a sequence would hold {rows:.0f} rows, too many for a step", LWR)
+    return Choice(
+        True, f"{_percent(1 - full)} padding; {alike} with like lengths together, else {apart}", DATA
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if share < 0.1 else f"{100 * share:.0f} %"
 
 
 def rows_longer(lengths: Lengths, sequence_length: int) -> tuple[int, bool]:
@@ -222,10 +275,12 @@ def rows_left_out(lengths: Lengths, sequence_length: int) -> str:
 def sequence_length(spec: ModelSpec, lengths: Lengths, value: int) -> Choice:
     """The reason for a chosen length."""
     left_out = rows_left_out(lengths, value)
-    if not left_out:
-        return Choice(value, f"the longest row has {lengths.longest:,} tokens, so all fit", DATA)
-    limit = " (the model's limit)" if value == spec.context_length else ""
-    return Choice(value, f"{left_out} are longer{limit} and left out", DATA)
+    if left_out:
+        limit = " (model's limit)" if value == spec.context_length else ""
+        return Choice(value, f"{left_out} are longer{limit}, so cut or left out", DATA)
+    if not lengths.exact:
+        return Choice(value, f"the longest row seen has about {lengths.longest:,} tokens", DATA)
+    return Choice(value, f"the longest row has {lengths.longest:,} tokens, so all fit", DATA)
 
 
 def evaluation_rows(validation_rows: int) -> Choice:

@@ -116,7 +116,7 @@ class TrainingSettings(_Section):
     gradient_accumulation_steps: int = Field(8, ge=1, le=4096)
     """Batches added up before a step; rows a step = batch_size x this."""
     sequence_length: int = Field(512, ge=16, le=1_048_576)
-    """The longest row in tokens; longer rows are left out of training and counted."""
+    """The longest row in tokens; longer ones lose their oldest turns or are left out, and are counted."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about 30 % more time."""
     packing: bool = False

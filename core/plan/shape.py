@@ -3,28 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from ollama_tune.core.errors import TuneError
+from ollama_tune.core.models.tokenizer_files import read_json
 from ollama_tune.core.models.values import ModelSpec
 
-_COMPARED = {"llama", "mistral", "qwen2", "qwen3", "phi3", "smollm3", "gemma2", "gemma3_text"}
-_QK_NORM = {"qwen3", "gemma3_text", "olmo2", "hunyuan_v1_dense"}
+_COMPARED = {
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "granite",
+    "llama",
+    "mistral",
+    "mixtral",
+    "olmo2",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "smollm3",
+}
+_QK_NORM = {"qwen3", "qwen3_moe", "gemma3_text", "olmo2", "hunyuan_v1_dense"}
 _SANDWICH = {"gemma2", "gemma3_text"}
 _FUSED = {"phi3"}
 _EAGER = {"gemma2"}
 _BIASED = {"qwen2"}
 _SLIDING = {"mistral", "gemma2", "gemma3_text", "phi3"}
-_TIED = {"llama": False, "mistral": False, "qwen2": False, "qwen3": False, "phi3": False}
-"""What transformers assumes where a config does not say whether head and embedding are one; else true."""
+_SEPARATE = {"granite", "llama", "mistral", "mixtral", "olmo2", "phi3", "qwen2", "qwen3", "qwen3_moe"}
+"""Families whose head is no copy of the embedding where a config does not say."""
+_EXPERTS = {"mixtral": 8, "qwen3_moe": 128}
+"""Experts of a layer where a config does not say."""
+_FEED_FORWARD = ("gate_proj", "up_proj", "gate_up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
 class Shape:
     """Sizes by the field's usual letters: Q and K are all heads' width; `kinds` counts layers by mask.
 
-    `windows` are the sliding windows of the layers in tokens (0: none), one entry a layer.
+    `windows` are the sliding windows of the layers in tokens (0: none), one entry a layer. With `experts` a
+    layer, each `expert_width` wide, I is the width of those that a token goes through.
     """
 
     model_type: str
@@ -40,10 +60,17 @@ class Shape:
     windows: tuple[int, ...] = ()
     attention_cap: bool = False
     logits_cap: bool = False
+    logits_scale: bool = False
+    experts: int = 0
+    expert_width: int = 0
 
     @classmethod
     def of(cls, spec: ModelSpec) -> Shape:
-        """From a model's description; what only its config.json says is what its family usually has."""
+        """From a model's description and its config.json; without the file as its family usually is."""
+        return _shape_of(spec)
+
+    @classmethod
+    def _described(cls, spec: ModelSpec) -> Shape:
         return cls(
             model_type=spec.model_type,
             H=spec.hidden_size,
@@ -57,6 +84,7 @@ class Shape:
             parameters=spec.parameters,
             attention_cap=spec.model_type == "gemma2",
             logits_cap=spec.model_type == "gemma2",
+            logits_scale=spec.model_type == "granite",
         )
 
     @classmethod
@@ -70,19 +98,18 @@ class Shape:
         shape = cls(
             model_type=model_type,
             H=hidden,
-            I=_number(config, "intermediate_size"),
             Q=heads * width,
             K=groups * width,
             V=_number(config, "vocab_size"),
             L=_number(config, "num_hidden_layers"),
             heads=heads,
-            tied=_TIED.get(model_type, True) if tied is None else bool(tied),
+            tied=model_type not in _SEPARATE if tied is None else bool(tied),
             parameters=0,
             windows=_windows(config),
-            attention_cap=config.get("attn_logit_softcapping") is not None,
-            logits_cap=config.get("final_logit_softcapping") is not None,
+            **_scores(config),
+            **_expert_sizes(config),
         )
-        return cls(**{**vars(shape), "parameters": shape.counted()})
+        return replace(shape, parameters=shape.counted())
 
     @property
     def known(self) -> bool:
@@ -125,23 +152,57 @@ class Shape:
         return {**first, "o_proj": (self.Q, self.H), **second, "down_proj": (self.I, self.H)}
 
     def targets(self, names: str | list[str]) -> dict[str, tuple[int, int]]:
-        """The modules that get an adapter; an unknown name counts as a square one."""
-        known = self.linear()
+        """The modules that get an adapter; an unknown name counts as a square one. Experts are none."""
+        known = self._quantized()
         if isinstance(names, str):
             return known
         short = [name.rsplit(".", 1)[-1] for name in names]
         return {name: known.get(name, (self.H, self.H)) for name in short}
 
+    def _quantized(self) -> dict[str, tuple[int, int]]:
+        """The linear modules; experts are weights of one module of their own kind."""
+        known = self.linear()
+        return {name: known[name] for name in known if not self.experts or name not in _FEED_FORWARD}
+
     def linear_parameters(self) -> int:
         """Weights of the layers' linear modules, which NF4 shrinks."""
-        return self.L * sum(inside * outside for inside, outside in self.linear().values())
+        return self.L * sum(inside * outside for inside, outside in self._quantized().values())
+
+    @property
+    def expert_weights(self) -> int:
+        """Weights of all experts of a layer."""
+        return 3 * self.experts * self.H * self.expert_width
+
+    def expert_adapter(self, rank: int) -> int:
+        """Weights of peft's adapter on the experts of a layer and on what chooses them; gate and up are one
+        tensor, whose adapter has twice the rank."""
+        if not self.experts:
+            return 0
+        return rank * (self.experts * (3 * self.H + 5 * self.expert_width) + self.H + self.experts)
 
     def counted(self) -> int:
         """All parameters: linear modules, their biases, norms, embedding, and a head of its own."""
         biases = self.Q + 2 * self.K if self.model_type in _BIASED else 0
-        norms = self.norms * self.H + (2 * self.width if self.qk_norm else 0)
+        of_heads = self.Q + self.K if self.model_type == "olmo2" else 2 * self.width
+        norms = self.norms * self.H + (of_heads if self.qk_norm else 0)
+        experts = self.expert_weights + self.H * self.experts
         embeddings = self.V * self.H * (1 if self.tied else 2)
-        return self.linear_parameters() + self.L * (biases + norms) + self.H + embeddings
+        return self.linear_parameters() + self.L * (biases + norms + experts) + self.H + embeddings
+
+
+@lru_cache(64)
+def _shape_of(spec: ModelSpec) -> Shape:
+    shape, config = Shape._described(spec), model_config(spec)
+    if config is None:
+        return shape
+    return replace(shape, windows=_windows(config), **_scores(config), **_expert_sizes(config))
+
+
+def model_config(spec: ModelSpec) -> dict[str, Any] | None:
+    """The tree of the part of a model's config.json that writes text; None where there is no file."""
+    config = read_json(spec.folder / "config.json")
+    text = config.get("text_config") if config else None
+    return text if isinstance(text, dict) else config
 
 
 def _number(config: Mapping[str, Any], name: str) -> int:
@@ -149,6 +210,33 @@ def _number(config: Mapping[str, Any], name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
         raise TuneError(f"The model's config.json gives no usable value for {name}.", "Choose another model.")
     return value
+
+
+def _scores(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model does to its scores: caps in attention, caps and scales of the logits.
+
+    Gemma 2 caps both where its config does not say otherwise; Granite and Cohere scale.
+    """
+    gemma2 = config.get("model_type") == "gemma2"
+    scales = ("logit_scale", "logits_scaling", "lm_head_multiplier")
+    return {
+        "attention_cap": config.get("attn_logit_softcapping", 50.0 if gemma2 else None) is not None,
+        "logits_cap": config.get("final_logit_softcapping", 30.0 if gemma2 else None) is not None,
+        "logits_scale": any(config.get(name) not in (None, 1, 1.0) for name in scales),
+    }
+
+
+def _expert_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Width of the feed-forward part and, in a mixture of experts, their number and width."""
+    usual = _EXPERTS.get(str(config.get("model_type")), 0)
+    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    experts = next((config[name] for name in names if isinstance(config.get(name), int)), usual)
+    if experts < 2:
+        return {"I": _number(config, "intermediate_size")}
+    width = _number(
+        config, "moe_intermediate_size" if "moe_intermediate_size" in config else "intermediate_size"
+    )
+    return {"I": width * (config.get("num_experts_per_tok") or 2), "experts": experts, "expert_width": width}
 
 
 def _windows(config: Mapping[str, Any]) -> tuple[int, ...]:

@@ -29,13 +29,18 @@ class MemoryPart:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """The predicted peak by part against what is free on the device that trains, all in bytes."""
+    """The predicted peak by part against what is free on the device that trains, all in bytes.
+
+    `method` says in words which layer of the prediction the figure comes from, `remark` how it compares
+    with another layer's or why there is none; empty where that does not matter.
+    """
 
     device: str
     parts: tuple[MemoryPart, ...]
     free: int
     total: int
     method: str
+    remark: str = ""
 
     @property
     def needed(self) -> int:

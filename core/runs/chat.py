@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
+from ollama_tune.core.data.options import fit_options
 from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.data.values import Row
 from ollama_tune.core.files import write_atomic
 from ollama_tune.core.models.chat_templates import chosen_template
 from ollama_tune.core.models.tokenizer_files import read_text
@@ -26,10 +29,14 @@ def run_chat(folder: RunFolder, base: Path) -> ChatFormat:
     return ChatFormat.from_folder(folder.adapter if own else base, now, template=template, config=base)
 
 
-def store_chat(folder: RunFolder, base: Path) -> ChatFormat:
-    """The run's chat format, its template stored at the first call: the same on every later day."""
+def store_chat(folder: RunFolder, base: Path, rows: Sequence[Row] = ()) -> ChatFormat:
+    """The run's chat format, its template stored at the first call: the same on every later day.
+
+    `rows` are all usable ones of the data; the options of a new template are chosen by them.
+    """
     chat = run_chat(folder, base)
     if not folder.chat_template_path.exists():
+        chat = fit_options(chat, rows)
         write_atomic(folder.chat_template_path, chat.template)
     return chat
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
 
+from ollama_tune.core.data.encoded import counted
+from ollama_tune.core.data.pack import pack
 from ollama_tune.core.data.values import Example
 from ollama_tune.core.plan.settings import TrainingSettings
 
@@ -22,9 +24,10 @@ GROUP = 64
 class StepPlan:
     """The micro-batches (lists of row numbers) of every optimizer step of a run.
 
-    Each epoch shuffles the rows, sorts them by length within groups of 64 batches so that little is
-    padded, and shuffles the batches. The most expensive batch comes first in the first epoch: if memory
-    does not suffice, that shows at once.
+    Each epoch shuffles the rows. Packed, they are laid into full sequences, and `batch_size` sequences make
+    a micro-batch; else rows are sorted by length within groups of 64 batches so that little is padded. Then
+    the batches are shuffled. The most expensive batch comes first in the first epoch: if memory does not
+    suffice, that shows at once.
     """
 
     def __init__(self, lengths: Sequence[int], training: TrainingSettings) -> None:
@@ -32,9 +35,13 @@ class StepPlan:
         self._batch_size = training.batch_size
         self._accumulation = training.gradient_accumulation_steps
         self._seed = training.seed
+        self._capacity = training.sequence_length if training.packing else 0
         self._epoch = -1
         self._batches: list[list[int]] = []
-        batches = math.ceil(len(lengths) / self._batch_size)
+        packs = pack(lengths, self._capacity) if self._capacity else []
+        self._fullest = self._fullest_batch(packs)
+        batches = math.ceil(len(packs or lengths) / self._batch_size)
+        self.most_rows = self._most_rows(packs)
         self.steps_per_epoch = math.ceil(batches / self._accumulation)
         self.total_steps = max(math.ceil(training.epochs * self.steps_per_epoch - 1e-9), 1)
 
@@ -47,8 +54,14 @@ class StepPlan:
         return self._batches[start : start + self._accumulation]
 
     def longest(self, count: int) -> list[int]:
-        """The longest rows: no micro-batch of so many rows needs more memory, in any epoch."""
-        return sorted(range(len(self._lengths)), key=self._lengths.__getitem__, reverse=True)[:count]
+        """Rows such that no micro-batch of at most so many needs more memory, in any epoch."""
+        rows = sorted(range(len(self._lengths)), key=self._lengths.__getitem__, reverse=True)[:count]
+        if not self._capacity:
+            return rows
+        while len(lay([self._lengths[row] for row in rows], self._capacity)) > self._batch_size:
+            rows.pop()
+        fullest = self._fullest[:count]
+        return fullest if self._cost(fullest) > self._cost(rows) else rows
 
     def shortest(self) -> list[int]:
         """The shortest row, as a micro-batch."""
@@ -62,55 +75,124 @@ class StepPlan:
         chance = random.Random(f"rows {self._seed} {epoch}")
         rows = list(range(len(self._lengths)))
         chance.shuffle(rows)
-        batches: list[list[int]] = []
-        group = GROUP * self._batch_size
-        for start in range(0, len(rows), group):
-            part = sorted(rows[start : start + group], key=self._lengths.__getitem__, reverse=True)
-            batches += [part[i : i + self._batch_size] for i in range(0, len(part), self._batch_size)]
+        batches = self._packed(rows, chance) if self._capacity else self._grouped(rows)
         chance.shuffle(batches)
         if epoch == 0:
             first = max(range(len(batches)), key=lambda i: self._cost(batches[i]))
             batches[0], batches[first] = batches[first], batches[0]
         return batches
 
-    def _cost(self, batch: list[int]) -> int:
-        return len(batch) * max(self._lengths[row] for row in batch)
+    def _grouped(self, rows: list[int]) -> list[list[int]]:
+        batches: list[list[int]] = []
+        group = GROUP * self._batch_size
+        for start in range(0, len(rows), group):
+            part = sorted(rows[start : start + group], key=self._lengths.__getitem__, reverse=True)
+            batches += [part[i : i + self._batch_size] for i in range(0, len(part), self._batch_size)]
+        return batches
+
+    def _packed(self, rows: list[int], chance: random.Random) -> list[list[int]]:
+        """Rows of equal length change places in each epoch; the number of sequences is always the same."""
+        packs = pack([self._lengths[row] for row in rows], self._capacity)
+        chance.shuffle(packs)
+        return [
+            [rows[place] for group in packs[start : start + self._batch_size] for place in group]
+            for start in range(0, len(packs), self._batch_size)
+        ]
+
+    def _fullest_batch(self, packs: Sequence[Sequence[int]]) -> list[int]:
+        filled = sorted(packs, key=lambda group: sum(self._lengths[row] for row in group), reverse=True)
+        return [row for group in filled[: self._batch_size] for row in group]
+
+    def _most_rows(self, packs: Sequence[Sequence[int]]) -> int:
+        """The most rows of any micro-batch."""
+        sizes = sorted(map(len, packs), reverse=True)
+        return sum(sizes[: self._batch_size]) if packs else self._batch_size
+
+    def _cost(self, batch: Sequence[int]) -> int:
+        """Tokens computed, padding included."""
+        lengths = [self._lengths[row] for row in batch]
+        widths = [sum(group) for group in lay(lengths, self._capacity)] if self._capacity else lengths
+        return len(widths) * max(widths)
+
+
+def lay(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """The lengths in the same order, in as few sequences of at most `capacity` tokens as possible.
+
+    Any part of the rows of some packs takes no more sequences than the packs.
+    """
+    sequences: list[list[int]] = []
+    space = -1
+    for length in lengths:
+        if length > space:
+            sequences.append([])
+            space = capacity
+        sequences[-1].append(length)
+        space -= length
+    return sequences
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows padded on the right to one length; all tensors are rows x tokens.
+    """Sequences padded on the right to one length; all tensors are sequences x tokens.
 
     `trained` marks the tokens whose prediction is learned; `attention` is 1 on tokens and 0 on padding.
+    Packed sequences hold several rows each, `rows` tells how long they are; then `positions` start again
+    with each row (padding counts as one) and there is no `attention`.
     """
 
     ids: torch.Tensor
-    attention: torch.Tensor
+    attention: torch.Tensor | None
     trained: torch.Tensor
     useful_tokens: int
     supervised_tokens: int
+    positions: torch.Tensor | None = None
+    rows: tuple[tuple[int, ...], ...] = ()
+
+    def inputs(self) -> dict[str, Any]:
+        """What a model is called with; packed rows are told apart by their positions."""
+        told = {"attention_mask": self.attention} | (
+            {} if self.positions is None else {"position_ids": self.positions}
+        )
+        return {"input_ids": self.ids, "use_cache": False} | told
 
 
-def collate(examples: Sequence[Example], pad_id: int, device: str) -> Batch:
-    """Make the tensors of one micro-batch on `device`."""
+def collate(examples: Sequence[Example], pad_id: int, device: str, capacity: int = 0) -> Batch:
+    """Make the tensors of one micro-batch on `device`; packed into sequences where a capacity is given."""
     import torch
 
-    width = max(len(example.ids) for example in examples)
-    ids = torch.full((len(examples), width), pad_id, dtype=torch.long)
-    attention = torch.zeros((len(examples), width), dtype=torch.long)
-    trained = torch.zeros((len(examples), width), dtype=torch.bool)
-    for row, example in enumerate(examples):
-        length = len(example.ids)
-        ids[row, :length] = torch.tensor(example.ids)
-        attention[row, :length] = 1
-        trained[row, :length] = torch.tensor(example.trained)
+    lengths = [len(example.ids) for example in examples]
+    laid = lay(lengths, capacity) if capacity else [[length] for length in lengths]
+    width = max(map(sum, laid))
+    ids = torch.full((len(laid), width), pad_id, dtype=torch.long)
+    trained = torch.zeros((len(laid), width), dtype=torch.bool)
+    waiting = iter(examples)
+    for sequence, group in enumerate(laid):
+        for start, length in zip(accumulate(group, initial=0), group, strict=False):
+            example = next(waiting)
+            ids[sequence, start : start + length] = torch.tensor(example.ids)
+            trained[sequence, start : start + length] = torch.tensor(example.trained)
+            trained[sequence, start] &= start == 0
     return Batch(
         ids=ids.to(device),
-        attention=attention.to(device),
+        attention=None if capacity else _attention(laid, width).to(device),
         trained=trained.to(device),
-        useful_tokens=sum(len(example.ids) for example in examples),
+        useful_tokens=sum(lengths),
         supervised_tokens=sum(supervised(example) for example in examples),
+        positions=_positions(laid, width).to(device) if capacity else None,
+        rows=tuple(map(tuple, laid)) if capacity else (),
     )
+
+
+def _attention(laid: Sequence[Sequence[int]], width: int) -> torch.Tensor:
+    import torch
+
+    return (torch.arange(width) < torch.tensor([[sum(group)] for group in laid])).long()
+
+
+def _positions(laid: Sequence[Sequence[int]], width: int) -> torch.Tensor:
+    import torch
+
+    return torch.stack([torch.cat([torch.arange(n) for n in (*group, width - sum(group))]) for group in laid])
 
 
 def supervised(example: Example) -> int:
@@ -121,7 +203,8 @@ def supervised(example: Example) -> int:
 def fingerprint(examples: Sequence[Example]) -> str:
     """Names the rows and their order, so that a resumed run notices other data."""
     digest = hashlib.sha256()
-    for example in examples:
-        ids = array("I", example.ids).tobytes()
-        digest.update(len(ids).to_bytes(8, "little") + ids + bytes(example.trained))
+    known = counted(examples)
+    for index in range(len(known)):
+        ids, trained = known.raw(index)
+        digest.update(len(ids).to_bytes(8, "little") + ids + trained)
     return digest.hexdigest()

@@ -48,8 +48,12 @@ class FakeModel:
     @property
     def layers(self) -> Sequence[torch.nn.Module]:
         """The decoder's layers; families call the list `layers`, `h` or otherwise."""
-        children = self.causal.base_model.children()
-        return next(list(child) for child in children if isinstance(child, torch.nn.ModuleList))
+        count = self.causal.config.num_hidden_layers
+        lists = (part for part in self.causal.modules() if isinstance(part, torch.nn.ModuleList))
+        found = next((list(part) for part in lists if len(part) == count), None)
+        if found is None:
+            raise _not_simulated("its layers are not found", type(self.causal).__name__)
+        return found
 
     @property
     def trained(self) -> list[torch.nn.Parameter]:

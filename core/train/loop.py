@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
+from ollama_tune.core.data.encoded import counted
 from ollama_tune.core.data.values import Example
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.plan.settings import TrainingSettings
 from ollama_tune.core.train import checkpoint
-from ollama_tune.core.train.batches import Batch, StepPlan, collate, fingerprint, supervised
+from ollama_tune.core.train.batches import Batch, StepPlan, collate, fingerprint
 from ollama_tune.core.train.checkpoint import Checkpoint, TrainState
 from ollama_tune.core.train.importance import LayerInputs
 from ollama_tune.core.train.loss import Objective
@@ -64,10 +65,10 @@ class Trainer:
     ) -> None:
         self._session = session
         self._training = session.settings.training
+        self._device = self._training.device
         self._model = model
-        self._examples = examples
+        self._examples = counted(examples)
         self._validation = sorted(validation[:VALIDATION_ROWS], key=lambda example: -len(example.ids))
-        self._supervised = [supervised(example) for example in examples]
         self._pad_id = pad_id
         self._weights = trainable(model)
         self._optimizer = torch.optim.AdamW(
@@ -79,14 +80,14 @@ class Trainer:
         self._scaler = self._new_scaler()
         self._saved = time.monotonic()
         self._saved_step = 0
-        self.plan = StepPlan([len(example.ids) for example in examples], self._training)
+        self.plan = StepPlan(self._examples.counts, self._training)
         self.objective = Objective(model.get_base_model())
-        self.state = TrainState(rows=fingerprint(examples))
-        self.recovery = Recovery(session, model, self.state, self.discard)
+        self.state = TrainState(rows=fingerprint(self._examples))
+        self.recovery = Recovery(session, model, self.state, self.discard, self.plan.most_rows)
 
     def _new_scaler(self) -> torch.amp.GradScaler:
         half = self._training.compute_dtype == "float16"
-        return torch.amp.GradScaler(self._training.device, enabled=half)
+        return torch.amp.GradScaler(self._device, enabled=half)
 
     @property
     def interval(self) -> int:
@@ -94,11 +95,29 @@ class Trainer:
         return self._training.evaluation_interval or max(math.ceil(self.plan.total_steps / EVALUATIONS), 1)
 
     def check_objective(self) -> bool:
-        """Whether the fast way to the loss is right for this model; the slow one is used where it is not."""
-        shortest = min(range(len(self._examples)), key=lambda row: len(self._examples[row].ids))
+        """Whether the fast way to the loss is right for this model; the slow one is used where it is not.
+
+        Raises `TuneError` where rows are packed and the model would let them see each other.
+        """
         self._model.eval()
+        alone = collate([self._examples[row] for row in self.plan.shortest()], self._pad_id, self._device)
         with autocast(self._training):
-            return self.objective.check(self.collate([shortest]))
+            right = self.objective.check(alone)
+            if self._training.packing:
+                self._check_packing(alone)
+        return right
+
+    def _check_packing(self, alone: Batch) -> None:
+        """Compare the shortest row behind another one with the same row alone."""
+        self.objective.pack()
+        (last,) = self.plan.shortest()
+        pair = [self._examples[row] for row in (last - 1, last)]
+        packed = collate(pair, self._pad_id, self._device, sum(len(example.ids) for example in pair))
+        if not self.objective.keeps_rows_apart(packed, alone):
+            raise TuneError(
+                "This model carries something over from one row of a packed sequence to the next.",
+                "Start a run with training.packing set to no.",
+            )
 
     def restore(self, found: Checkpoint) -> None:
         """Go on from a checkpoint; refused when the rows are not those it was trained on."""
@@ -151,15 +170,16 @@ class Trainer:
             loss=loss,
             learning_rate=rate,
             gradient_norm=norm,
-            useful_tokens=sum(len(self._examples[row].ids) for row in rows),
-            supervised_tokens=sum(self._supervised[row] for row in rows),
+            useful_tokens=sum(self._examples.counts[row] for row in rows),
+            supervised_tokens=sum(self._examples.supervised[row] for row in rows),
             seconds=round(time.perf_counter() - start, 6),
             cpu_seconds=round(time.process_time() - cpu, 6),
         )
 
     def collate(self, rows: Sequence[int]) -> Batch:
         """The tensors of a micro-batch of training rows."""
-        return collate([self._examples[row] for row in rows], self._pad_id, self._training.device)
+        capacity = self._training.sequence_length if self._training.packing else 0
+        return collate([self._examples[row] for row in rows], self._pad_id, self._device, capacity)
 
     def compute(self, window: Rows, step: int) -> tuple[float, float]:
         """Compute a whole window and step; the loss, and the gradient's norm before clipping.
@@ -180,12 +200,12 @@ class Trainer:
         """
         rows = self.recovery.micro_batch
         worst, short = self.plan.longest(rows), self.plan.shortest()
-        waiting = self._training.gradient_accumulation_steps > 1 or rows < self._training.batch_size
+        waiting = self._training.gradient_accumulation_steps > 1 or rows < self.plan.most_rows
         other = worst if thorough else short
         windows: list[Rows] = [[other], [other, worst] if waiting else [worst]]
         if thorough and waiting:
             windows[0] = windows[1]
-        with unchanged(self._weights.values(), self._optimizer, self._training.device):
+        with unchanged(self._weights.values(), self._optimizer, self._device):
             known = self._scaler.state_dict()
             self._optimizer.param_groups[0]["lr"] = 0.0
             try:
@@ -207,7 +227,7 @@ class Trainer:
     def _accumulate(self, batches: Sequence[Batch], supervised: int) -> float:
         """Add up the gradients of the mean loss over the supervised tokens of the whole step."""
         self._model.train()
-        total = torch.zeros((), device=self._training.device)
+        total = torch.zeros((), device=self._device)
         for batch in batches:
             self._session.check_stop()
             with autocast(self._training):
@@ -286,7 +306,7 @@ class Trainer:
         total, tokens, chosen = 0.0, 0, self._validation[:rows]
         for start in range(0, len(chosen), size):
             self._session.check_stop()
-            batch = collate(chosen[start : start + size], self._pad_id, self._training.device)
+            batch = collate(chosen[start : start + size], self._pad_id, self._device)
             with autocast(self._training):
                 total += float(self.objective(batch))
             tokens += batch.supervised_tokens

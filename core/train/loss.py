@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from ollama_tune.core.train.attention import FAR, packed_inputs, use_rows_apart
 from ollama_tune.core.train.batches import Batch
 
 CHUNK = 512
@@ -81,18 +82,26 @@ class Objective:
         self._head = causal.get_output_embeddings()
         self._train_head = any(weight.requires_grad for weight in self._head.parameters())
         self._whole = False
+        self._apart = False
+
+    def pack(self) -> None:
+        """Get ready for packed batches: where the model can, its attention goes row by row."""
+        self._apart = use_rows_apart(self._causal)
+
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        return batch.inputs() | (packed_inputs(batch) if batch.rows and self._apart else {})
 
     def __call__(self, batch: Batch) -> Any:
         """Sum of cross entropies, float32, on the batch's device."""
         if self._whole:
             return self.reference(batch)
-        hidden = self._decoder(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False)[0]
+        hidden = self._decoder(**self._inputs(batch))[0]
         states, targets = supervised_positions(hidden, batch)
         return summed_loss(states, targets, self._head, train_head=self._train_head)
 
     def reference(self, batch: Batch) -> Any:
         """The same by the model's own forward pass with all logits: slower, but with every model's extras."""
-        output = self._causal(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False)
+        output = self._causal(**self._inputs(batch))
         logits, targets = supervised_positions(output.logits, batch)
         return functional.cross_entropy(logits.float(), targets, reduction="sum")
 
@@ -102,8 +111,18 @@ class Objective:
 
         Some models scale or cap their logits after the head, which the fast way does not see.
         """
-        inputs = {"input_ids": batch.ids, "attention_mask": batch.attention, "use_cache": False}
-        fast = self._head(self._decoder(**inputs)[0]).float()
-        slow = self._causal(**inputs).logits.float()
+        fast = self._head(self._decoder(**batch.inputs())[0]).float()
+        slow = self._causal(**batch.inputs()).logits.float()
         self._whole = bool((fast - slow).norm() > 0.01 * slow.norm())
         return not self._whole
+
+    @torch.no_grad()
+    def keeps_rows_apart(self, packed: Batch, alone: Batch) -> bool:
+        """Whether the last row of a packed batch gets the states that it gets alone.
+
+        A model whose layers carry something on from token to token besides attention mixes rows.
+        """
+        together = self._decoder(**self._inputs(packed))[0][0].float()
+        single = self._decoder(**alone.inputs())[0][0].float()
+        last = together[: sum(packed.rows[0])][-len(single) :]
+        return bool((last - single).norm() <= FAR * single.norm())

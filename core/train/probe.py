@@ -7,6 +7,7 @@ steps while there is time. Two whole steps, because the optimizer's state exists
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ import psutil
 from ollama_tune.core.machine.gpus import read_gpus
 from ollama_tune.core.machine.host import read_memory
 from ollama_tune.core.models.values import ModelSpec
-from ollama_tune.core.plan.calibration import ratio_key, store_ratio
+from ollama_tune.core.plan.calibration import method_of, ratio_key, store_ratio
 from ollama_tune.core.plan.memory import predict_parts
 from ollama_tune.core.text import human_bytes
 from ollama_tune.core.train.session import Session, peak_memory
@@ -97,15 +98,17 @@ def probe(session: Session, trainer: Trainer, spec: ModelSpec, longest: int, bud
     training, recovery = session.settings.training, trainer.recovery
 
     def predicted() -> int:
-        now = {"batch_size": recovery.micro_batch, "gradient_checkpointing": recovery.checkpointing}
+        share = recovery.micro_batch / recovery.most_rows
+        now = {
+            "batch_size": math.ceil(training.batch_size * share),
+            "gradient_checkpointing": recovery.checkpointing,
+        }
         return sum(part.bytes for part in predict_parts(training.model_copy(update=now), spec, longest))
 
     if trainer.state.step >= trainer.plan.total_steps or not _worth_it(session, trainer, predicted, budget):
         return
     session.phase("probing", "Trying the longest rows once, to see how much memory they take.")
-    key = ratio_key(
-        budget.name, budget.driver, spec.model_type, f"{training.quantization} {training.compute_dtype}"
-    )
+    key = ratio_key(budget.name, budget.driver, spec.model_type, method_of(training))
     for attempt in range(1 + AGAIN):
         measured = _attempt(session, trainer, budget, predicted(), key)
         if measured is None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ollama_tune.core.data.encoded import Examples, Picked
 from ollama_tune.core.data.lengths import encode_rows
 from ollama_tune.core.data.load import load_dataset
 from ollama_tune.core.data.render import ChatFormat
-from ollama_tune.core.data.split import split_rows
-from ollama_tune.core.data.values import Example, Row
+from ollama_tune.core.data.shorten import fit_rows
+from ollama_tune.core.data.split import held_out_numbers
+from ollama_tune.core.data.values import Row
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.machine.host import read_host
 from ollama_tune.core.models.download import download
@@ -22,7 +24,7 @@ from ollama_tune.core.plan.memory import predict_parts
 from ollama_tune.core.plan.settings import TrainingSettings
 from ollama_tune.core.runs.chat import store_chat
 from ollama_tune.core.train import checkpoint
-from ollama_tune.core.train.batches import StepPlan, supervised
+from ollama_tune.core.train.batches import StepPlan
 from ollama_tune.core.train.checkpoint import Checkpoint
 from ollama_tune.core.train.measure import Held, measure_base, measure_tuned, write_reference
 from ollama_tune.core.train.pace import learn_pace
@@ -42,15 +44,15 @@ SMALL_PRODUCT = 0.2e9
 class Material:
     """What is trained on and what is measured on; `left_out` counts rows that are too long or refused."""
 
-    training: list[Example]
-    validation: list[Example]
+    training: Examples
+    validation: Examples
     held: Held
     left_out: int
 
     @property
     def longest(self) -> int:
         """The longest training row in tokens."""
-        return max(len(example.ids) for example in self.training)
+        return max(self.training.counts)
 
     @property
     def measured(self) -> bool:
@@ -66,8 +68,10 @@ def train(session: Session, stages: Sequence[str]) -> dict[str, Any]:
         session.warn(f"The checkpoint {name} is damaged.", "The run goes on from the one before it.")
     spec = _base_model(session)
     session.phase("reading_data", "Reading the data and turning it into tokens.")
-    chat = store_chat(session.folder, spec.folder)
-    material = _read(session, chat, spec)
+    data = session.settings.data
+    rows = load_dataset(data.path, data.reading()).rows
+    chat = store_chat(session.folder, spec.folder, rows)
+    material = _read(session, chat, spec, rows)
     session.phase("loading_model", "Loading the libraries and the model.")
     budget = read_budget(session.settings.training.device)
     model = _load(session, spec, material.longest)
@@ -125,7 +129,8 @@ def useful_threads(spec: ModelSpec, training: TrainingSettings, longest: int) ->
 
     A function of the run alone, never of how busy the box is: a resumed run must add in the same order.
     """
-    product = 2 * training.batch_size * longest * spec.hidden_size * spec.intermediate_size
+    width = training.sequence_length if training.packing else longest
+    product = 2 * training.batch_size * width * spec.hidden_size * spec.intermediate_size
     return 1 if product < SMALL_PRODUCT else read_host().cores
 
 
@@ -164,49 +169,60 @@ def _cuda_memory(torch: Any) -> dict[str, Any]:
     }
 
 
-def _read(session: Session, chat: ChatFormat, spec: ModelSpec) -> Material:
-    """Read, split and encode the rows, leave out those that are too long, and tell the figures."""
+def _read(session: Session, chat: ChatFormat, spec: ModelSpec, rows: Sequence[Row]) -> Material:
+    """Split and encode the rows, leave out those that are too long, and tell the figures."""
     settings = session.settings
-    rows = load_dataset(settings.data.path).rows
-    train_rows, held_rows = split_rows(rows, settings.data.validation_split, settings.data.seed)
+    held_out = held_out_numbers(rows, settings.data.validation_split, settings.data.seed)
     limit = settings.training.sequence_length
-    training, validation = (
-        [
-            example
-            for example in encode_rows(chat, part, session.progress("reading_data", "rows"))[0]
-            if len(example.ids) <= limit and supervised(example)
-        ]
-        for part in (train_rows, held_rows)
-    )
+    training, validation = _encode(session, chat, rows, held_out)
     if not training:
         raise TuneError(
             f"No row of the data is left to train on: the longest allowed is {limit} tokens.",
             "Raise training.sequence_length or choose other data.",
         )
-    held = _held(chat, held_rows, limit, settings.evaluation.rows)
-    material = Material(training, validation, held, len(rows) - len(training) - len(validation))
+    held = _held(chat, (rows[number] for number in sorted(held_out)), limit, settings.evaluation.rows)
+    used = {*training.rows, *validation.rows}
+    material = Material(training, validation, held, len(rows) - len(used))
     parts = predict_parts(settings.training, spec, material.longest)
     session.emit(
         "data",
-        total_steps=StepPlan([len(example.ids) for example in training], settings.training).total_steps,
+        total_steps=StepPlan(training.counts, settings.training).total_steps,
         train_rows=len(training),
         validation_rows=len(validation),
         left_out=material.left_out,
-        tokens=sum(len(example.ids) for example in training),
+        tokens=sum(training.counts),
         longest=material.longest,
         predicted={part.name: part.bytes for part in parts},
     )
     return material
 
 
-def _held(chat: ChatFormat, rows: Sequence[Row], limit: int, count: int) -> Held:
+def _encode(
+    session: Session, chat: ChatFormat, rows: Sequence[Row], held_out: set[int]
+) -> tuple[Picked, Picked]:
+    """The examples to learn from and those of the held-out rows, none longer than the sequence length."""
+    progress = session.progress("reading_data", "rows")
+    limit = session.settings.training.sequence_length
+    encoded, _ = encode_rows(chat, rows, progress)
+    examples, problems = fit_rows(chat, rows, encoded, limit, progress)
+    for problem in problems:
+        count = "1 row" if problem.count == 1 else f"{problem.count:,} rows"
+        session.warn(f"{problem.text} This is so with {count}.", "A larger training.sequence_length helps.")
+    learned = [number for number, tokens in enumerate(examples.supervised) if tokens]
+    sides: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
+    for number in learned:
+        sides[examples.rows[number] in held_out].append((0, number))
+    return Picked([examples], sides[0]), Picked([examples], sides[1])
+
+
+def _held(chat: ChatFormat, rows: Iterable[Row], limit: int, count: int) -> Held:
     """The first `count` rows whose question the template can render in at most `limit` tokens."""
     asked: list[tuple[Row, tuple[int, ...]]] = []
     for row in rows:
         if len(asked) == count:
             break
         try:
-            prompt = chat.prompt_ids(row.prompt)
+            prompt = chat.prompt_ids(row.prompt, row.tools)
         except TuneError:
             continue
         if len(prompt) <= limit:

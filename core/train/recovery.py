@@ -64,11 +64,19 @@ class Recovery:
     is True when something was changed for good since the last checkpoint.
     """
 
-    def __init__(self, session: Session, model: Any, state: TrainState, discard: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        session: Session,
+        model: Any,
+        state: TrainState,
+        discard: Callable[[], None],
+        most_rows: int | None = None,
+    ) -> None:
         import torch
 
         self._session = session
         self._training = session.settings.training
+        self.most_rows = most_rows or self._training.batch_size
         self._model = model
         self._discard = discard
         self._looked = 0.0
@@ -84,7 +92,7 @@ class Recovery:
     @property
     def micro_batch(self) -> int:
         """Rows computed at once, as far as it was settled for good."""
-        return self.state.micro_batch or self._training.batch_size
+        return self.state.micro_batch or self.most_rows
 
     @property
     def checkpointing(self) -> bool:

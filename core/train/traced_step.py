@@ -31,27 +31,32 @@ def hold(model: FakeModel, request: MemoryRequest, tracker: Tracker) -> None:
     for module, scale in model.quantization:
         scales.setdefault(module, []).append(scale)
     for part in _modules(model, trace, "weights"):
-        for module in part.modules():
+        for module in part:
             own: list[torch.Tensor | None] = [*module._parameters.values(), *module._buffers.values()]
             for tensor in [*own, *scales.get(module, [])]:
                 if tensor is not None:
                     adapter = tensor.requires_grad and request.method == "lora"
                     tracker.track(tensor, "adapter" if adapter else "weights")
     for part in _modules(model, trace, "states"):
-        for weight in part.parameters():
-            for size in _states(weight, request) if weight.requires_grad else []:
+        for weight in _trained(part):
+            for size in _states(weight, request):
                 trace.allocate(size, "optimizer")
 
 
-def _modules(model: FakeModel, trace: Trace, kind: str) -> Iterator[torch.nn.Module]:
-    """Every layer, then the rest, each with a section of the trace. Tied weights come with the rest."""
+def _modules(model: FakeModel, trace: Trace, kind: str) -> Iterator[list[torch.nn.Module]]:
+    """Every layer's modules, then all others, each part with a section of the trace."""
     for index, layer in enumerate(model.layers):
         trace.section(kind, index)
-        yield layer
+        yield list(layer.modules())
     trace.section(kind)
     inside = {module for layer in model.layers for module in layer.modules()}
-    rest = [m for m in model.causal.modules() if m not in inside and (m._parameters or m._buffers)]
-    yield torch.nn.ModuleList(rest)
+    yield [module for module in model.causal.modules() if module not in inside]
+
+
+def _trained(part: list[torch.nn.Module]) -> list[torch.nn.Parameter]:
+    """The trained weights that these modules have themselves; one that two share comes once."""
+    own = [weight for module in part for weight in module._parameters.values() if weight is not None]
+    return [weight for weight in dict.fromkeys(own) if weight.requires_grad]
 
 
 def _states(weight: torch.Tensor, request: MemoryRequest) -> list[int]:
@@ -138,7 +143,7 @@ def train_step(model: FakeModel, request: MemoryRequest, batch: Batch, trace: Tr
     copies: list[int] = []
     if request.optimizer == "adamw_foreach":
         for part in _modules(model, trace, "copies"):
-            sizes = [w.numel() * w.element_size() for w in part.parameters() if w.requires_grad]
+            sizes = [weight.numel() * weight.element_size() for weight in _trained(part)]
             copies += map(trace.allocate, sizes)
     trace.section("update")
     for number in copies:

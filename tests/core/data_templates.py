@@ -212,6 +212,88 @@ OPTIONED = {
 }
 """Families that ask for options, the date, or the form of a text."""
 
+TOOLED = """{%- if tools %}
+    {{- '<|im_start|>system\nTools:' }}
+    {%- for tool in tools %}{{ '\n' ~ (tool | tojson) }}{% endfor %}
+    {{- '<|im_end|>\n' }}
+{%- endif %}
+{%- set ns = namespace(last=-1) %}
+{%- for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}
+{%- for m in messages %}
+    {%- if m.role == 'tool' %}
+        {{- '<|im_start|>user\n<tool_response>\n' + m.content + '\n</tool_response><|im_end|>\n' }}
+    {%- else %}
+        {{- '<|im_start|>' + m.role + '\n' }}
+        {%- if m.reasoning_content and loop.index0 > ns.last %}
+            {{- '<think>\n' + m.reasoning_content | trim + '\n</think>\n\n' }}
+        {%- endif %}
+        {{- m.content }}
+        {%- for call in m.tool_calls or [] %}
+            {{- '\n<tool_call>\n{"name": "' ~ call.function.name ~ '", "arguments": ' }}
+            {{- call.function.arguments | tojson ~ '}\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{% endif %}
+"""
+INTERLEAVED = """{{- bos_token }}
+{%- for m in messages %}
+    {%- if m.role == 'tool' %}{% continue %}{% endif %}
+    {%- if m.role == 'user' %}
+        {{- '<start_of_turn>user\n' + m.content + '<end_of_turn>\n' }}{% continue %}
+    {%- endif %}
+    {%- if loop.first or loop.previtem.role != 'tool' %}{{ '<start_of_turn>model\n' }}{% endif %}
+    {%- for call in m.tool_calls or [] %}
+        {{- '<call>' ~ call.function.name }}
+        {%- for key, value in call.function.arguments.items() %}{{ ' ' ~ key ~ '=' ~ value }}{% endfor %}
+        {{- '</call>' }}
+    {%- endfor %}
+    {%- if loop.nextitem is defined and loop.nextitem.role == 'tool' %}
+        {{- '<result>' + loop.nextitem.content + '</result>' }}
+        {%- if m.content %}{{ m.content + '<end_of_turn>\n' }}{% endif %}
+    {%- else %}
+        {{- m.content + '<end_of_turn>\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt and messages[-1].role != 'tool' %}{{ '<start_of_turn>model\n' }}{% endif %}
+"""
+CHANNELS = """{%- for m in messages %}
+    {%- if m.role == 'assistant' %}
+        {%- if m.thinking and loop.last %}
+            {{- '<|assistant|>analysis:' + m.thinking + '<|end|>' }}
+        {%- endif %}
+        {{- '<|assistant|>final:' + m.content + ('</s>' if loop.last else '<|end|>') }}
+    {%- else %}{{ '<|' + m.role + '|>' + m.content + '<|end|>' }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}
+"""
+OPENING = """{%- for m in messages %}
+    {{- '<|im_start|>' + m.role + '\n' }}
+    {%- if m.role == 'assistant' and loop.last %}
+        {%- set thought = m.reasoning_content %}
+        {{- '<think>\n' + thought + '\n</think>\n' if thought else '<think></think>' }}
+    {%- endif %}
+    {{- m.content + '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {%- set quiet = enable_thinking is defined and not enable_thinking %}
+    {{- '<|im_start|>assistant\n' + ('<think></think>' if quiet else '<think>\n') }}
+{%- endif %}
+"""
+ESCAPED = (
+    "{% for m in messages %}<|im_start|>{{ {'role': m.role, 'text': m.content} | tojson(ensure_ascii=true) }}"
+    "<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}"
+)
+SPOKEN = {
+    "tooled": (TOOLED, "<s>", "<|im_end|>"),
+    "interleaved": (INTERLEAVED, "<bos>", "<eos>"),
+    "channels": (CHANNELS, "<s>", "</s>"),
+    "opening": (OPENING, "<s>", "<|im_end|>"),
+    "escaped": (ESCAPED, "<s>", "<|im_end|>"),
+}
+"""Families that show tools, thoughts, or texts in another form."""
+
 SPECIAL = [
     "<s>",
     "</s>",
@@ -237,7 +319,7 @@ def build_folder(folder: Path, family: str, *, as_file: bool = False) -> Path:
     """A model folder without weights: byte-level tokenizer, special tokens, the family's template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-    template, bos, eos = (FAMILIES | OPTIONED)[family]
+    template, bos, eos = (FAMILIES | OPTIONED | SPOKEN)[family]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -39,23 +39,39 @@ class Hub:
     accounts: dict[str, bool] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     sent: list[tuple[str, str | None]] = field(default_factory=list)
+    datasets: dict[str, Path] = field(default_factory=dict)
+
+    def dataset_file(self, repository: str, name: str) -> bytes | None:
+        """A file of a data set, in folders or not; `datasets` maps ids (or `id@revision`) to folders."""
+        path = self.datasets[repository] / name
+        return path.read_bytes() if ".." not in name and path.is_file() else None
+
+    def dataset_info(self, repository: str) -> dict[str, object]:
+        folder = self.datasets[repository]
+        names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        siblings = [_sibling(name, (folder / name).read_bytes()) for name in names]
+        gated = "manual" if self.gated else False
+        commit = COMMIT if "@" not in repository else hashlib.sha1(repository.encode()).hexdigest()
+        names_of = {"id": repository.partition("@")[0], "sha": commit}
+        return {**names_of, "gated": gated, "private": False, "siblings": siblings}
 
     def file(self, name: str) -> bytes | None:
         path = self.folder / name
         return path.read_bytes() if "/" not in name and path.is_file() else None
 
     def info(self) -> dict[str, object]:
-        siblings = []
-        for path in sorted(self.folder.iterdir()):
-            content = path.read_bytes()
-            entry: dict[str, object] = {"rfilename": path.name, "size": len(content), "blobId": "b" * 40}
-            if len(content) >= LFS:
-                digest = hashlib.sha256(content).hexdigest()
-                entry["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 130}
-            siblings.append(entry)
+        siblings = [_sibling(path.name, path.read_bytes()) for path in sorted(self.folder.iterdir())]
         gated = "manual" if self.gated else False
         names = {"id": self.repository, "modelId": self.repository, "sha": COMMIT}
         return {**names, "gated": gated, "private": False, "siblings": siblings}
+
+
+def _sibling(name: str, content: bytes) -> dict[str, object]:
+    entry: dict[str, object] = {"rfilename": name, "size": len(content), "blobId": "b" * 40}
+    if len(content) >= LFS:
+        digest = hashlib.sha256(content).hexdigest()
+        entry["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 130}
+    return entry
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -81,6 +97,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(401, "", "Invalid credentials in Authorization header")
         elif parts[:2] == ["api", "models"]:
             self._api(parts[2:], parse_qs(address.query))
+        elif parts[:2] == ["api", "datasets"]:
+            self._dataset_api(parts[2:], parse_qs(address.query))
+        elif parts[0] == "datasets" and len(parts) > 5 and parts[3] == "resolve":
+            self._dataset_resolve("/".join(parts[1:3]), parts[4], "/".join(parts[5:]))
         elif parts[0] == "cdn" and len(parts) == 2:
             self._send(self.hub.file(parts[1]) or b"")
         elif len(parts) == 5 and "/".join(parts[:2]) == self.hub.repository and parts[2] == "resolve":
@@ -97,6 +117,35 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(400, "", "sizes were not asked for")
         else:
             self._json(self.hub.info())
+
+    def _dataset_api(self, parts: list[str], query: dict[str, list[str]]) -> None:
+        name, revision = "/".join(parts[:2]), "/".join(parts[3:]) or "main"
+        known = name if revision in ("main", "v1", COMMIT) else f"{name}@{revision}"
+        if name not in self.hub.datasets:
+            self._refuse(401, "RepoNotFound", "Invalid username or password.")
+        elif known not in self.hub.datasets:
+            self._refuse(404, "RevisionNotFound", "Invalid rev id")
+        elif query.get("blobs", ["false"])[0].lower() != "true":
+            self._refuse(400, "", "sizes were not asked for")
+        else:
+            self._json(self.hub.dataset_info(known))
+
+    def _dataset_resolve(self, repository: str, commit: str, name: str) -> None:
+        known = {
+            str(self.hub.dataset_info(key)["sha"]): key
+            for key in self.hub.datasets
+            if key.startswith(repository)
+        }
+        content = self.hub.dataset_file(known[commit], name) if commit in known else None
+        if commit not in known:
+            self._refuse(404, "RevisionNotFound", "files must be taken from one commit")
+        elif self.hub.gated and not self._let_in():
+            signed_in = "Authorization" in self.headers
+            self._refuse(403 if signed_in else 401, "GatedRepo", "Access to data set is restricted")
+        elif content is None:
+            self._refuse(404, "EntryNotFound", "Entry not found")
+        else:
+            self._send(content)
 
     def _resolve(self, revision: str, name: str) -> None:
         content = self.hub.file(name)

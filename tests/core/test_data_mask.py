@@ -43,7 +43,7 @@ EXPECTED = {
     "phi3": ["yes\n<|end|>", " no<|end|>"],
     "zephyr": ["yes\n</s>", " no</s>"],
     "thinking": ["yes\n<|im_end|>", "<think>\n\n</think>\n\n no<|im_end|>"],
-    "forgetful": ["yes\n</s>", " no</s>"],
+    "forgetful": ["yes\n</s>", "\n</think>\n\nno</s>"],
     "next_role_ends": ["yes\n<|user|>", " no<|endoftext|>"],
     "plain_words": ["yes\n", " no</s>"],
     "tagged": ["yes\n<|im_end|>", " no<|im_end|>"],
@@ -68,10 +68,7 @@ def test_the_untrained_beginning_is_the_prompt_of_use(tmp_path: Path, family: st
         example = make_example(chat, sample)
         prompt = chat.prompt_ids(sample.prompt)
         first = example.trained.index(True)
-        if family == "forgetful":
-            assert chat.decode(prompt) == chat.decode(example.ids[:first]) + "<think>\n"
-        else:
-            assert example.ids[:first] == prompt, answer
+        assert example.ids[:first] == prompt, answer
 
 
 def test_agrees_with_a_template_that_marks_its_answers(tmp_path: Path) -> None:
@@ -129,7 +126,10 @@ def test_thoughts_are_trained_where_the_template_keeps_them(tmp_path: Path) -> N
         "no<|im_end|>",
         "<think>\nhm\n</think>\n\nno<|im_end|>",
     ]
-    assert trained_texts(make_example(chat_format(tmp_path, "forgetful"), sample)) == ["\n\nno</s>"] * 2
+    assert trained_texts(make_example(chat_format(tmp_path, "forgetful"), sample)) == [
+        "\n\nno</s>",
+        "hm\n</think>\n\nno</s>",
+    ]
 
 
 def test_an_answer_that_comes_first_is_trained_too(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_where_the_prompt_of_use_says_something_else_the_common_header_is_left_o
     )
     chat = custom(tmp_path, template)
     assert trained_texts(make_example(chat, row("q", "a"))) == ["Answer: a</s>"]
-    assert find_answers(chat, row("q", "a").messages).notes == {"prompt-differs"}
+    assert find_answers(chat, row("q", "a").messages).notes == {"prompt-longer"}
 
 
 def test_a_prompt_that_begins_the_answer_is_believed_up_to_its_own_words(tmp_path: Path) -> None:
@@ -285,17 +285,22 @@ def test_a_template_that_hides_the_answer_is_refused(tmp_path: Path, template: s
         make_example(chat, sample)
 
 
-def test_a_row_without_answer_or_with_both_private_planes_is_refused(tmp_path: Path) -> None:
+def test_a_row_without_answer_is_refused(tmp_path: Path) -> None:
     chat = chat_format(tmp_path, "chatml")
-    for sample in (row("q"), row("q", "   "), row("q\U000f0000", "a\U00100000")):
+    for sample in (row("q"), row("q", "   ")):
         with pytest.raises(TuneError, match="cannot be told"):
             make_example(chat, sample)
+
+
+def test_texts_of_both_private_planes_are_marked_with_letters(tmp_path: Path) -> None:
+    example = make_example(chat_format(tmp_path, "chatml"), row("q\U000f0000", "a\U00100000"))
+    assert trained_texts(example) == ["a\U00100000<|im_end|>"]
 
 
 def test_encode_rows_keeps_order_and_reports_what_it_left_out(tmp_path: Path) -> None:
     chat = chat_format(tmp_path, "mistral")
     bad = Row((Message("user", "q"), Message("user", "q"), Message("assistant", "a")), 2)
-    worse = Row((Message("user", "\U000f0000"), Message("assistant", "\U00100000")), 3)
+    worse = Row((Message("user", "q"), Message("assistant", " ")), 3)
     rows = [row("q", "one"), bad, worse, row("q", "two", system="s"), row("<b>q</s>", "three <i> [x]")]
     calls: list[tuple[int, int]] = []
     examples, problems = encode_rows(chat, rows, lambda *counts: calls.append(counts))
@@ -308,13 +313,13 @@ def test_encode_rows_keeps_order_and_reports_what_it_left_out(tmp_path: Path) ->
         ("refused", "error", 1, (3,)),
     ]
     assert "roles must alternate" in refused.text
-    assert "private Unicode planes" in doubtful.text
+    assert "Message 2, an answer, is left out" in doubtful.text
     assert {(p.kind, p.count) for p in warnings} == {("system-merged", 1), ("control-tokens", 1)}
 
 
 @pytest.mark.parametrize(
     ("family", "note"),
-    [("forgetful", "prompt-differs"), ("plain_words", "eot-appended"), ("next_role_ends", "eot-appended")],
+    [("forgetful", "prompt-longer"), ("plain_words", "eot-appended"), ("next_role_ends", "eot-appended")],
 )
 def test_encode_rows_tells_the_ways_of_the_template(tmp_path: Path, family: str, note: str) -> None:
     _, problems = encode_rows(chat_format(tmp_path, family), [row("q", "a")] * 3)

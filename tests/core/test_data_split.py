@@ -1,10 +1,18 @@
 from __future__ import annotations
 
+import json
 import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ollama_tune.core.data.load import load_dataset
 from ollama_tune.core.data.split import question_key, split_rows
+from ollama_tune.core.data.store import StoredRows
 from ollama_tune.core.data.values import Message, Row
 
 
@@ -87,3 +95,70 @@ def test_a_group_larger_than_the_share_goes_to_training_unless_nothing_else_is_l
     assert sum(row.messages[0].content == "same" for row in training) == 9
     halves = [*(pair("one", str(i)) for i in range(6)), *(pair("two", str(i)) for i in range(6))]
     assert [len(side) for side in split_rows(halves, 0.1, 7)] == [6, 6]
+
+
+def stored(folder: Path, rows: list[dict[str, Any]], name: str = "rows.jsonl") -> Sequence[Row]:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return load_dataset(str(folder)).rows
+
+
+def numbered(count: int) -> list[dict[str, Any]]:
+    return [{"question": f"question {i}", "answer": f"answer {i * i}"} for i in range(count)]
+
+
+def test_stored_rows_are_split_as_the_same_rows_in_memory_and_stay_on_disk(tmp_path: Path) -> None:
+    rows = stored(tmp_path / "set", numbered(200))
+    on_disk, in_memory = split_rows(rows, 0.2, 7), split_rows(list(rows), 0.2, 7)
+    assert all(isinstance(side, StoredRows) for side in on_disk)
+    assert [list(side) for side in on_disk] == [list(side) for side in in_memory]
+
+
+def test_near_duplicates_stay_on_one_side(tmp_path: Path) -> None:
+    words = [f"word{i}" for i in range(400)]
+    rows = []
+    for i in range(60):
+        text = " ".join(random.Random(i).sample(words, 60))
+        rows += [{"question": f"tell {i}: {text}", "answer": f"{text} {end}"} for end in ("now", "then")]
+    training, validation = split_rows(stored(tmp_path / "set", rows), 0.25, 7)
+    assert len(validation) == 30
+    sides = [{(row.line - 1) // 2 for row in side} for side in (training, validation)]
+    assert not sides[0] & sides[1]
+
+
+def test_rows_of_a_validation_split_are_the_validation_whatever_the_share(tmp_path: Path) -> None:
+    held = [{"question": f"held {i}", "answer": f"out {i}"} for i in range(20)]
+    stored(tmp_path / "set", numbered(50), "train.jsonl")
+    rows = stored(tmp_path / "set", held, "validation.jsonl")
+    for share in (0.0, 0.1, 0.5):
+        training, validation = split_rows(rows, share, 7)
+        assert [row.prompt[0].content for row in validation] == [f"held {i}" for i in range(20)]
+        assert len(training) == 50
+    in_memory = [replace(row, held_out=row.line > 90) for row in ROWS]
+    assert [row.line for row in split_rows(in_memory, 0.5, 7)[1]] == list(range(91, 100))
+
+
+def test_a_held_out_row_that_is_nearly_a_learned_one_is_learned_too(tmp_path: Path) -> None:
+    long = " ".join(f"word{i}" for i in range(50))
+    stored(tmp_path / "set", [*numbered(30), {"question": "q", "answer": long}], "train.jsonl")
+    held = [{"question": f"held {i}", "answer": f"out {i}"} for i in range(5)]
+    rows = stored(tmp_path / "set", [{"question": "q", "answer": long + " end"}, *held], "validation.jsonl")
+    training, validation = split_rows(rows, 0.1, 7)
+    assert (len(training), len(validation)) == (32, 5)
+    problems = {problem.kind: problem for problem in load_dataset(str(tmp_path / "set")).problems}
+    assert (problems["held-out-copy"].count, problems["held-out-copy"].switchable) == (1, True)
+
+
+def test_data_of_one_mould_keeps_its_validation_split(tmp_path: Path) -> None:
+    words = "the value of this thing in the long list of all things that are in the house of the king is"
+    rows = [{"question": "tell", "answer": f"{i} {words}"} for i in range(30)]
+    stored(tmp_path / "set", rows[:20], "train.jsonl")
+    data = stored(tmp_path / "set", rows[20:], "validation.jsonl")
+    assert [len(side) for side in split_rows(data, 0.1, 7)] == [20, 10]
+
+
+def test_labels_keep_their_shares(tmp_path: Path) -> None:
+    names = ["often"] * 150 + ["rarely"] * 40 + ["seldom"] * 10
+    rows = [{"text": f"Sentence number {i} of many.", "label": name} for i, name in enumerate(names)]
+    _, validation = split_rows(stored(tmp_path / "set", rows), 0.1, 7)
+    assert Counter(row.answer for row in validation) == {"often": 15, "rarely": 4, "seldom": 1}

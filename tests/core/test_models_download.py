@@ -208,7 +208,7 @@ def test_a_full_disk_is_told_before(hub: Hub, monkeypatch: pytest.MonkeyPatch) -
 
 def test_two_downloads_of_one_model_do_not_mix(hub: Hub) -> None:
     folder = fetch_metadata("org/tiny")
-    with downloads._exclusive(folder), pytest.raises(BusyError, match="Another ollama-tune"):
+    with downloads.exclusive(folder), pytest.raises(BusyError, match="Another ollama-tune"):
         download("org/tiny", None, lambda *_: None)
 
 

@@ -37,6 +37,8 @@ LONG = lengths(
     histogram=(*[0] * 4, 4000, *[0] * 9, 850, *[0] * 15, 100, *[0] * 14, 30, *[0] * 17, 20),
 )
 DATA = {"short": SHORT, "chat": CHAT, "long": LONG}
+ROWS: dict[str, Any] = {"training.packing": False}
+"""Batches of rows, so that their number in a step can be compared at any length."""
 CHANGES: list[dict[str, Any]] = [
     {},
     {"training.batch_size": 64},
@@ -52,7 +54,7 @@ CHANGES: list[dict[str, Any]] = [
 
 
 def plan(box: Machine, model: ModelSpec, data: Lengths = LONG, **changed: Any) -> Plan:
-    return make_plan(box, model, data, {f"training.{name}": value for name, value in changed.items()})
+    return make_plan(box, model, data, ROWS | {f"training.{name}": value for name, value in changed.items()})
 
 
 def taken(
@@ -76,6 +78,7 @@ def a_step(made: Plan) -> int:
 def test_every_offer_really_fits_and_touches_nothing_else(
     box: str, model: str, changed: dict[str, Any]
 ) -> None:
+    changed = ROWS | changed
     made = make_plan(BOXES[box], MODELS[model], LONG, changed)
     assert not (made.offers and made.memory.fits), "a plan that fits needs no way out"
     for offer in made.offers:

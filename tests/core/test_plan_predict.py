@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 from click.testing import CliRunner
 
@@ -59,6 +58,23 @@ def test_the_words_of_transformers_are_understood() -> None:
         {"adapter_dtype": "bf16", "attention": "flash_attention_2", "optimizer": "paged_adamw_32bit"}
     )
     assert (asked.adapter_dtype, asked.attention, asked.optimizer) == ("bfloat16", "flash", "paged_adamw")
+    asked = parse_request(
+        {
+            "per_device_train_batch_size": 4,
+            "training.max_length": 1024,
+            "r": 8,
+            "target_modules": "q_proj v_proj",
+            "compute_dtype": "torch.float16",
+            "optim": "AdamW_Torch",
+            "quantization": None,
+        }
+    )
+    assert (asked.batch_size, asked.sequence_length, asked.rank) == (4, 1024, 8)
+    assert asked.targets == ["q_proj", "v_proj"]
+    assert (asked.compute_dtype, asked.optimizer) == ("float16", "adamw_foreach")
+    assert asked.quantization == "none"
+    assert parse_request({"targets": "c_attn"}).targets == ["c_attn"]
+    assert parse_request({"targets": ["down_proj"]}).targets == ["down_proj"]
 
 
 @pytest.mark.parametrize(
@@ -120,12 +136,47 @@ def test_a_config_alone_gives_the_shape_and_all_parameters() -> None:
     assert Shape.of_config(MODELS["Qwen2.5-7B"]).parameters == 7_615_616_512
     assert Shape.of_config(MODELS["Gemma-2-9B"]).parameters == 9_241_705_984
     assert Shape.of_config(MODELS["Phi-4-mini"]).parameters == 3_836_021_760
+    assert Shape.of_config(MODELS["Gemma-7B"]).parameters == 8_537_680_896
+    assert Shape.of_config(MODELS["OLMo-2-7B"]).parameters == 7_298_617_344
+    assert Shape.of_config(MODELS["Mixtral-8x7B"]).parameters == 46_702_792_704
+    assert Shape.of_config(MODELS["Qwen3-30B-A3B"]).parameters == 30_532_122_624
+
+
+def test_every_family_that_can_be_exported_is_covered_by_the_formula() -> None:
+    from ollama_tune.core.models.families import ARCHITECTURES
+
+    known = {shape.model_type for shape in map(Shape.of_config, MODELS.values()) if shape.known}
+    assert known == {family.model_type for family in ARCHITECTURES.values()}
+
+
+def test_of_a_mixture_the_experts_are_neither_quantized_nor_small() -> None:
+    """Their 16-bit weights, an adapter on each, and in a layer their weights made anew with it."""
+    config = MODELS["Mixtral-8x7B"]
+    parts = by_formula(config, MemoryRequest(quantization="nf4", gradient_checkpointing=True)).parts
+    experts = 32 * 8 * 3 * 4096 * 14336
+    assert parts["weights"] > 2 * experts
+    assert parts["adapter"] > 4 * 16 * 32 * 8 * (3 * 4096 + 5 * 14336)
+    assert parts["activations"] > 4 * 2 * experts / 32 / 3
+    few = by_formula(config, MemoryRequest(quantization="nf4", targets=["q_proj", "v_proj"])).parts
+    assert few["adapter"] == 4 * 16 * 32 * (2 * 4096 + 4096 + 1024)
 
 
 def test_the_part_of_a_model_that_writes_text_counts(tmp_path: Path) -> None:
     tree = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": MODELS["Gemma-3-4B"]}
     (tmp_path / "config.json").write_text(json.dumps(tree))
     assert read_model_config(tmp_path) == MODELS["Gemma-3-4B"]
+
+
+def test_what_decides_memory_is_enough_of_a_config(tmp_path: Path) -> None:
+    """A checkpoint that is quantized already cannot be tuned, but others were measured on such ones."""
+    tree = LLAMA | {"quantization_config": {"quant_method": "bitsandbytes"}}
+    (tmp_path / "config.json").write_text(json.dumps(tree))
+    with pytest.raises(TuneError, match="quantized already"):
+        read_model_config(tmp_path)
+    assert by_formula(read_model_config(tmp_path, any_form=True), MemoryRequest()).allocated_bytes > 0
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(TuneError, match="names no model_type"):
+        read_model_config(tmp_path, any_form=True)
 
 
 def test_a_folder_without_a_usable_config_is_refused(tmp_path: Path) -> None:
@@ -225,8 +276,30 @@ def test_the_command_refuses_wrong_keys_and_folders(folder: Path) -> None:
         call("--model", str(folder), "--set", "rnk=8")
     with pytest.raises(UsageError, match="'='"):
         call("--model", str(folder), "--set", "rank")
-    with pytest.raises(click.BadParameter):
+    with pytest.raises(TuneError, match=r"no config\.json"):
         call("--model", str(folder / "absent"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--set", "rnk=8"), "rnk"),
+        (("--set", "rank"), "'='"),
+        (("--set", "path=fast"), "path fast"),
+        (("--set", "method=full", "--set", "quantization=nf4"), "method full"),
+        (("--set", "batch_size=0"), "batch_size"),
+        (("--set", "targets=q_porj", "--method", "formula"), "q_porj"),
+        (("--model", "absent"), "config.json"),
+    ],
+)
+def test_every_error_is_one_object_where_that_was_asked_for(
+    folder: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    done = CliRunner().invoke(predict, ["--model", str(folder), *arguments, "--json"])
+    told = json.loads(done.stdout)
+    assert set(told) == {"outcome", "what", "fix"} and told["outcome"] == "error"
+    assert words in told["what"].lower() and told["fix"]
+    assert done.exit_code in (1, 2)
 
 
 def test_the_help_has_an_example_and_lists_the_keys() -> None:

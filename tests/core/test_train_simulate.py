@@ -14,7 +14,14 @@ from ollama_tune.core.plan.request import MemoryRequest
 from ollama_tune.core.train.allocator import CachingAllocator
 from ollama_tune.core.train.batches import Batch
 from ollama_tune.core.train.cuda_like import cuda_like
-from ollama_tune.core.train.fake_model import FakeModel, build, layer_kinds, read_config, shortened
+from ollama_tune.core.train.fake_model import (
+    FakeModel,
+    build,
+    layer_kinds,
+    on_meta,
+    read_config,
+    shortened,
+)
 from ollama_tune.core.train.memtrace import Event, Trace, Tracker, rounded
 from ollama_tune.core.train.model import add_adapter
 from ollama_tune.core.train.replay import NotUniform, replayed
@@ -286,6 +293,20 @@ def test_optimizers_hold_what_their_states_need() -> None:
     assert parts["paged_adamw"]["optimizer"] == 2 * 4 * unpaged
     scales = 8 / 256 / 4 * adapter
     assert parts["paged_adamw_8bit"]["optimizer"] == pytest.approx(scales + 2 * unpaged, rel=0.001)
+
+
+def test_each_trained_weight_has_its_states_once() -> None:
+    """Also where a module that holds the layers has a buffer of its own, and head and embedding are one."""
+    asked = request(method="full", gradient_checkpointing=True)
+    weights = on_meta(read_config(small("gpt_bigcode")), asked).parameters()
+    states = simulate(small("gpt_bigcode"), asked)["parts"]["optimizer"]
+    assert states == pytest.approx(2 * 2 * sum(weight.numel() for weight in weights), rel=0.04)
+
+
+def test_layers_are_found_wherever_a_family_keeps_them() -> None:
+    """OPT's lie one module deeper than most."""
+    config = small("opt", ffn_dim=192, word_embed_proj_dim=64)
+    assert simulate(config, request())["allocated_bytes"] > 0
 
 
 QLORA = {"quantization": "nf4", "rank": 16, "adapter_dtype": "bfloat16", "loss": "full"}

@@ -39,7 +39,18 @@ def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder
 def test_a_run_is_told_from_start_to_done(finished: RunFolder) -> None:
     events = finished.events()
     told = kinds(events)
-    before = ["start", "phase", "progress", "data", "phase", "progress", "sample", "evaluation", "phase"]
+    before = [
+        "start",
+        "phase",
+        "progress",
+        "warning",
+        "data",
+        "phase",
+        "progress",
+        "sample",
+        "evaluation",
+        "phase",
+    ]
     after = ["phase", "progress", "sample", "evaluation", "phase", "done"]
     assert told[: len(before)] == before and told[-len(after) :] == after
     between = told[len(before) : -len(after)]
@@ -52,6 +63,8 @@ def test_a_run_is_told_from_start_to_done(finished: RunFolder) -> None:
     assert start["device"] == "cpu" and start["resumed_from"] is None and start["stages"] == ["train"]
     assert {"torch", "transformers", "peft", "python"} <= set(start["versions"])
     assert data["left_out"] > 0 and data["longest"] <= 30
+    (warning,) = [event for event in events if event.kind == "warning"]
+    assert "longer than 30 tokens" in warning["what"] and f"{data['left_out']} row" in warning["what"]
     assert data["train_rows"] + data["validation_rows"] + data["left_out"] == 40
     memory = [event for event in events if event.kind == "memory"]
     assert all(event["used"] > 0 for event in memory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from textual.pilot import Pilot
+from textual.worker import WorkerCancelled
 
 from ollama_tune.core.machine.values import (
     Disk,
@@ -91,9 +93,17 @@ class Corner:
         """The answers of someone who chose the model and the rows of this corner."""
         return WizardState(**{"step": step, "model": str(self.model), "data": str(self.rows)} | values)
 
-    def app(self, step: int = 1, machine: Callable[[], Machine] = cpu_machine, **values: object) -> TuneApp:
-        """A wizard at a step, on a fixed box, without a warm worker."""
-        return TuneApp(Start(self.answers(step, **values)), probe=machine, warm=False)
+    def app(
+        self,
+        step: int = 1,
+        machine: Callable[[], Machine] = cpu_machine,
+        *,
+        simulate: bool = False,
+        **values: object,
+    ) -> TuneApp:
+        """A wizard at a step, on a fixed box, without a warm worker, and quick: without simulation."""
+        start = Start(self.answers(step, **values))
+        return TuneApp(start, probe=machine, warm=False, simulate=simulate)
 
 
 @pytest.fixture(scope="session")
@@ -121,7 +131,8 @@ async def settled(pilot: Pilot[int]) -> TuneApp:
     app = pilot.app
     assert isinstance(app, TuneApp)
     for _ in range(200):
-        await app.workers.wait_for_complete()
+        with contextlib.suppress(WorkerCancelled):
+            await app.workers.wait_for_complete()
         await pilot.pause()
         if not app.facts.busy and not any(worker.is_running for worker in app.workers):
             break

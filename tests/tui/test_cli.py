@@ -11,8 +11,8 @@ import pytest
 
 from tests.tiny import build_model
 
-COMMANDS = ["attach", "delete", "demo", "export", "paths", "plan", "predict", "probe", "resume", "run"]
-COMMANDS += ["runs", "stop", "verify"]
+COMMANDS = ["attach", "data", "delete", "demo", "export", "paths", "plan", "predict", "probe", "resume"]
+COMMANDS += ["run", "runs", "stop", "verify"]
 
 
 def tune(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

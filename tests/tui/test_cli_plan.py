@@ -22,7 +22,9 @@ def model(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
-def run(*arguments: str) -> str:
+def run(*arguments: str, simulate: bool = False) -> str:
+    """What the command prints; quick, without the child process that simulates, unless asked for."""
+    arguments += () if simulate else ("--no-simulation",)
     done = CliRunner().invoke(plan, list(arguments), catch_exceptions=False)
     assert done.exit_code == 0
     return done.stdout
@@ -88,3 +90,23 @@ def test_a_plan_takes_at_most_seconds(model: str) -> None:
     start = time.process_time()
     run("--model", model, "--gpu", "8GiB", "--set", "training.rank=512")
     assert time.process_time() - start < 3
+
+
+def test_the_memory_is_simulated_after_the_plan_is_printed(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_TUNE_HOME", str(tmp_path / "home"))
+    asked = ("--model", model, "--gpu", "RTX 4090")
+    lines = run(*asked, simulate=True).splitlines()
+    formula = next(i for i, line in enumerate(lines) if line.endswith("(formula)"))
+    simulated = next(i for i, line in enumerate(lines) if line.endswith("(simulated)"))
+    assert formula < simulated
+    memory = json.loads(run(*asked, "--json", simulate=True))["memory"]
+    assert (memory["method"], memory["remark"]) == ("simulated", "")
+
+
+def test_an_error_is_one_object_where_that_was_asked_for(model: str) -> None:
+    done = CliRunner().invoke(plan, ["--model", model, "--gpu", "RTX 4095", "--json"])
+    assert done.exit_code == 2
+    told = json.loads(done.stdout)
+    assert told["outcome"] == "error" and "RTX 4095" in told["what"] and told["fix"]

@@ -9,7 +9,7 @@ from textual.widgets import Static
 
 from ollama_tune.core.runs.folder import RunFolder, State
 from ollama_tune.core.text import visible
-from ollama_tune.tui.run_view import Memory
+from ollama_tune.tui.run_view import Memory, RunView
 from ollama_tune.tui.screens.training import TrainingScreen
 from ollama_tune.tui.widgets.chart import LossChart
 from ollama_tune.tui.widgets.confirm import ConfirmScreen
@@ -230,6 +230,24 @@ def test_the_plan_of_these_answers_is_held_against_what_was_measured() -> None:
     assert "79% of predicted" in str(Content("\n").join(panel.lines(100)))
     panel.show(memory, {"weights": 395 * mib})
     assert "! 100% over predicted" in str(Content("\n").join(panel.lines(100)))
+
+
+def test_what_the_probe_measured_stands_beside_what_was_predicted_and_the_limit() -> None:
+    folder = make_run()
+    mib = 1 << 20
+    gauge = {"device": "cuda", "used": 612 * mib, "peak": 790 * mib, "free": 3000 * mib, "total": 4096 * mib}
+    view, log = RunView(), Log(folder)
+    probe = {"predicted": 1000 * mib, "measured": 980 * mib, "limit": 2048 * mib}
+    log("memory", **gauge, probe=probe)
+    view.fold(folder.events())
+    panel = MemoryPanel()
+    panel.show(view.memory, {"weights": 1000 * mib}, view.probe)
+    lines = [str(line) for line in panel.lines(100)]
+    (probed,) = [line for line in lines if line.startswith("probe")]
+    assert probed.split(maxsplit=1)[1] == "980.0 MiB measured, 1000.0 MiB predicted (-2 %), limit 2.0 GiB"
+    assert lines.index(probed) == 3
+    panel.show(view.memory, {"weights": 1000 * mib})
+    assert not any(str(line).startswith("probe") for line in panel.lines(100))
 
 
 def test_the_tail_of_the_output_starts_near_the_end_and_takes_each_line_once(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ async def test_another_row_is_rendered_when_the_cursor_moves(corner: Corner) -> 
     app = corner.app(step=3)
     async with app.run_test(size=(80, 24)) as pilot:
         await settled(pilot)
-        await pilot.press("tab", "down", "down")
+        await pilot.press("tab", "tab", "down", "down")
         await settled(pilot)
         assert "Bird 2 is blue.<|im_end|>" in shown(app)
         await pilot.press("end")
@@ -212,7 +212,7 @@ async def test_a_file_that_is_no_data_is_explained_on_the_step(
         text = words(shown(app))
         assert "✗" in text
         assert says in text.lower() or says in text
-        await pilot.press("enter")
+        await pilot.press(*["escape"] * (says == "columns"), "enter")
         await settled(pilot)
         assert isinstance(app.screen, DataScreen)
 

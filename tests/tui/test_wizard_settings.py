@@ -17,7 +17,7 @@ from ollama_tune.tui.app import TuneApp
 from ollama_tune.tui.screens import data, machine, model, review, settings
 from ollama_tune.tui.screens.base import FramedScreen
 from ollama_tune.tui.screens.review import ReviewScreen
-from ollama_tune.tui.state import STEPS
+from ollama_tune.tui.state import READING, STEPS
 from ollama_tune.tui.widgets.confirm import TypedConfirmScreen
 from ollama_tune.tui.widgets.form import FieldRow, TextField
 from ollama_tune.tui.widgets.help import HelpScreen, help_text
@@ -161,6 +161,7 @@ def test_every_field_and_every_step_has_help() -> None:
 
 def test_every_setting_can_be_reached_in_the_form() -> None:
     elsewhere = {"model.source", "model.revision", "model.chat_template", "data.path"}
+    elsewhere |= {f"data.{name}" for name in READING}
     assert set(field_paths()) - elsewhere == set(fields.FIELDS)
 
 
@@ -303,3 +304,19 @@ def test_no_key_is_one_that_terminals_take_away() -> None:
     assert len(keys) > 8
     assert not keys & taken
     assert not any(key.startswith("alt+") for key in keys)
+
+
+async def test_what_each_reason_rests_on_stands_beside_its_field_and_is_counted_in_the_review(
+    corner: Corner,
+) -> None:
+    app = corner.app(step=4)
+    async with app.run_test(size=(120, 40)) as pilot:
+        await settled(pilot)
+        text = shown(app)
+        assert "tokens, longest row [your data]" in text
+        assert "rows at once [convention]" in text
+        await pilot.press("enter")
+        await settled(pilot)
+        assert app.facts.plan is not None
+        assert f"{len(app.facts.plan.changed)} yours" in " ".join(shown(app).replace("│", "").split())
+        assert "by convention" in shown(app)

@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical, VerticalScroll
+from textual.containers import Vertical
 from textual.content import Content
 from textual.widgets import Static
 from textual.worker import Worker, get_current_worker
 
-from ollama_tune.core.errors import TuneError
-from ollama_tune.core.text import one_line, visible
-from ollama_tune.tui.messages import RowRendered
+from ollama_tune.core.text import visible
+from ollama_tune.tui import data_tasks
+from ollama_tune.tui.messages import RowRendered, RowsFound
 from ollama_tune.tui.screens.base import StepScreen
-from ollama_tune.tui.state import BUNDLED, Facts
-from ollama_tune.tui.text import tilde
-from ollama_tune.tui.widgets.errors import sentence
+from ollama_tune.tui.screens.data_columns import ReadingScreen
+from ollama_tune.tui.screens.data_rows import MAP, GoToScreen, QuestionScreen
+from ollama_tune.tui.state import BUNDLED, Facts, reading_values
+from ollama_tune.tui.text import put_text, tilde
+from ollama_tune.tui.widgets.data_summary import found_lines
 from ollama_tune.tui.widgets.form import TextField
-from ollama_tune.tui.widgets.page import Line, Page
-from ollama_tune.tui.widgets.rendered import legend, marked
-from ollama_tune.tui.widgets.rows import RowList
+from ollama_tune.tui.widgets.page import Page
+from ollama_tune.tui.widgets.problems import ProblemList
+from ollama_tune.tui.widgets.rendered import RowText
+from ollama_tune.tui.widgets.rows import RowHead, RowList
 
 if TYPE_CHECKING:
     from ollama_tune.core.data.render import ChatFormat
-    from ollama_tune.core.data.values import DatasetProfile, Lengths, Problem, Row
+    from ollama_tune.core.data.values import DatasetProfile, Problem, Question, Row
 
-PROBLEMS = 3
+WITH_ROWS = ("go_to", "ids", "all_rows")
 
 
 class DataScreen(StepScreen):
@@ -38,25 +42,34 @@ class DataScreen(StepScreen):
     STEP = 3
     CSS_PATH = "data.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("tab", "app.focus_next", "Next part"),
+        Binding("a", "all_rows", "All rows"),
+        Binding("g", "go_to", "Go to row"),
+        Binding("i", "ids", "Token ids"),
+        Binding("f3", "ask", "Question"),
+        Binding("f2", "columns", "Columns"),
         Binding("ctrl+o", "browse", "Browse files"),
-        Binding("tab", "app.focus_next", "Path / rows / text"),
     ]
 
     def __init__(self) -> None:
         super().__init__()
         self._row: Row | None = None
         self._chat: ChatFormat | None = None
+        self._limit = 0
+        self._filter: Problem | None = None
+        self._told_about: set[tuple[str, str]] = set()
 
     def body(self) -> ComposeResult:
-        """Path, findings, rows, rendered row."""
-        yield TextField(id="path", placeholder="bundled, or the path of a file")
+        """Path, findings, problems, rows, rendered row."""
+        yield TextField(id="path", placeholder="bundled, a file, a folder, or org/name of the hub")
         yield Page(id="found")
+        yield ProblemList(id="problems")
         with Vertical(id="rows-and-text"):
-            yield RowList(id="rows")
-            with Vertical(id="text-side"):
-                yield Static(legend(), id="legend")
-                with VerticalScroll(id="text-scroll"):
-                    yield Static(id="text", markup=False)
+            rows = RowList(id="rows")
+            yield Static(id="filter", markup=False)
+            yield RowHead(rows, id="rows-head")
+            yield rows
+            yield RowText(id="row-text")
 
     def on_mount(self) -> None:
         """The path of the answers stands in the line."""
@@ -65,35 +78,145 @@ class DataScreen(StepScreen):
         self.query_one("#path").focus()
 
     def _put(self, path: str) -> None:
-        self.query_one("#path", TextField).value = path if path == BUNDLED else tilde(path)
+        self.query_one("#path", TextField).value = tilde(path) if path.startswith("/") else path
+
+    # What is known
 
     def facts_changed(self, facts: Facts) -> None:
         """Findings and rows; the highlighted row is rendered again when the model changed."""
-        self.query_one("#found", Page).show(self._found(facts))
-        self.query_one("#rows", RowList).show(facts.profile.rows if facts.profile else ())
-        if facts.chat is not self._chat:
-            self._chat = facts.chat
+        self.query_one("#found", Page).show(found_lines(facts))
+        profile = facts.profile
+        own = {*self._own("data.include"), *self._own("data.exclude")}
+        problems = (*profile.problems, *facts.length_problems) if profile else ()
+        self.query_one("#problems", ProblemList).show(problems, own)
+        self._show_rows(profile)
+        limit = facts.plan.settings.training.sequence_length if facts.plan else self._limit
+        chat = facts.fitted or facts.chat
+        if (chat, limit) != (self._chat, self._limit):
+            self._chat, self._limit = chat, limit
+            self.query_one("#row-text", RowText).cut_at(limit)
             self._render_row()
-        self.query_one("#rows-and-text").display = facts.profile is not None
+        self.query_one("#rows-and-text").display = profile is not None
+        self._ask_once(facts)
 
-    def _found(self, facts: Facts) -> list[Line]:
-        if facts.data_error is not None:
-            return [Line(sentence(facts.data_error), 2)]
-        if facts.profile is None:
-            return [Line(Content(visible(facts.busy.get("data", ""))))]
-        problems = problem_lines((*facts.profile.problems, *facts.length_problems))
-        return [Line(content, 2) for content in (_summary(facts.profile), self._lengths(facts), *problems)]
+    def _own(self, path: str) -> list[str]:
+        return list(self.tune.answers.changed.get(path, []))
 
-    def _lengths(self, facts: Facts) -> Content:
-        if facts.lengths is not None:
-            return _length_line(facts.lengths)
-        if facts.plan_error is not None:
-            return sentence(facts.plan_error)
-        if facts.model_error is not None:
-            return Content.assemble(
-                ("! ", "$text-warning bold"), "Tokens are counted once there is a model (step 2)."
-            )
-        return Content(visible(facts.busy.get("rows", facts.busy.get("model", ""))))
+    def _show_rows(self, profile: DatasetProfile | None) -> None:
+        if profile is None:
+            self._filter = None
+        if self._filter is None:
+            self._table.show(profile.rows if profile else (), stay=True)
+        self._tell_filter()
+
+    @property
+    def _table(self) -> RowList:
+        return self.query_one("#rows", RowList)
+
+    # Problems and the rows of one
+
+    @on(ProblemList.Chosen)
+    def _chosen(self, event: ProblemList.Chosen) -> None:
+        if self.tune.facts.profile is not None:
+            self._find_rows(self.tune.facts.profile, event.problem)
+
+    @work(thread=True, exclusive=True, exit_on_error=False, group="filter")
+    def _find_rows(self, profile: DatasetProfile, problem: Problem) -> None:
+        rows = data_tasks.rows_of(profile, problem)
+        if not get_current_worker().is_cancelled:
+            self.post_message(RowsFound(problem, rows))
+
+    @on(RowsFound)
+    def _rows_found(self, message: RowsFound) -> None:
+        if not message.rows:
+            whole = "That is about the data as a whole, not about single rows."
+            unread = "Nothing of these could be read as a row; look at those lines in the file."
+            self.say(unread if message.problem.lines else whole)
+            return
+        self.say("")
+        self._filter = message.problem
+        self._table.show(message.rows)
+        self._tell_filter()
+        self._table.focus()
+
+    def _tell_filter(self) -> None:
+        line = self.query_one("#filter", Static)
+        line.display = self._filter is not None
+        if self._filter is not None:
+            words = f"Only these (a shows all): {visible(self._filter.text)}"
+            put_text(line, Content.assemble(("▼ ", "bold"), words), layout=False)
+        self.refresh_bindings()
+
+    def action_all_rows(self) -> None:
+        """Show all rows again."""
+        self._filter = None
+        self._show_rows(self.tune.facts.profile)
+
+    @on(ProblemList.Switched)
+    def _switched(self, event: ProblemList.Switched) -> None:
+        """Undo the person's choice about these rows, or make one."""
+        kind, values = event.problem.kind, self.tune.answers.reading_values()
+        include, exclude = set(self._own("data.include")), set(self._own("data.exclude"))
+        if kind in include | exclude:
+            include, exclude = include - {kind}, exclude - {kind}
+        elif event.problem.severity == "error":
+            include.add(kind)
+        else:
+            exclude.add(kind)
+        self._read_as(values | {"data.include": sorted(include), "data.exclude": sorted(exclude)})
+
+    def _read_as(self, values: dict[str, Any]) -> None:
+        self._filter = None
+        self.tune.read_as({path: value for path, value in values.items() if value})
+
+    # What a file leaves open
+
+    def _ask_once(self, facts: Facts) -> None:
+        """Ask by itself once, where a file leaves something open or nobody knows its columns."""
+        if not self.is_current:
+            return
+        path = self.tune.answers.data
+        questions = facts.profile.questions if facts.profile else ()
+        fresh = [question for question in questions if (path, question.kind) not in self._told_about]
+        if fresh:
+            self._ask(fresh[0])
+        elif facts.columns and (path, "columns") not in self._told_about:
+            self.action_columns()
+
+    def _ask(self, question: Question) -> None:
+        self._told_about.add((self.tune.answers.data, question.kind))
+        profile = self.tune.facts.profile
+        columns = profile.columns if profile else ()
+        self.app.push_screen(QuestionScreen(question, columns), partial(self._answered, question))
+
+    def _answered(self, question: Question, place: int | None) -> None:
+        if place == MAP:
+            self.action_columns()
+        elif place is not None:
+            reading = question.options[place].reading
+            self._read_as(self.tune.answers.reading_values() | reading_values(reading))
+
+    def action_ask(self) -> None:
+        """Ask again."""
+        profile = self.tune.facts.profile
+        if profile is not None and profile.questions:
+            self._ask(profile.questions[0])
+
+    def action_columns(self) -> None:
+        """Say how the data is read."""
+        facts = self.tune.facts
+        self._told_about.add((self.tune.answers.data, "columns"))
+        columns = facts.columns or (facts.profile.columns if facts.profile else ())
+        remote = not self.tune.answers.data.startswith("/") and self.tune.answers.data != BUNDLED
+        why = facts.data_error.what if facts.data_error else ""
+        screen = ReadingScreen(columns, self.tune.answers.reading_values(), remote, why)
+        self.app.push_screen(screen, self._said)
+
+    def _said(self, values: dict[str, Any] | None) -> None:
+        if values is not None:
+            self._read_as(values)
+
+    # One row
 
     @on(RowList.Highlighted)
     def _highlighted(self, event: RowList.Highlighted) -> None:
@@ -102,32 +225,53 @@ class DataScreen(StepScreen):
 
     def _render_row(self) -> None:
         if self._row is not None and self._chat is not None:
-            self._make_text(self._chat, self._row)
+            self._make_text(self._chat, self._row, self._limit)
         else:
-            self.query_one("#text", Static).update("")
+            self.query_one("#row-text", RowText).clear()
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="row")
-    def _make_text(self, chat: ChatFormat, row: Row) -> None:
-        from ollama_tune.core.data.mask import make_example
-
-        worker = get_current_worker()
-        try:
-            message = RowRendered(row, make_example(chat, row))
-        except TuneError as error:
-            message = RowRendered(row, error=error)
-        if not worker.is_cancelled:
+    def _make_text(self, chat: ChatFormat, row: Row, limit: int) -> None:
+        message = data_tasks.render_row(chat, row, limit)
+        if not get_current_worker().is_cancelled:
             self.post_message(message)
 
     @on(RowRendered)
     def _rendered(self, message: RowRendered) -> None:
         if message.row is self._row:
-            text = marked(message.example) if message.example else Content("")
-            self.query_one("#text", Static).update(sentence(message.error) if message.error else text)
-            self.query_one("#text-scroll").scroll_home(animate=False)
+            self.query_one("#row-text", RowText).show(message)
 
     def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
         """An error in this screen's own thread is the application's to tell."""
         self.tune.on_worker_state_changed(event)
+
+    def action_go_to(self) -> None:
+        """Ask for the number of a row and stand on it."""
+        self.app.push_screen(GoToScreen(len(self._table.rows)), self._gone_to)
+
+    def _gone_to(self, number: int | None) -> None:
+        if number is not None:
+            self._table.cursor = number - 1
+            self._table.focus()
+
+    def action_ids(self) -> None:
+        """Show the ids of the tokens beside their text, or hide them."""
+        self.query_one("#row-text", RowText).toggle_ids()
+
+    # The path, and going on
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Letters are keys only where nothing is typed; Enter belongs to the problems while they have the
+        focus."""
+        profile = self.tune.facts.profile
+        if action in WITH_ROWS:
+            typing = self.focused is not None and self.focused.id == "path"
+            shown = profile is not None and not typing
+            return shown and (action != "all_rows" or self._filter is not None)
+        if action == "ask":
+            return bool(profile and profile.questions)
+        if action == "next" and isinstance(self.focused, ProblemList):
+            return False
+        return super().check_action(action, parameters)
 
     def leaving(self) -> None:
         """Take the path that was typed."""
@@ -136,9 +280,12 @@ class DataScreen(StepScreen):
     def _take_typed(self) -> bool:
         """Read the file whose path was typed, when it is another; True when it is being read now."""
         typed, data = self.query_one("#path", TextField).value.strip(), self.tune.answers.data
-        path = BUNDLED if typed in ("", BUNDLED) else str(Path(typed).expanduser().absolute())
-        if path == data or typed == tilde(data):
+        if typed in (data, tilde(data)):
             return False
+        path = data_tasks.whole_path(typed)
+        if path == data:
+            return False
+        self.say("")
         self.tune.choose_data(path)
         return True
 
@@ -163,46 +310,11 @@ class DataScreen(StepScreen):
         """Choose a file from a list."""
         from ollama_tune.tui.widgets.filepicker import FilePicker
 
-        data = self.tune.answers.data
-        start = Path.cwd() if data == BUNDLED else Path(data).parent
+        data = Path(self.tune.answers.data)
+        start = data.parent if data.is_absolute() else Path.cwd()
         self.app.push_screen(FilePicker(start), self._picked)
 
     def _picked(self, path: Path | None) -> None:
         if path is not None:
             self._put(str(path))
             self.tune.choose_data(str(path))
-
-
-def _summary(profile: DatasetProfile) -> Content:
-    left = profile.total - profile.usable
-    words = f"{visible(profile.format)}, {visible(profile.schema)}, {visible(profile.encoding)}"
-    rows = f"{profile.usable:,} row" + ("" if profile.usable == 1 else "s")
-    rows += f" of {profile.total:,}" if left else ""
-    return Content.assemble(("✓ ", "$text-success bold"), (rows, "bold"), f" · {words}")
-
-
-def _length_line(lengths: Lengths) -> Content:
-    return Content.styled(
-        f"  {lengths.tokens:,} tokens, {lengths.trained_tokens:,} of them trained; "
-        f"a row has {lengths.median:,} (median) to {lengths.longest:,}",
-        "dim",
-    )
-
-
-def problem_lines(problems: tuple[Problem, ...], limit: int = PROBLEMS) -> list[Content]:
-    """One line a problem: how many rows, what, and the first line numbers."""
-    lines = []
-    for problem in problems[:limit]:
-        left_out = problem.severity == "error"
-        style = "$text-error bold" if left_out else "$text-warning bold"
-        where = ", ".join(f"{line:,}" for line in problem.lines[:4]) + (", …" if problem.count > 4 else "")
-        lines.append(
-            Content.assemble(
-                ("✗ " if left_out else "! ", style),
-                f"{problem.count:,} × {one_line(problem.text, 90)}",
-                (f" (line {where})" if problem.lines else "", "dim"),
-            )
-        )
-    if len(problems) > limit:
-        lines.append(Content.styled(f"  and {len(problems) - limit} more kinds of problem", "dim"))
-    return lines

@@ -18,6 +18,7 @@ from ollama_tune.tui.screens.base import StepScreen
 from ollama_tune.tui.state import BUNDLED, Facts
 from ollama_tune.tui.text import tilde
 from ollama_tune.tui.widgets.confirm import TypedConfirmScreen
+from ollama_tune.tui.widgets.data_summary import reading_words
 from ollama_tune.tui.widgets.errors import sentence
 from ollama_tune.tui.widgets.membar import MemoryBar, duration
 from ollama_tune.tui.widgets.page import BLANK, Line, Page, row, sign
@@ -74,8 +75,9 @@ class ReviewScreen(StepScreen):
             self._plan = plan
             self._file = self._save(state_dir() / "run.yaml", plan.settings)
         self._started = self._same_run(plan.settings)
+        self.call_later(self.tune.confirm_plan)
         job.show([*what_lines(plan, facts), BLANK])
-        bar.show(plan)
+        bar.show(plan, "simulating …" if "simulation" in facts.busy else "")
         self.query_one("#summary", Page).show(self._lines(plan, facts))
         self.say(str(facts.plan_error) if facts.plan_error else facts.busy.get("start", ""))
 
@@ -84,6 +86,7 @@ class ReviewScreen(StepScreen):
         lines += [sign("!", visible(warning)) for warning in plan.warnings]
         lines += [BLANK] if plan.warnings else []
         lines.append(row("Command", Content.styled(visible(self.command()), "bold"), 10))
+        lines += ground_lines(plan)
         if self._started is not None:
             lines += [BLANK, sign("▶", f"Started already as {visible(self._started.name)}; Enter shows it.")]
         return lines
@@ -199,6 +202,7 @@ def what_lines(plan: Plan, facts: Facts) -> list[Line]:
     return [
         row("Model", f"{one_line(spec.name if spec else settings.model.source, 80)}{parameters}"),
         row("Data", f"{source}{rows}, {data.validation_split:.0%} of them kept out to measure on"),
+        *(row("", words) for words in reading_words(data)),
         row("Training", _schedule(training)),
         row("Adapter", f"LoRA, rank {training.rank}, alpha {training.alpha}; base weights in {held}"),
         row("Result", _result(settings)),
@@ -244,6 +248,16 @@ def _disk(plan: Plan, facts: Facts) -> str:
     words = ", ".join(f"{human_bytes(size)} {what}" for size, what in written if size)
     free = f"; {human_bytes(facts.machine.disk.free)} free" if facts.machine else ""
     return f"{words}{free}"
+
+
+def ground_lines(plan: Plan) -> list[Line]:
+    """What the memory's figure and the recommended values rest on."""
+    from ollama_tune.core.plan.sources import count_sources
+
+    lines = [row("Chosen", visible(count_sources(plan)))]
+    if plan.memory.remark:
+        lines.append(row("Memory", visible(f"{plan.memory.method}; {plan.memory.remark}")))
+    return lines
 
 
 def offer_lines(plan: Plan) -> list[Line]:

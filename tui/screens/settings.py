@@ -84,7 +84,7 @@ class SettingsScreen(StepScreen):
             row.show_value(value)
         choice, recommended = facts.plan.choices.get(path), facts.recommended.get(path)
         if choice is not None:
-            row.tell(choice.reason)
+            row.tell(choice.reason, source=choice.source)
         elif recommended is not None:
             same = recommended.value == value
             row.tell(recommended.reason, "" if same else text_of(row.field, recommended.value) or "none")

@@ -79,7 +79,7 @@ class TrainingScreen(RunScreen):
         self.tell("#figures", figures(view, time.time(), going=self.run.state is State.RUNNING))
         self.set_class(not (self.run.alive or view.trained), "-ended")
         self._show_trouble()
-        self.query_one(MemoryPanel).show(view.memory, view.predicted)
+        self.query_one(MemoryPanel).show(view.memory, view.predicted, view.probe)
         log = self.query_one(RunLog)
         log.show_output(self._tail.poll())
         log.show_events(view)

@@ -276,7 +276,7 @@ def read_held_out(folder: RunFolder) -> tuple[Prompt, ...]:
 
     try:
         data = folder.settings().data
-        _, held = split_rows(load_dataset(data.path).rows, data.validation_split, data.seed)
+        _, held = split_rows(load_dataset(data.path, data.reading()).rows, data.validation_split, data.seed)
     except TuneError:
         return ()
     return tuple(_from_row(row) for row in held[:MOST] if row.prompt)

@@ -16,12 +16,14 @@ from ollama_tune.core.text import human_bytes, one_line
 from ollama_tune.tui.text import tilde
 from ollama_tune.tui.widgets.modal import BoxScreen
 
-SUFFIXES = frozenset({".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".txt", ".gz", ".zst"})
+SUFFIXES = frozenset(
+    {".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".gz", ".zst"}
+)
 MOST = 1000
 
 
 class FilePicker(BoxScreen[Path]):
-    """Enter opens a folder or takes a file, Backspace or left goes up; returns the file."""
+    """Enter opens a folder or takes a file, Backspace or left goes up, F2 takes the whole folder."""
 
     DEFAULT_CSS = """
     FilePicker #entries { height: 14; border: none; padding: 0; background: $surface; }
@@ -31,10 +33,11 @@ class FilePicker(BoxScreen[Path]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "Open", priority=True),
         Binding("backspace,left", "up", "Folder above"),
+        Binding("f2", "take_folder", "Take this folder"),
     ]
 
     def __init__(self, folder: Path) -> None:
-        super().__init__("Choose a file")
+        super().__init__("Choose a file or a folder")
         self._folder = folder.absolute()
         self._entries: list[Path] = []
 
@@ -68,6 +71,10 @@ class FilePicker(BoxScreen[Path]):
     def action_up(self) -> None:
         """The folder above."""
         self._show(self._folder.parent)
+
+    def action_take_folder(self) -> None:
+        """All files of this folder."""
+        self.dismiss(self._folder)
 
     @on(OptionList.OptionSelected)
     def action_open(self) -> None:

@@ -150,6 +150,7 @@ class FieldRow(Widget):
         self.error = ""
         self._reason = ""
         self._recommended = ""
+        self._source = ""
         self.editor = self._make_editor()
         self.editor.styles.width = field.width
 
@@ -175,10 +176,11 @@ class FieldRow(Widget):
             with self.prevent(Input.Changed):
                 self.editor.value = visible(text)
 
-    def tell(self, reason: str, recommended: str = "") -> None:
-        """Say why this value stands there or, for a changed one, what is recommended and why."""
-        if (reason, recommended) != (self._reason, self._recommended):
-            self._reason, self._recommended = reason, recommended
+    def tell(self, reason: str, recommended: str = "", source: str = "") -> None:
+        """Say why this value stands there and what the reason rests on or, for a changed one, what is
+        recommended and why."""
+        if (reason, recommended, source) != (self._reason, self._recommended, self._source):
+            self._reason, self._recommended, self._source = reason, recommended, source
             self._fit()
 
     def complain(self, error: str) -> None:
@@ -196,6 +198,12 @@ class FieldRow(Widget):
         mark = f"changed, recommended: {self._recommended}"
         return mark if cell_len(mark) <= self._room() else "changed"
 
+    def _unit(self) -> str:
+        """The unit and what the reason rests on, or as much as there is room for; the source goes first."""
+        source = f"[{self._source}]" if self._source else ""
+        both = f"{self.field.unit} {source}".strip()
+        return visible((both if cell_len(both) <= self._room() else source or both)[: self._room()])
+
     def _below(self) -> str:
         if self.error:
             return f"✗ {self.error}"
@@ -212,7 +220,7 @@ class FieldRow(Widget):
     def render(self) -> RenderResult:
         """Everything but the editor."""
         label = (f"{self.field.label:<{LABEL}}", "bold" if self.editor.has_focus else "")
-        unit = self.field.unit[: self._room()]
+        unit = self._unit()
         beside = (visible(self._beside()), "$text-accent") if self._recommended else (unit, "dim")
         below = (visible(self._below()), "$text-error bold" if self.error else "dim")
         return Content.assemble(label, " " * self.field.width, "  ", beside, "\n", below)

@@ -38,7 +38,7 @@ class MemoryBar(Widget):
         self._waiting = ""
 
     def show(self, plan: Plan | None, waiting: str = "") -> None:
-        """Show a plan's figures, or what is being waited for."""
+        """Show a plan's figures, and what is being waited for besides."""
         self._plan, self._waiting = plan, waiting
         self.refresh()
 
@@ -48,7 +48,8 @@ class MemoryBar(Widget):
             return Content.styled(self._waiting, "dim")
         memory, work = self._plan.memory, self._plan.work
         width = self.content_region.width
-        return Content("\n").join([verdict(memory), bar(memory, width), legend(memory), self._time(work)])
+        first = Content.assemble(verdict(memory), (f" ({source(memory, self._waiting)})", "dim"))
+        return Content("\n").join([first, bar(memory, width), legend(memory), self._time(work)])
 
     @staticmethod
     def _time(work: WorkEstimate) -> Content:
@@ -61,6 +62,12 @@ def verdict(memory: MemoryEstimate) -> Content:
     kind = DEVICES.get(memory.device, "memory")
     words = f": about {human_bytes(memory.needed)} of {human_bytes(memory.free)} free {kind}"
     return Content.assemble((sign, f"bold {style}"), words)
+
+
+def source(memory: MemoryEstimate, waiting: str = "") -> str:
+    """Which layer the figure comes from, and how another one differs: `simulated; formula 12.1 GiB`."""
+    words = memory.remark or waiting
+    return visible(f"{memory.method}; {words}" if words else memory.method)
 
 
 def bar(memory: MemoryEstimate, width: int) -> Content:

@@ -1,4 +1,4 @@
-"""The memory panel of a run: predicted, measured now and measured peak against the device's total."""
+"""The memory panel of a run: predicted, probed, now and peak against the device's total."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from textual.content import Content
 from textual.widget import Widget
 
 from ollama_tune.core.text import human_bytes, one_line
-from ollama_tune.tui.run_view import Memory
+from ollama_tune.tui.run_view import Memory, ProbeResult
 from ollama_tune.tui.widgets.bar import level
 
 LABEL, FIGURE = 10, 10
 
 
 class MemoryPanel(Widget):
-    """Bars with words for predicted, now and peak, and the parts on the last line where there is room."""
+    """Bars with words for predicted, now and peak; with room for it what the probe found, and the parts."""
 
     DEFAULT_CSS = """
     MemoryPanel { height: 4; text-wrap: nowrap; text-overflow: ellipsis; }
@@ -26,11 +26,17 @@ class MemoryPanel(Widget):
         super().__init__(id=id)
         self._memory: Memory | None = None
         self._predicted: Mapping[str, int] | None = None
+        self._probe: ProbeResult | None = None
 
-    def show(self, memory: Memory | None, predicted: Mapping[str, int] | None = None) -> None:
+    def show(
+        self,
+        memory: Memory | None,
+        predicted: Mapping[str, int] | None = None,
+        probe: ProbeResult | None = None,
+    ) -> None:
         """Show what was measured against the plan's parts (name to bytes), where there is a plan."""
-        if (memory, predicted) != (self._memory, self._predicted):
-            self._memory, self._predicted = memory, predicted
+        if (memory, predicted, probe) != (self._memory, self._predicted, self._probe):
+            self._memory, self._predicted, self._probe = memory, predicted, probe
             self.refresh()
 
     def lines(self, width: int) -> list[Content]:
@@ -42,7 +48,7 @@ class MemoryPanel(Widget):
         rows = [self._row("predicted", predicted, total, width, "")] if predicted else []
         rows.append(self._row("now", memory.used, total, width, ""))
         rows.append(self._row("peak", memory.peak, total, width, self._verdict(memory.peak, predicted)))
-        return [*rows, *self._legend(memory)]
+        return [*rows, *self._probed(), *self._legend(memory)]
 
     def render(self) -> RenderResult:
         """The lines that fit."""
@@ -63,6 +69,17 @@ class MemoryPanel(Widget):
             return ""
         share = peak / predicted
         return f"{share:.0%} of predicted" if share <= 1 else f"! {share - 1:.0%} over predicted"
+
+    def _probed(self) -> list[Content]:
+        """`probe     5.9 GiB measured, 6.0 GiB predicted (-2 %), limit 21.3 GiB`."""
+        probe = self._probe
+        if probe is None or not probe.predicted:
+            return []
+        share = f"{100 * (probe.measured / probe.predicted - 1):+.0f} %"
+        limit = f", limit {human_bytes(probe.limit)}" if probe.limit > 0 else ""
+        measured, predicted = human_bytes(probe.measured), human_bytes(probe.predicted)
+        words = f"{measured} measured, {predicted} predicted ({share}){limit}"
+        return [Content.assemble((f"{'probe':<{LABEL}}", "dim"), words)]
 
     def _legend(self, memory: Memory) -> list[Content]:
         """The parts: all of the prediction, or what the worker counted of what it holds."""

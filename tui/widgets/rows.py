@@ -1,32 +1,45 @@
-"""The rows of a data set as a list that draws only what is seen, whatever their number."""
+"""The rows of a data set as a table that draws only what is seen, whatever their number."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from rich.cells import set_cell_size
 from rich.segment import Segment
+from rich.style import Style
 from textual import events
+from textual.app import RenderResult
 from textual.binding import Binding, BindingType
+from textual.content import Content
 from textual.geometry import Region, Size
 from textual.message import Message
 from textual.reactive import reactive
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
+from textual.widget import Widget
 
 from ollama_tune.core.text import one_line
 
 if TYPE_CHECKING:
     from ollama_tune.core.data.values import Row
 
+ROOMY = 64
+"""Cells from which there is room for the row's own number beside that of its line."""
+LENGTH = 8
+
 
 class RowList(ScrollView, can_focus=True):
-    """One line a row: its line number in the file, the question, the answer."""
+    """One line a row: its number, its line in the file, question, answer, and characters.
+
+    Rows are asked for when they are drawn, so that the sequence may lie on the disk.
+    """
 
     DEFAULT_CSS = """
     RowList { height: 1fr; background: $background; scrollbar-size-vertical: 1; overflow-x: hidden; }
     """
-    COMPONENT_CLASSES: ClassVar[set[str]] = {"rows--cursor", "rows--number"}
+    COMPONENT_CLASSES: ClassVar[set[str]] = {"rows--cursor"}
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("up", "move(-1)", "Row before", show=False),
         Binding("down", "move(1)", "Other row"),
@@ -39,25 +52,32 @@ class RowList(ScrollView, can_focus=True):
 
     @dataclass
     class Highlighted(Message):
-        """The cursor stands on another row."""
+        """The cursor stands on another row; `number` counts the shown rows from 1."""
 
         row: Row
+        number: int
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self._rows: tuple[Row, ...] = ()
+        self._rows: Sequence[Row] = ()
 
-    def show(self, rows: tuple[Row, ...]) -> None:
-        """Replace the rows; the cursor stands on the first."""
+    @property
+    def rows(self) -> Sequence[Row]:
+        """The rows that are shown."""
+        return self._rows
+
+    def show(self, rows: Sequence[Row], *, stay: bool = False) -> None:
+        """Replace the rows; the cursor stands on the first, or where it is if it may `stay`."""
         if rows is self._rows:
             return
+        at = min(self.cursor, len(rows) - 1) if stay and rows else 0
         self._rows = rows
         self.virtual_size = Size(0, len(rows))
-        self.set_reactive(RowList.cursor, 0)
-        self.scroll_to(y=0, animate=False)
+        self.set_reactive(RowList.cursor, at)
+        self.scroll_to_region(Region(0, at, 1, 1), animate=False, force=True)
         self.refresh()
         if rows:
-            self.post_message(self.Highlighted(rows[0]))
+            self.post_message(self.Highlighted(rows[at], at + 1))
 
     def action_move(self, by: int) -> None:
         """Move the cursor."""
@@ -72,11 +92,20 @@ class RowList(ScrollView, can_focus=True):
         """Keep the cursor in sight and tell."""
         self.scroll_to_region(Region(0, cursor, 1, 1), animate=False, force=True)
         self.refresh()
-        self.post_message(self.Highlighted(self._rows[cursor]))
+        self.post_message(self.Highlighted(self._rows[cursor], cursor + 1))
 
     def on_click(self, event: events.Click) -> None:
         """Put the cursor where the pointer is."""
         self.action_move(self.scroll_offset.y + event.y - self.cursor)
+
+    def line_of(self, number: str, line: str, question: str, answer: str, length: str) -> str:
+        """The columns side by side, each cut or filled to its width in cells."""
+        width = self.size.width
+        digits = max(len(f"{len(self._rows):,}"), 4)
+        left = f"{number:>{digits}}  {line:>7}  " if width >= ROOMY else f"{line:>7}  "
+        half = max((width - len(left) - LENGTH - 6) // 2, 4)
+        texts = (set_cell_size(one_line(text, half), half) for text in (question, answer))
+        return f"{left}{next(texts)}  → {next(texts)}{length:>{LENGTH}}"
 
     def render_line(self, y: int) -> Strip:
         """One row, cut to the width."""
@@ -85,8 +114,30 @@ class RowList(ScrollView, can_focus=True):
             return Strip.blank(width, self.rich_style)
         row, here = self._rows[index], index == self.cursor
         style = self.get_component_rich_style("rows--cursor") if here else self.rich_style
-        number = f"{'▶' if here else ' '}{row.line:>6,}  "
-        question = next((m.content for m in reversed(row.prompt) if m.role == "user"), "")
-        half = max((width - len(number) - 4) // 2, 8)
-        text = f"{one_line(question, half):<{half}}  → {one_line(row.answer, half)}"
-        return Strip([Segment(number, style), Segment(text, style)]).adjust_cell_length(width, style)
+        return self._strip(("▶" if here else " ") + self._cells(row, index + 1), style)
+
+    def _cells(self, row: Row, number: int) -> str:
+        last = row.messages[-1]
+        answer = last.content if last.role == "assistant" else ""
+        question = next((m.content for m in reversed(row.messages) if m.role == "user"), "")
+        length = sum(len(message.content) for message in row.messages)
+        return self.line_of(f"{number:,}", f"{row.line:,}", question, answer, f"{length:,}")
+
+    def _strip(self, text: str, style: Style) -> Strip:
+        return Strip([Segment(text, style)]).adjust_cell_length(self.size.width, style)
+
+
+class RowHead(Widget):
+    """The line above a table of rows: what its columns are."""
+
+    DEFAULT_CSS = """
+    RowHead { height: 1; color: $text-muted; text-wrap: nowrap; }
+    """
+
+    def __init__(self, rows: RowList, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._table = rows
+
+    def render(self) -> RenderResult:
+        """The names of the columns."""
+        return Content(" " + self._table.line_of("row", "line", "question", "answer", "letters"))

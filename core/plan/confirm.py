@@ -1,0 +1,160 @@
+"""Confirms a plan's memory by the simulation of the installed libraries, and remembers what it found.
+
+The closed formula chooses, at once; the simulation of the chosen settings takes seconds and runs in a
+process of its own. Where its figure does not fit, the nearest plan that does by it is offered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ollama_tune.core.data.values import Lengths
+from ollama_tune.core.errors import TuneError
+from ollama_tune.core.files import write_atomic
+from ollama_tune.core.machine.values import Machine
+from ollama_tune.core.models.values import ModelSpec
+from ollama_tune.core.paths import cache_dir
+from ollama_tune.core.plan.calibration import installed
+from ollama_tune.core.plan.checks import plan_warnings
+from ollama_tune.core.plan.memory import estimate_of, gpu_parts, predict
+from ollama_tune.core.plan.offers import MEMORY_FIELDS
+from ollama_tune.core.plan.predict import Simulator
+from ollama_tune.core.plan.recommend import make_plan
+from ollama_tune.core.plan.request import MemoryRequest, as_request
+from ollama_tune.core.plan.settings import Settings
+from ollama_tune.core.plan.shape import model_config
+from ollama_tune.core.plan.values import MemoryEstimate, Offer, Plan
+from ollama_tune.core.text import human_bytes, one_line
+
+SIMULATED = "simulated"
+NOTEWORTHY = 0.02
+"""Smaller differences between formula and simulation are not worth a word."""
+ROUNDS = 2
+"""Plans that are simulated to find one that fits."""
+MOST = 200
+"""Remembered results."""
+
+
+def can_confirm(plan: Plan, machine: Machine) -> bool:
+    """Whether there is something to simulate: tensors on a GPU. Of the CPU's memory the formula is all."""
+    return plan.settings.training.device == "cuda" and bool(machine.gpu.gpus) and not is_confirmed(plan)
+
+
+def is_confirmed(plan: Plan) -> bool:
+    """Whether the simulation has had its say."""
+    return SIMULATED in plan.memory.method or bool(plan.memory.remark)
+
+
+def confirm(plan: Plan, machine: Machine, spec: ModelSpec, lengths: Lengths, simulator: Simulator) -> Plan:
+    """The plan with its memory simulated; where that does not fit, with the nearest plan that does.
+
+    A model that the libraries cannot simulate keeps the formula's figure, and the reason beside it.
+    """
+    try:
+        memory = _simulate(plan.settings, machine, spec, lengths, simulator)
+    except TuneError as error:
+        return replace(plan, memory=replace(plan.memory, remark=one_line(error.what, 120)))
+    confirmed = replace(plan, memory=_compared(memory, plan.memory), offers=())
+    if not memory.fits:
+        offers = _nearest(plan, machine, spec, lengths, simulator, memory) or plan.offers
+        confirmed = replace(confirmed, offers=offers)
+    old = set(plan_warnings(plan, machine, spec, lengths))
+    kept = [warning for warning in plan.warnings if warning not in old]
+    return replace(confirmed, warnings=(*kept, *plan_warnings(confirmed, machine, spec, lengths)))
+
+
+def _simulate(
+    settings: Settings, machine: Machine, spec: ModelSpec, lengths: Lengths, simulator: Simulator
+) -> MemoryEstimate:
+    """The simulated peak of these settings; `TuneError` where the libraries cannot."""
+    found = _parts(config_of(spec), as_request(settings.training, lengths.longest), simulator)
+    return estimate_of(settings.training, spec, machine, gpu_parts(found), SIMULATED)
+
+
+def _compared(memory: MemoryEstimate, formula: MemoryEstimate) -> MemoryEstimate:
+    """The simulated figure, with the formula's where they differ."""
+    share = formula.needed / max(memory.needed, 1) - 1
+    if abs(share) < NOTEWORTHY:
+        return memory
+    return replace(memory, remark=f"formula {human_bytes(formula.needed)}")
+
+
+def _nearest(
+    plan: Plan,
+    machine: Machine,
+    spec: ModelSpec,
+    lengths: Lengths,
+    simulator: Simulator,
+    memory: MemoryEstimate,
+) -> tuple[Offer, ...]:
+    """A plan that fits when the formula is corrected by what the simulation says, and simulated itself."""
+    mine = {path: plan.settings.get(path) for path in plan.changed}
+    settings = plan.settings
+    for _ in range(ROUNDS):
+        correction = memory.needed / max(predict(settings, spec, machine, lengths.longest).needed, 1)
+        other = make_plan(machine, spec, lengths, mine, max(correction, 1.0))
+        if not other.memory.fits:
+            return other.offers
+        settings = other.settings
+        memory = _simulate(settings, machine, spec, lengths, simulator)
+        if memory.fits:
+            return (_offer(plan.settings, settings, memory),)
+    return ()
+
+
+def _offer(before: Settings, after: Settings, memory: MemoryEstimate) -> Offer:
+    changes = {path: after.get(path) for path in MEMORY_FIELDS if after.get(path) != before.get(path)}
+    steps = [f"{path.partition('.')[2]} {before.get(path)} → {value}" for path, value in changes.items()]
+    return Offer(changes, f"{', '.join(steps)}: simulated, it fits", memory)
+
+
+def config_of(spec: ModelSpec) -> dict[str, Any]:
+    """A model's config.json; of a listed model that is not here the sizes that the list knows."""
+    return model_config(spec) or {
+        "model_type": spec.model_type,
+        "hidden_size": spec.hidden_size,
+        "intermediate_size": spec.intermediate_size,
+        "num_hidden_layers": spec.layers,
+        "num_attention_heads": spec.heads,
+        "num_key_value_heads": spec.key_value_heads,
+        "head_dim": spec.head_dim,
+        "vocab_size": spec.vocabulary_size,
+        "tie_word_embeddings": spec.tied_embeddings,
+        "pad_token_id": 0,
+    }
+
+
+# What was simulated before
+
+
+def _parts(config: Mapping[str, Any], request: MemoryRequest, simulator: Simulator) -> dict[str, int]:
+    """Allocated bytes by part, from the memory of earlier simulations with the same libraries if there."""
+    key, known = _key(config, request), _known()
+    if key not in known:
+        known[key] = dict(simulator.predict(config, request).allocated)
+        write_atomic(_path(), json.dumps(dict(list(known.items())[-MOST:])))
+    return known[key]
+
+
+def _key(config: Mapping[str, Any], request: MemoryRequest) -> str:
+    told = [dict(config), request.deciding(), installed(), version("ollama-tune")]
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _path() -> Path:
+    return cache_dir() / "simulations.json"
+
+
+def _known() -> dict[str, dict[str, int]]:
+    """Earlier results; a damaged file counts as none."""
+    try:
+        tree = json.loads(_path().read_text(encoding="utf-8"))
+        return {str(key): {str(n): int(size) for n, size in parts.items()} for key, parts in tree.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}

@@ -1,0 +1,156 @@
+"""What the wizard's threads do about data: read it, count its tokens, render a row of it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ollama_tune.core.errors import TuneError
+from ollama_tune.tui import messages
+from ollama_tune.tui.state import BUNDLED
+from ollama_tune.tui.tasks import IMPORTING
+
+if TYPE_CHECKING:
+    from ollama_tune.core.data.render import ChatFormat
+    from ollama_tune.core.data.values import DatasetProfile, Problem, Reading, Row
+
+Progress = Callable[[int, int], None]
+SMALL = 256 << 10
+"""Bytes of a file up to which the first page would not come earlier than all rows."""
+
+
+def first_page(path: str, reading: Mapping[str, Any], progress: Progress) -> messages.DatasetChecked | None:
+    """The first rows of a data set, in milliseconds; nothing where all of them are read as fast.
+
+    A data set of the hub is fetched first, with `progress`; where that fails there is nothing to read.
+    """
+    with IMPORTING:
+        from ollama_tune.core.data.load import peek
+
+    remote = path != BUNDLED and not Path(path).is_absolute()
+    try:
+        if not remote and (path == BUNDLED or 0 < _size(path) < SMALL):
+            return None
+        profile = peek(path, _reading(path, reading), progress)
+    except TuneError as error:
+        return messages.DatasetChecked(path, reading, error=error) if remote else None
+    return messages.DatasetChecked(path, reading, profile) if profile.rows else None
+
+
+def _size(path: str) -> int:
+    """Bytes of a file; 0 for a folder, and where there is nothing."""
+    try:
+        return Path(path).stat().st_size if Path(path).is_file() else 0
+    except (OSError, ValueError):
+        return 0
+
+
+def check_data(
+    path: str, reading: Mapping[str, Any], progress: Progress, cancelled: Callable[[], bool]
+) -> messages.DatasetChecked:
+    """A data set, read and checked; where that failed its columns come with the reason."""
+    with IMPORTING:
+        from ollama_tune.core.data.background import scan_in_child
+        from ollama_tune.core.data.load import peek
+
+    said = _reading(path, reading)
+    try:
+        return messages.DatasetChecked(path, reading, scan_in_child(path, said, progress, cancelled))
+    except TuneError as error:
+        failed = messages.DatasetChecked(path, reading, error=error)
+    with contextlib.suppress(TuneError):
+        return replace(failed, columns=peek(path, said).columns)
+    return failed
+
+
+def _reading(path: str, values: Mapping[str, Any]) -> Reading:
+    """What the person said, as the data room takes it; `UsageError` where it makes no sense."""
+    with IMPORTING:
+        from ollama_tune.core.plan.settings import parse
+
+    section = {name.removeprefix("data."): value for name, value in values.items()}
+    return parse({"data": {"path": path} | section}).data.reading()
+
+
+def measure_sample(
+    chat: ChatFormat, profile: DatasetProfile, reading: Mapping[str, Any]
+) -> messages.RowsMeasured | None:
+    """How long the rows are in tokens, estimated from some of them; nothing where all are counted soon."""
+    with IMPORTING:
+        from ollama_tune.core.data.lengths import is_encoded, sample_lengths
+        from ollama_tune.core.data.load import sample_rows
+        from ollama_tune.core.data.options import fit_options
+
+    chat = fit_options(chat, profile.rows)
+    if profile.exact and is_encoded(chat, profile.rows):
+        return None
+    rows = profile.rows
+    if not profile.exact:
+        rows = sample_rows(profile.source, _reading(profile.source, reading)) or rows
+    lengths = sample_lengths(chat, rows, len(rows) if profile.exact else profile.total)
+    if not lengths.tokens:
+        return None
+    return messages.RowsMeasured(replace(lengths, exact=False), last=False, chat=chat)
+
+
+def measure(
+    chat: ChatFormat, rows: Sequence[Row], progress: Progress, cancelled: Callable[[], bool]
+) -> messages.RowsMeasured:
+    """The rows in tokens."""
+    with IMPORTING:
+        from ollama_tune.core.data.encoding import encode_in_child
+        from ollama_tune.core.data.lengths import measure
+        from ollama_tune.core.data.options import fit_options
+
+    chat = fit_options(chat, rows)
+    examples, problems = encode_in_child(chat, rows, progress, cancelled)
+    if examples:
+        return messages.RowsMeasured(measure(examples), tuple(problems), chat=chat)
+    reason = problems[0].text if problems else "There is no usable row."
+    error = TuneError(f"No row can be trained on: {reason}", "Use other data or another model.")
+    return messages.RowsMeasured(None, tuple(problems), error)
+
+
+def rows_of(profile: DatasetProfile, problem: Problem) -> Sequence[Row]:
+    """The rows that have a problem, or the first few where it is one of rendering."""
+    with IMPORTING:
+        from ollama_tune.core.data.load import profile_rows
+
+    found = profile_rows(profile, problem.kind)
+    if found or problem in profile.problems:
+        return found
+    lines = set(problem.lines)
+    return [row for row in profile.rows if row.line in lines]
+
+
+def render_row(chat: ChatFormat, row: Row, limit: int = 0) -> messages.RowRendered:
+    """One row as the model sees it, with what becomes of one of more than `limit` tokens.
+
+    A piece of a record that is no row is shown as it is.
+    """
+    with IMPORTING:
+        from ollama_tune.core.data import mask, notes, shorten  # noqa: F401
+        from ollama_tune.tui.data_report import seen_by
+
+    if all(message.role == "user" for message in row.messages):
+        return messages.RowRendered(row)
+    try:
+        return messages.RowRendered(row, *seen_by(chat, row, limit))
+    except TuneError as error:
+        return messages.RowRendered(row, error=error)
+
+
+def whole_path(typed: str) -> str:
+    """What was typed as the settings take it: `bundled`, a hub id as it is, else an absolute path."""
+    if typed in ("", BUNDLED):
+        return BUNDLED
+    from ollama_tune.core.models.locate import is_hub_id
+
+    try:
+        path = Path(typed).expanduser().absolute()
+        return typed if is_hub_id(typed) and not path.exists() else str(path)
+    except (OSError, RuntimeError, ValueError):
+        return typed
