@@ -146,7 +146,7 @@ def copied(path: str) -> float:
 
 
 def clusters(path: str) -> float:
-    """Near-duplicates among 100,000 texts, one in ten of which is another one with up to 10 % words changed."""
+    """Near-duplicates among 100,000 texts; one in ten is another one with up to 10 % of its words changed."""
     from ollama_tune.core.data.duplicates import near_duplicates
 
     draw = random.Random(1)
