@@ -9,7 +9,7 @@ help:
 	@echo "make demo     install into $(VENV) and run the whole job on the bundled model and data"
 	@echo "make install  install into $(VENV)"
 	@echo "make test     lint, types and all tests in a fresh virtual environment"
-	@echo "make bench    measurements (never part of the tests); make bench-export: against the usual way"
+	@echo "make bench    measurements (never part of the tests); make bench-data, make bench-export: one part"
 	@echo "make picture  draw assets/wizard.png again"
 
 python-version:
@@ -49,6 +49,11 @@ types:
 
 bench:
 	@$(PYTHON) -m tests.bench.start
+	@$(PYTHON) -m tests.bench.packing
+	@$(PYTHON) -m tests.bench.data
+
+bench-data:
+	@$(PYTHON) -m tests.bench.data
 
 bench-export:
 	@$(PYTHON) -m tests.bench.export
@@ -59,4 +64,4 @@ picture:
 clean:
 	rm -rf build dist *.egg-info $(VENV)
 
-.PHONY: help python-version install demo test check lint types bench bench-export picture clean
+.PHONY: help python-version install demo test check lint types bench bench-data bench-export picture clean

@@ -17,7 +17,7 @@ from ollama_tune.core.errors import TuneError, UsageError
 from ollama_tune.tui.shell import out
 
 if TYPE_CHECKING:
-    from ollama_tune.core.data.render import ChatFormat
+    from ollama_tune.core.data.chat.render import ChatFormat
     from ollama_tune.core.data.values import DatasetProfile, Reading
     from ollama_tune.tui.data_report import Report, RowView
 
@@ -81,8 +81,8 @@ def data(file: str, model: str | None, row: int | None, as_json: bool, **options
 
 def make_report(file: str, reading: Reading, model: str | None, number: int | None) -> Report:
     """Read a data set; with a model also measure its rows, and render the row with that number."""
+    from ollama_tune.core.data.chat.options import fit_options
     from ollama_tune.core.data.load import load_dataset
-    from ollama_tune.core.data.options import fit_options
     from ollama_tune.tui.data_report import Report
 
     profile = load_dataset(file, reading)
@@ -100,7 +100,7 @@ def make_report(file: str, reading: Reading, model: str | None, number: int | No
 
 
 def _reading(columns: tuple[str, ...], form: str | None, **others: Any) -> Reading:
-    from ollama_tune.core.data.columns import ALIASES
+    from ollama_tune.core.data.schemas.columns import ALIASES
     from ollama_tune.core.data.values import Reading
 
     parts = {*PARTS, *ALIASES}
@@ -121,7 +121,7 @@ def _column(text: str, parts: Container[str]) -> tuple[str, str]:
 
 def _chat(model: str) -> ChatFormat:
     """The chat form of a model; its weights need not be there."""
-    from ollama_tune.core.data.render import ChatFormat
+    from ollama_tune.core.data.chat.render import ChatFormat
     from ollama_tune.core.models.chat_templates import chosen_template
     from ollama_tune.core.models.describe import describe
 
@@ -133,7 +133,7 @@ def _chat(model: str) -> ChatFormat:
 
 def _measured(report: Report, chat: ChatFormat) -> Report:
     """Lengths of all rows, or of a sample of very many; `TuneError` where the model takes none of them."""
-    from ollama_tune.core.data.lengths import encode_rows, measure, sample_lengths
+    from ollama_tune.core.data.tokens.lengths import encode_rows, measure, sample_lengths
 
     rows = report.profile.rows
     if len(rows) > EXACT_UP_TO:

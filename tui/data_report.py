@@ -11,7 +11,7 @@ from ollama_tune.core.text import one_line, visible
 from ollama_tune.tui.text import where_text
 
 if TYPE_CHECKING:
-    from ollama_tune.core.data.render import ChatFormat
+    from ollama_tune.core.data.chat.render import ChatFormat
     from ollama_tune.core.data.values import DatasetProfile, Example, Lengths, Message, Problem, Row
 
 LABEL = 10
@@ -76,8 +76,8 @@ def seen_by(chat: ChatFormat, row: Row, limit: int = 0) -> tuple[tuple[Example, 
     One of these says what becomes of a row of more than `limit` tokens; 0 is no limit. Raises `TuneError`
     where the chat template refuses the row or its answers cannot be told exactly.
     """
-    from ollama_tune.core.data.mask import make
-    from ollama_tune.core.data.notes import NOTES, in_order
+    from ollama_tune.core.data.chat.mask import make
+    from ollama_tune.core.data.chat.notes import NOTES, in_order
 
     made = make(chat, row)
     notes = tuple(NOTES[kind] for kind in in_order(made.notes))
@@ -87,8 +87,8 @@ def seen_by(chat: ChatFormat, row: Row, limit: int = 0) -> tuple[tuple[Example, 
 
 def _fate(chat: ChatFormat, row: Row, limit: int) -> str:
     """What becomes of a row that is too long."""
-    from ollama_tune.core.data.answers import is_text
-    from ollama_tune.core.data.shorten import shorten
+    from ollama_tune.core.data.chat.answers import is_text
+    from ollama_tune.core.data.tokens.shorten import shorten
 
     head = f"This row is longer than {limit:,} tokens"
     if is_text(row.messages):

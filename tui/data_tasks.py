@@ -14,7 +14,7 @@ from ollama_tune.tui.state import BUNDLED
 from ollama_tune.tui.tasks import IMPORTING
 
 if TYPE_CHECKING:
-    from ollama_tune.core.data.render import ChatFormat
+    from ollama_tune.core.data.chat.render import ChatFormat
     from ollama_tune.core.data.values import DatasetProfile, Problem, Reading, Row
 
 Progress = Callable[[int, int], None]
@@ -53,8 +53,8 @@ def check_data(
 ) -> messages.DatasetChecked:
     """A data set, read and checked; where that failed its columns come with the reason."""
     with IMPORTING:
-        from ollama_tune.core.data.background import scan_in_child
         from ollama_tune.core.data.load import peek
+        from ollama_tune.core.data.rows.background import scan_in_child
 
     said = _reading(path, reading)
     try:
@@ -80,9 +80,9 @@ def measure_sample(
 ) -> messages.RowsMeasured | None:
     """How long the rows are in tokens, estimated from some of them; nothing where all are counted soon."""
     with IMPORTING:
-        from ollama_tune.core.data.lengths import is_encoded, sample_lengths
+        from ollama_tune.core.data.chat.options import fit_options
         from ollama_tune.core.data.load import sample_rows
-        from ollama_tune.core.data.options import fit_options
+        from ollama_tune.core.data.tokens.lengths import is_encoded, sample_lengths
 
     chat = fit_options(chat, profile.rows)
     if profile.exact and is_encoded(chat, profile.rows):
@@ -101,9 +101,9 @@ def measure(
 ) -> messages.RowsMeasured:
     """The rows in tokens."""
     with IMPORTING:
-        from ollama_tune.core.data.encoding import encode_in_child
-        from ollama_tune.core.data.lengths import measure
-        from ollama_tune.core.data.options import fit_options
+        from ollama_tune.core.data.chat.options import fit_options
+        from ollama_tune.core.data.tokens.encoding import encode_in_child
+        from ollama_tune.core.data.tokens.lengths import measure
 
     chat = fit_options(chat, rows)
     examples, problems = encode_in_child(chat, rows, progress, cancelled)
@@ -132,7 +132,8 @@ def render_row(chat: ChatFormat, row: Row, limit: int = 0) -> messages.RowRender
     A piece of a record that is no row is shown as it is.
     """
     with IMPORTING:
-        from ollama_tune.core.data import mask, notes, shorten  # noqa: F401
+        from ollama_tune.core.data.chat import mask, notes  # noqa: F401
+        from ollama_tune.core.data.tokens import shorten  # noqa: F401
         from ollama_tune.tui.data_report import seen_by
 
     if all(message.role == "user" for message in row.messages):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from textual.message import Message
 
 if TYPE_CHECKING:
-    from ollama_tune.core.data.render import ChatFormat
+    from ollama_tune.core.data.chat.render import ChatFormat
     from ollama_tune.core.data.values import Column, DatasetProfile, Example, Lengths, Problem, Row
     from ollama_tune.core.errors import TuneError
     from ollama_tune.core.machine.values import Machine

@@ -18,7 +18,7 @@ from ollama_tune.core.paths import runs_dir, state_dir
 from ollama_tune.core.runs.lock import is_held
 
 if TYPE_CHECKING:
-    from ollama_tune.core.data.render import ChatFormat
+    from ollama_tune.core.data.chat.render import ChatFormat
     from ollama_tune.core.data.values import Column, DatasetProfile, Lengths, Problem, Reading
     from ollama_tune.core.errors import TuneError
     from ollama_tune.core.machine.values import Machine

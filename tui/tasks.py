@@ -94,7 +94,7 @@ def recommend_base(machine: Machine, lengths: Lengths | None) -> messages.BaseRe
 def read_model(source: str, revision: str | None, form: str | None) -> messages.ModelRead:
     """What a model is; `form` is the chat form taken for a base model. Of a hub's only small files come."""
     with IMPORTING:
-        from ollama_tune.core.data.render import ChatFormat
+        from ollama_tune.core.data.chat.render import ChatFormat
         from ollama_tune.core.models.about import about
         from ollama_tune.core.models.chat_templates import NO_TEMPLATE
         from ollama_tune.core.models.describe import describe

@@ -21,7 +21,7 @@ from ollama_tune.tui.state import BUNDLED, Facts, WizardState
 from ollama_tune.tui.tasks import Probe
 
 if TYPE_CHECKING:
-    from ollama_tune.core.data.render import ChatFormat
+    from ollama_tune.core.data.chat.render import ChatFormat
     from ollama_tune.core.data.values import DatasetProfile, Lengths
     from ollama_tune.core.machine.values import Machine
     from ollama_tune.core.models.values import ModelSpec

@@ -9,13 +9,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ollama_tune.core.data import cache
-from ollama_tune.core.data.detect import KNOWN, Detector, Unusable
-from ollama_tune.core.data.hub import resolve_data
+from ollama_tune.core.data.files.hub import resolve_data
+from ollama_tune.core.data.files.read import Item
+from ollama_tune.core.data.files.sample import sample_items
 from ollama_tune.core.data.problems import ProblemLog
-from ollama_tune.core.data.read import Item
-from ollama_tune.core.data.sample import sample_items
-from ollama_tune.core.data.scan import (
+from ollama_tune.core.data.rows import cache
+from ollama_tune.core.data.rows.scan import (
     DROPPED,
     SAMPLE,
     Progress,
@@ -25,8 +24,9 @@ from ollama_tune.core.data.scan import (
     questions_of,
     scan,
 )
-from ollama_tune.core.data.store import HELD_OUT, Store, StoredRows
-from ollama_tune.core.data.tidy import warn_if_few
+from ollama_tune.core.data.rows.store import HELD_OUT, Store, StoredRows
+from ollama_tune.core.data.schemas.detect import KNOWN, Detector, Unusable
+from ollama_tune.core.data.schemas.tidy import warn_if_few
 from ollama_tune.core.data.values import (
     Column,
     DatasetProfile,

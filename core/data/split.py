@@ -7,8 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ollama_tune.core.data.keys import conversation_key, number, question_key
-from ollama_tune.core.data.store import HELD_OUT, StoredRows
+from ollama_tune.core.data.rows.keys import conversation_key, number, question_key
+from ollama_tune.core.data.rows.store import HELD_OUT, StoredRows
 from ollama_tune.core.data.values import Row
 
 __all__ = ["conversation_key", "question_key", "split_rows"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.export.llama import Completion, LlamaServer
 from ollama_tune.core.export.meter import Meter
 from ollama_tune.core.export.reference import ReferenceAnswer, divergence

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.errors import TuneError, UsageError
 from ollama_tune.core.export.adapter import FILE, Adapter
 from ollama_tune.core.export.adapter_config import CONFIG

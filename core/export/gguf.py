@@ -21,7 +21,7 @@ import numpy as np
 from gguf.gguf_writer import WriterState
 from numpy.typing import NDArray
 
-from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.export.ggml import quantizer
 from ollama_tune.core.export.importance import Importance

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from ollama_tune.core.data.render import ChatFormat
-from ollama_tune.core.data.templates import BLANKS
+from ollama_tune.core.data.chat.render import ChatFormat
+from ollama_tune.core.data.chat.templates import BLANKS
 from ollama_tune.core.data.values import Message
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.export.probes import CONVERSATIONS

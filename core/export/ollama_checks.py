@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.export.ollama import Answer, OllamaClient
 from ollama_tune.core.export.questions import Question
 from ollama_tune.core.export.values import Check, Progress, Stopped, Verdict

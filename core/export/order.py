@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.export.values import Progress
 from ollama_tune.core.models.architectures import read_config
 from ollama_tune.core.plan.gguf_types import OLLAMA_CONTEXT

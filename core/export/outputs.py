@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.export.adapter import EMBEDDING, FILE, canonical
 from ollama_tune.core.export.adapter_config import CONFIG

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.export.adapter_config import CONFIG
 from ollama_tune.core.export.gguf import export_gguf
 from ollama_tune.core.export.llama import LlamaServer

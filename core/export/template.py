@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ollama_tune.core.data.pins import pinned, prints_date
-from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.data.chat.pins import pinned, prints_date
+from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.data.values import Message
 from ollama_tune.core.errors import TuneError
 

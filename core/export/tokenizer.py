@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gguf import TokenType
 
-from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.data.values import Message
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.export.template import exported_template

@@ -18,7 +18,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.export.gguf import plain_name
 from ollama_tune.core.export.llama import LlamaServer

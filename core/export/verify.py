@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import torch
 
-from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.export.answercheck import GATES, check_answers, check_distribution
 from ollama_tune.core.export.gguf import Exported, Source, open_source

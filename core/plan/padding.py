@@ -7,7 +7,7 @@ from bisect import bisect_left
 from functools import lru_cache
 from itertools import accumulate, pairwise
 
-from ollama_tune.core.data.pack import filled, pack
+from ollama_tune.core.data.tokens.pack import filled, pack
 from ollama_tune.core.data.values import LENGTH_STEP, Lengths
 from ollama_tune.core.plan.settings import TrainingSettings
 

@@ -7,7 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ollama_tune.core.data.lengths import (
+from ollama_tune.core.data.chat.options import fit_options
+from ollama_tune.core.data.chat.render import ChatFormat
+from ollama_tune.core.data.load import load_dataset
+from ollama_tune.core.data.tokens.lengths import (
     SAMPLE,
     encode_rows,
     estimate_lengths,
@@ -15,9 +18,6 @@ from ollama_tune.core.data.lengths import (
     measure,
     sample_lengths,
 )
-from ollama_tune.core.data.load import load_dataset
-from ollama_tune.core.data.options import fit_options
-from ollama_tune.core.data.render import ChatFormat
 from ollama_tune.core.data.values import Lengths, Reading
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.machine.host import read_host

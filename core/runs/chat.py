@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from ollama_tune.core.data.options import fit_options
-from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.data.chat.options import fit_options
+from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.data.values import Row
 from ollama_tune.core.files import write_atomic
 from ollama_tune.core.models.chat_templates import chosen_template

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from ollama_tune.core.data.encoded import counted
-from ollama_tune.core.data.pack import pack
+from ollama_tune.core.data.tokens.encoded import counted
+from ollama_tune.core.data.tokens.pack import pack
 from ollama_tune.core.data.values import Example
 from ollama_tune.core.plan.settings import TrainingSettings
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ollama_tune.core.data.encoded import counted
+from ollama_tune.core.data.tokens.encoded import counted
 from ollama_tune.core.data.values import Example
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.plan.settings import TrainingSettings

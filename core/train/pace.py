@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ollama_tune.core.data.lengths import measure
+from ollama_tune.core.data.tokens.lengths import measure
 from ollama_tune.core.data.values import Example
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.machine.gpus import read_gpus

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ollama_tune.core.data.encoded import Examples, Picked
-from ollama_tune.core.data.lengths import encode_rows
+from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.data.load import load_dataset
-from ollama_tune.core.data.render import ChatFormat
-from ollama_tune.core.data.shorten import fit_rows
 from ollama_tune.core.data.split import held_out_numbers
+from ollama_tune.core.data.tokens.encoded import Examples, Picked
+from ollama_tune.core.data.tokens.lengths import encode_rows
+from ollama_tune.core.data.tokens.shorten import fit_rows
 from ollama_tune.core.data.values import Row
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.machine.host import read_host

@@ -105,9 +105,9 @@ def chosen(path: str) -> float:
 
 def sampled(path: str) -> float:
     """Tokens of all rows, estimated."""
-    from ollama_tune.core.data.lengths import sample_lengths
+    from ollama_tune.core.data.chat.render import ChatFormat
     from ollama_tune.core.data.load import peek, sample_rows
-    from ollama_tune.core.data.render import ChatFormat
+    from ollama_tune.core.data.tokens.lengths import sample_lengths
     from ollama_tune.core.paths import asset
 
     chat = ChatFormat.from_folder(asset("model"))
@@ -116,7 +116,7 @@ def sampled(path: str) -> float:
 
 def whole(path: str) -> float:
     """Usable rows, read and checked by a child process."""
-    from ollama_tune.core.data.background import scan_in_child
+    from ollama_tune.core.data.rows.background import scan_in_child
     from ollama_tune.core.data.values import Reading
 
     return scan_in_child(path, Reading(), lambda done, total: None, lambda: False).usable
@@ -147,7 +147,7 @@ def copied(path: str) -> float:
 
 def clusters(path: str) -> float:
     """Near-duplicates among 100,000 texts; one in ten is another one with up to 10 % of its words changed."""
-    from ollama_tune.core.data.duplicates import near_duplicates
+    from ollama_tune.core.data.rows.duplicates import near_duplicates
 
     draw = random.Random(1)
     words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(30_000)]
@@ -169,7 +169,7 @@ def clusters(path: str) -> float:
 
 def packed(path: str) -> float:
     """Per cent of the space that is wasted."""
-    from ollama_tune.core.data.pack import filled, pack
+    from ollama_tune.core.data.tokens.pack import filled, pack
 
     draw = random.Random(2)
     lengths = [min(max(int(draw.lognormvariate(5.5, 0.75)), 8), CAPACITY) for _ in range(PACKED)]

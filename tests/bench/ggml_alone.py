@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.export.ggml import Floats, quantizer
 from ollama_tune.core.export.gguf import Source, open_source
 from ollama_tune.core.export.mix import choose_types

@@ -24,12 +24,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ollama_tune.core.data.answers import Answers, find_answers
-from ollama_tune.core.data.mask import make, make_example
-from ollama_tune.core.data.options import fit_options
-from ollama_tune.core.data.render import END_TOKENS, ChatFormat
-from ollama_tune.core.data.samples import samples
-from ollama_tune.core.data.templates import BLANKS
+from ollama_tune.core.data.chat.answers import Answers, find_answers
+from ollama_tune.core.data.chat.mask import make, make_example
+from ollama_tune.core.data.chat.options import fit_options
+from ollama_tune.core.data.chat.render import END_TOKENS, ChatFormat
+from ollama_tune.core.data.chat.samples import samples
+from ollama_tune.core.data.chat.templates import BLANKS
 from ollama_tune.core.data.values import Message, Row, ToolCall
 from ollama_tune.core.errors import TuneError
 

@@ -14,10 +14,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from ollama_tune.core.data.lengths import encode_rows, measure, sample_lengths
+from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.data.load import load_dataset
-from ollama_tune.core.data.pack import filled, pack
-from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.data.tokens.lengths import encode_rows, measure, sample_lengths
+from ollama_tune.core.data.tokens.pack import filled, pack
 from ollama_tune.core.paths import asset
 from ollama_tune.core.plan.padding import grouped_padding, packed_rows, random_padding
 from ollama_tune.core.train.session import peak_memory

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.data.values import Message
 from ollama_tune.core.export.reference import ReferenceAnswer
 from ollama_tune.core.export.verify import compute_reference

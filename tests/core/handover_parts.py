@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.data.values import Message
 from ollama_tune.core.export.gguf import export_gguf
 from ollama_tune.core.export.handover import hand_over

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from ollama_tune.core.data.clean import CHECKS, findings
-from ollama_tune.core.data.keys import keys_of, normalised
 from ollama_tune.core.data.load import load_dataset, peek, profile_rows
-from ollama_tune.core.data.scripts import ScriptMix, script_of, spoken
+from ollama_tune.core.data.rows.clean import CHECKS, findings
+from ollama_tune.core.data.rows.keys import keys_of, normalised
+from ollama_tune.core.data.rows.scripts import ScriptMix, script_of, spoken
 from ollama_tune.core.data.values import DatasetProfile, Message, Reading, ToolCall
 from ollama_tune.core.errors import TuneError
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ollama_tune.core.data.detect import KNOWN, Detector, Unusable
 from ollama_tune.core.data.problems import ProblemLog
-from ollama_tune.core.data.tidy import tidy
+from ollama_tune.core.data.schemas.detect import KNOWN, Detector, Unusable
+from ollama_tune.core.data.schemas.tidy import tidy
 from ollama_tune.core.data.values import Message, Reading
 
 S, U, A = "system", "user", "assistant"

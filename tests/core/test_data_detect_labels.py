@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from ollama_tune.core.data.class_names import class_names, with_names
-from ollama_tune.core.data.detect import KNOWN, Detector
-from ollama_tune.core.data.labels import is_fixed_set, label_findings, sorted_labels, system_text
+from ollama_tune.core.data.files.class_names import class_names, with_names
+from ollama_tune.core.data.files.read import read_items
 from ollama_tune.core.data.problems import ProblemLog
-from ollama_tune.core.data.read import read_items
+from ollama_tune.core.data.schemas.detect import KNOWN, Detector
+from ollama_tune.core.data.schemas.labels import is_fixed_set, label_findings, sorted_labels, system_text
 from ollama_tune.core.data.values import Message, Reading
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from ollama_tune.core.data.detect import Conversation, Detector, Unusable
-from ollama_tune.core.data.markup import marked_turns
 from ollama_tune.core.data.problems import ProblemLog
-from ollama_tune.core.data.tidy import tidy
+from ollama_tune.core.data.schemas.detect import Conversation, Detector, Unusable
+from ollama_tune.core.data.schemas.markup import marked_turns
+from ollama_tune.core.data.schemas.tidy import tidy
 from ollama_tune.core.data.values import Message, ToolCall
 
 S, U, A, T = "system", "user", "assistant", "tool"

@@ -5,8 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from ollama_tune.core.data import duplicates
-from ollama_tune.core.data.duplicates import Signatures, near_duplicates, shingles
+from ollama_tune.core.data.rows import duplicates
+from ollama_tune.core.data.rows.duplicates import Signatures, near_duplicates, shingles
 
 DRAW = random.Random(5)
 WORDS = ["".join(DRAW.choices("abcdefghijklmnop", k=DRAW.randint(2, 8))) for _ in range(3000)]

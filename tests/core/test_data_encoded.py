@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from ollama_tune.core.data import batched, encoded, lengths
+from ollama_tune.core.data.chat.mask import make_example
+from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.data.child import Cancelled
-from ollama_tune.core.data.encoded import Examples, Held, Picked, Stored
-from ollama_tune.core.data.encoding import encode_in_child
-from ollama_tune.core.data.lengths import encode_rows, measure
 from ollama_tune.core.data.load import load_dataset
-from ollama_tune.core.data.mask import make_example
-from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.data.tokens import batched, encoded, lengths
+from ollama_tune.core.data.tokens.encoded import Examples, Held, Picked, Stored
+from ollama_tune.core.data.tokens.encoding import encode_in_child
+from ollama_tune.core.data.tokens.lengths import encode_rows, measure
 from ollama_tune.core.data.values import Message, Problem, Row
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.train.batches import fingerprint

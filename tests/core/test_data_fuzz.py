@@ -13,13 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ollama_tune.core.data.cells import Unusable
-from ollama_tune.core.data.detect import KNOWN, Detector
-from ollama_tune.core.data.lenient import Broken, parse
+from ollama_tune.core.data.files.lenient import Broken, parse
+from ollama_tune.core.data.files.read import read_items
+from ollama_tune.core.data.files.sample import sample_items
 from ollama_tune.core.data.problems import ProblemLog
-from ollama_tune.core.data.read import read_items
-from ollama_tune.core.data.sample import sample_items
-from ollama_tune.core.data.tidy import tidy
+from ollama_tune.core.data.schemas.cells import Unusable
+from ollama_tune.core.data.schemas.detect import KNOWN, Detector
+from ollama_tune.core.data.schemas.tidy import tidy
 from ollama_tune.core.errors import TuneError
 
 TURNS = [

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from ollama_tune.core.data import compression, csv_items, json_window, source
-from ollama_tune.core.data.detect import KNOWN
-from ollama_tune.core.data.items import Item
+from ollama_tune.core.data.files import compression, csv_items, json_window, source
+from ollama_tune.core.data.files.items import Item
+from ollama_tune.core.data.files.read import read_items
+from ollama_tune.core.data.files.sample import sample_items
 from ollama_tune.core.data.problems import ProblemLog
-from ollama_tune.core.data.read import read_items
-from ollama_tune.core.data.sample import sample_items
+from ollama_tune.core.data.schemas.detect import KNOWN
 from ollama_tune.core.errors import TuneError
 
 PAIR = {"question": "q", "answer": "a"}

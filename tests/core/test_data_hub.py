@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from ollama_tune.core.data.card import matching, subsets_of
-from ollama_tune.core.data.hub import hub_id, resolve_data
+from ollama_tune.core.data.files.card import matching, subsets_of
+from ollama_tune.core.data.files.hub import hub_id, resolve_data
+from ollama_tune.core.data.files.read import read_items
 from ollama_tune.core.data.problems import ProblemLog
-from ollama_tune.core.data.read import read_items
 from ollama_tune.core.data.values import Reading
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.models import download as downloads

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from ollama_tune.core.data import lengths
-from ollama_tune.core.data.lengths import encode_rows, measure, sample_lengths
+from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.data.load import load_dataset
-from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.data.tokens import lengths
+from ollama_tune.core.data.tokens.lengths import encode_rows, measure, sample_lengths
 from ollama_tune.core.data.values import Message, Row
 from tests.tiny import WORDS, build_tokenizer
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from ollama_tune.core.data import folder, scan
+from ollama_tune.core.data.files import folder
 from ollama_tune.core.data.load import load_dataset, peek
+from ollama_tune.core.data.rows import scan
 from ollama_tune.core.data.values import DatasetProfile, Message, Reading
 from ollama_tune.core.errors import TuneError
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ollama_tune.core.data.lengths import encode_rows, measure
-from ollama_tune.core.data.mask import find_answers, make_example
-from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.data.chat.mask import find_answers, make_example
+from ollama_tune.core.data.chat.render import ChatFormat
+from ollama_tune.core.data.tokens.lengths import encode_rows, measure
 from ollama_tune.core.data.values import Example, Message, Row
 from ollama_tune.core.errors import TuneError
 from tests.core.data_templates import FAMILIES, build_folder, chat_format

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from ollama_tune.core.data.answers import find_answers
-from ollama_tune.core.data.mask import Cut, cut, make, make_example, make_examples
-from ollama_tune.core.data.notes import NOTES, in_order
-from ollama_tune.core.data.options import fit_options
-from ollama_tune.core.data.pins import options_of
-from ollama_tune.core.data.render import ChatFormat
-from ollama_tune.core.data.samples import samples
+from ollama_tune.core.data.chat.answers import find_answers
+from ollama_tune.core.data.chat.mask import Cut, cut, make, make_example, make_examples
+from ollama_tune.core.data.chat.notes import NOTES, in_order
+from ollama_tune.core.data.chat.options import fit_options
+from ollama_tune.core.data.chat.pins import options_of
+from ollama_tune.core.data.chat.render import ChatFormat
+from ollama_tune.core.data.chat.samples import samples
 from ollama_tune.core.data.values import Example, Message, Row, ToolCall
 from ollama_tune.core.errors import TuneError
 from tests.core.data_templates import build_folder, chat_format

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from ollama_tune.core.data.pack import filled, pack
+from ollama_tune.core.data.tokens.pack import filled, pack
 
 
 def lengths(rows: int, longest: int = 2048) -> list[int]:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from ollama_tune.core.data.mask import make_example
-from ollama_tune.core.data.pins import MERGE, PINS_END, literal, pin, pinned, prints_date, published
-from ollama_tune.core.data.render import ChatFormat
-from ollama_tune.core.data.templates import ChatTemplate
+from ollama_tune.core.data.chat.mask import make_example
+from ollama_tune.core.data.chat.pins import MERGE, PINS_END, literal, pin, pinned, prints_date, published
+from ollama_tune.core.data.chat.render import ChatFormat
+from ollama_tune.core.data.chat.templates import ChatTemplate
 from ollama_tune.core.data.values import Message, Row
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.plan.settings import Settings

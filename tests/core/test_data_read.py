@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from ollama_tune.core.data.detect import KNOWN
-from ollama_tune.core.data.encodings import encoding_of
-from ollama_tune.core.data.items import Item
-from ollama_tune.core.data.lenient import Broken, parse
+from ollama_tune.core.data.files.encodings import encoding_of
+from ollama_tune.core.data.files.items import Item
+from ollama_tune.core.data.files.lenient import Broken, parse
+from ollama_tune.core.data.files.read import read_items
+from ollama_tune.core.data.files.sample import sample_items
 from ollama_tune.core.data.problems import ProblemLog
-from ollama_tune.core.data.read import read_items
-from ollama_tune.core.data.sample import sample_items
+from ollama_tune.core.data.schemas.detect import KNOWN
 from ollama_tune.core.errors import TuneError
 
 ROWS = [{"question": "What?", "answer": "That."}, {"question": "q2", "answer": "a2"}]

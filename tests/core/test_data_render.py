@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ollama_tune.core.data.render import ChatFormat
-from ollama_tune.core.data.templates import ChatTemplate
+from ollama_tune.core.data.chat.render import ChatFormat
+from ollama_tune.core.data.chat.templates import ChatTemplate
 from ollama_tune.core.data.values import Message
 from ollama_tune.core.errors import TuneError
 from tests.core.data_templates import CHATML, FAMILIES, build_folder, chat_format
@@ -229,8 +229,9 @@ def test_rendering_never_imports_transformers_or_torch(tmp_path: Path) -> None:
     folder = build_folder(tmp_path, "chatml")
     code = (
         "import sys\nfrom pathlib import Path\n"
-        "import ollama_tune.core.data.load, ollama_tune.core.data.lengths, ollama_tune.core.data.split\n"
-        "from ollama_tune.core.data.render import ChatFormat\n"
+        "import ollama_tune.core.data.load, ollama_tune.core.data.split\n"
+        "import ollama_tune.core.data.tokens.lengths\n"
+        "from ollama_tune.core.data.chat.render import ChatFormat\n"
         "early = {'tokenizers', 'jinja2', 'pyarrow', 'huggingface_hub'} & set(sys.modules)\n"
         f"ChatFormat.from_folder(Path({str(folder)!r}))\n"
         "print(early, {'transformers', 'torch', 'datasets', 'pyarrow', 'textual'} & set(sys.modules))"

@@ -9,9 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ollama_tune.core.data import budget
-from ollama_tune.core.data.render import ChatFormat
-from ollama_tune.core.data.templates import LONGEST_SOURCE, ChatTemplate
+from ollama_tune.core.data.chat import budget
+from ollama_tune.core.data.chat.render import ChatFormat
+from ollama_tune.core.data.chat.templates import LONGEST_SOURCE, ChatTemplate
 from ollama_tune.core.data.values import Message
 from ollama_tune.core.errors import TuneError
 from tests.core.data_templates import build_folder, chat_format

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from ollama_tune.core.data.lengths import encode_rows
-from ollama_tune.core.data.mask import make_example
-from ollama_tune.core.data.render import ChatFormat
-from ollama_tune.core.data.shorten import fit_rows, shorten
+from ollama_tune.core.data.chat.mask import make_example
+from ollama_tune.core.data.chat.render import ChatFormat
+from ollama_tune.core.data.tokens.lengths import encode_rows
+from ollama_tune.core.data.tokens.shorten import fit_rows, shorten
 from ollama_tune.core.data.values import Message, Row
 from tests.tiny import build_tokenizer
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from ollama_tune.core.data.load import load_dataset
+from ollama_tune.core.data.rows.store import StoredRows
 from ollama_tune.core.data.split import question_key, split_rows
-from ollama_tune.core.data.store import StoredRows
 from ollama_tune.core.data.values import Message, Row
 
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from ollama_tune.core.data import background, cache, scan
-from ollama_tune.core.data.background import scan_in_child
 from ollama_tune.core.data.child import Cancelled
 from ollama_tune.core.data.load import load_dataset, peek, sample_rows
-from ollama_tune.core.data.store import Damaged, Store, StoredRows
+from ollama_tune.core.data.rows import background, cache, scan
+from ollama_tune.core.data.rows.background import scan_in_child
+from ollama_tune.core.data.rows.store import Damaged, Store, StoredRows
 from ollama_tune.core.data.values import DatasetProfile, Message, Reading, Row, ToolCall
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.paths import cache_dir
@@ -226,7 +226,7 @@ def test_a_full_disk_is_told(path: str, monkeypatch: pytest.MonkeyPatch) -> None
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ollama_tune.core.data.store.Writer.finish", full)
+    monkeypatch.setattr("ollama_tune.core.data.rows.store.Writer.finish", full)
     with pytest.raises(TuneError, match=r"cannot be kept in .*: No space left on device"):
         load_dataset(path)
     assert stores() == []

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ollama_tune.core.data.cells import Unusable
 from ollama_tune.core.data.problems import ProblemLog
-from ollama_tune.core.data.tidy import tidy
+from ollama_tune.core.data.schemas.cells import Unusable
+from ollama_tune.core.data.schemas.tidy import tidy
 from ollama_tune.core.data.values import Message, ToolCall
 
 S, U, A, T = "system", "user", "assistant", "tool"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.data.values import Message
 from ollama_tune.core.evaluate.generate import Generator
 from ollama_tune.core.plan.settings import TrainingSettings

@@ -15,7 +15,7 @@ import gguf
 import pytest
 from safetensors.torch import load_file, save_file
 
-from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.export.gguf import export_gguf, open_source, plain_name, require_space
 from ollama_tune.core.export.llama import LlamaServer

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.data.values import Message
 from ollama_tune.core.export.gotemplate import GoTemplate, collate, go_template, run
 from tests.core.data_templates import FAMILIES, OPTIONED, build_folder, chat_format

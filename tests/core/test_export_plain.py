@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.data.values import Message, ToolCall
 from ollama_tune.core.evaluate.chat import _message
 from ollama_tune.core.export.gguf import export_gguf

@@ -9,8 +9,8 @@ import gguf
 import numpy as np
 import pytest
 
-from ollama_tune.core.data.render import ChatFormat
-from ollama_tune.core.data.templates import ChatTemplate
+from ollama_tune.core.data.chat.render import ChatFormat
+from ollama_tune.core.data.chat.templates import ChatTemplate
 from ollama_tune.core.data.values import Message
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.export.llama import LlamaServer

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.data.values import Message
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.export.gguf import export_gguf

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.data.values import Message
 from ollama_tune.core.export.adapter_config import LoraConfig
 from ollama_tune.core.export.answercheck import check_answers

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from ollama_tune.core.data.mask import make_example
-from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.data.chat.mask import make_example
+from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.data.values import Message, Row
 from ollama_tune.core.export.gotemplate import GoTemplate, go_template
 from ollama_tune.core.export.gotemplate import run as run_go

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from ollama_tune.core.data.encoded import Held
-from ollama_tune.core.data.lengths import measure
+from ollama_tune.core.data.tokens.encoded import Held
+from ollama_tune.core.data.tokens.lengths import measure
 from ollama_tune.core.data.values import Example, Lengths
 from ollama_tune.core.plan.duration import steps_of
 from ollama_tune.core.plan.padding import grouped_padding, packed_rows, random_padding, typical_rows

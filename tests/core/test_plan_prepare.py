@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from ollama_tune.core.data.lengths import estimate_lengths
 from ollama_tune.core.data.load import load_dataset
+from ollama_tune.core.data.tokens.lengths import estimate_lengths
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.models.catalogue import find_listed
 from ollama_tune.core.plan.cards import gpu_of

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 
-from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.export.llama import LlamaServer
 from ollama_tune.core.runs.folder import list_runs
 from ollama_tune.tui.app import Start, TuneApp

@@ -9,7 +9,7 @@ import pytest
 from textual.content import Content
 from textual.widgets import Input, Static
 
-from ollama_tune.core.data.render import ChatFormat
+from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.data.values import Column, Message, Option, Problem, Question, Reading, Row
 from ollama_tune.core.text import visible
 from ollama_tune.tui import data_tasks

@@ -30,7 +30,7 @@ from ollama_tune.tui.widgets.rendered import RowText
 from ollama_tune.tui.widgets.rows import RowHead, RowList
 
 if TYPE_CHECKING:
-    from ollama_tune.core.data.render import ChatFormat
+    from ollama_tune.core.data.chat.render import ChatFormat
     from ollama_tune.core.data.values import DatasetProfile, Problem, Question, Row
 
 WITH_ROWS = ("go_to", "ids", "all_rows")

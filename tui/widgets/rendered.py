@@ -15,7 +15,7 @@ from ollama_tune.tui.widgets.errors import sentence
 from ollama_tune.tui.widgets.page import Line, Page
 
 if TYPE_CHECKING:
-    from ollama_tune.core.data.mask import Cut
+    from ollama_tune.core.data.chat.mask import Cut
     from ollama_tune.core.data.values import Example
     from ollama_tune.tui.messages import RowRendered
 
@@ -90,7 +90,7 @@ def _cut(cut: Cut, limit: int) -> Content:
 
 def _cut_of(example: Example, limit: int) -> Cut | None:
     """Where the allowed tokens end, where not all are; 0 is no limit."""
-    from ollama_tune.core.data.mask import cut
+    from ollama_tune.core.data.chat.mask import cut
 
     return cut(example, limit) if limit else None
 
