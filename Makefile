@@ -49,6 +49,7 @@ types:
 
 bench:
 	@$(PYTHON) -m tests.bench.start
+	@$(PYTHON) -m tests.bench.plan
 	@$(PYTHON) -m tests.bench.packing
 	@$(PYTHON) -m tests.bench.data
 

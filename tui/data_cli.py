@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 PARTS = ("question", "answer", "system", "context", "text", "label", "conversation")
 FORMS = ("chat", "classification", "text")
+_NEXT_LABEL = re.compile(r",(?=[^,=]+=)")
 EXACT_UP_TO = 20_000
 """More rows than these are measured by a sample."""
 
@@ -30,6 +31,7 @@ EPILOG = """\b
 Examples:
   ollama-tune data rows.jsonl --model Qwen/Qwen3-4B-Instruct-2507
   ollama-tune data table.csv --columns question=Frage,answer=Antwort
+  ollama-tune data texts.csv --labels 0=negative,1=positive
   ollama-tune data rows.jsonl --row 12
 
 \b
@@ -52,6 +54,7 @@ The exit status is 0, 1 when nothing can be trained on, 2 for wrong usage.
 @click.argument("file")
 @click.option("--model", help="Count tokens as this model: `bundled`, a folder or a hub id.")
 @click.option("--columns", multiple=True, metavar="PART=NAME,…", help=f"Parts: {', '.join(PARTS)}.")
+@click.option("--labels", multiple=True, metavar="VALUE=NAME,…", help="Names of labels that are numbers.")
 @click.option("--form", type=click.Choice(FORMS), help="What the rows are; default: told by their content.")
 @click.option("--split", default="", help="The split (or file of a folder) to train on.")
 @click.option("--validation", default="", help="The split (or file) to measure on.")
@@ -99,14 +102,17 @@ def make_report(file: str, reading: Reading, model: str | None, number: int | No
     return report if number is None else replace(report, view=_view(chat, profile, number))
 
 
-def _reading(columns: tuple[str, ...], form: str | None, **others: Any) -> Reading:
+def _reading(columns: tuple[str, ...], labels: tuple[str, ...], form: str | None, **others: Any) -> Reading:
     from ollama_tune.core.data.schemas.columns import ALIASES
     from ollama_tune.core.data.values import Reading
 
     parts = {*PARTS, *ALIASES}
     next_part = re.compile(rf",(?=(?:{'|'.join(sorted(parts))})=)")
     pairs = [_column(pair, parts) for text in columns for pair in next_part.split(text)]
-    return Reading(columns=tuple(sorted(pairs)), form=form or "", **others)
+    named = {value: name for text in labels for value, name in map(_label, _NEXT_LABEL.split(text))}
+    return Reading(
+        columns=tuple(sorted(pairs)), labels=tuple(sorted(named.items())), form=form or "", **others
+    )
 
 
 def _column(text: str, parts: Container[str]) -> tuple[str, str]:
@@ -117,6 +123,15 @@ def _column(text: str, parts: Container[str]) -> tuple[str, str]:
             f"Write PART=NAME, such as question=Frage; the parts are {', '.join(PARTS)}.",
         )
     return part, name
+
+
+def _label(text: str) -> tuple[str, str]:
+    value, _, name = (part.strip() for part in text.partition("="))
+    if not value or not name:
+        raise UsageError(
+            f"--labels {text!r} cannot be read.", "Write VALUE=NAME, such as 0=negative,1=positive."
+        )
+    return value, name
 
 
 def _chat(model: str) -> ChatFormat:

@@ -28,7 +28,7 @@ def plan_lines(plan: Plan) -> list[str]:
         why = f"{choice.reason} [{choice.source}]" if choice else ""
         reason = "yours" if path in plan.changed else why
         lines.append(
-            f"{path:<38} {one_line(str(plan.settings.get(path)), 24):<24} {visible(reason)}".rstrip()
+            f"{path:<38} {one_line(_words(plan.settings.get(path)), 24):<24} {visible(reason)}".rstrip()
         )
     lines += ["", *_memory_lines(plan.memory), *_work_lines(plan.work)]
     return [*lines, *_offer_lines(plan.offers), *(f"! {visible(warning)}" for warning in plan.warnings)]
@@ -77,6 +77,17 @@ def _offer_lines(offers: Sequence[Offer]) -> list[str]:
         lines.append(f"  {visible(offer.text)} ({human_bytes(offer.memory.needed)})")
         lines.append(f"    {' '.join(_option(path, value) for path, value in offer.changes.items())}")
     return lines
+
+
+def _words(value: Any) -> str:
+    """A value for a person; a dash where nothing is set."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={part}" for name, part in value.items()) or "-"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "-"
+    return "-" if value is None or value == "" else str(value)
 
 
 def _option(path: str, value: Any) -> str:

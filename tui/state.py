@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ollama_tune.core.plan.values import Choice, Plan
 
 BUNDLED = "bundled"
-READING = ("columns", "form", "split", "validation", "subset", "revision", "include", "exclude")
+READING = ("columns", "labels", "form", "split", "validation", "subset", "revision", "include", "exclude")
 """The settings of the section `data` that say how a file is read; they belong to that file alone."""
 
 
@@ -104,10 +104,15 @@ _READING_PATHS = frozenset(f"data.{name}" for name in READING)
 
 def reading_values(reading: Reading) -> dict[str, Any]:
     """A reading as settings, by dotted path; nothing that is empty."""
-    values = {f"data.{name}": getattr(reading, name) for name in READING}
-    made = {path: list(value) if isinstance(value, tuple) else value for path, value in values.items()}
-    made = {path: value for path, value in made.items() if value}
-    return made | ({"data.columns": dict(reading.columns)} if reading.columns else {})
+    values = ((name, getattr(reading, name)) for name in READING)
+    return {f"data.{name}": _as_set(name, value) for name, value in values if value}
+
+
+def _as_set(name: str, value: Any) -> Any:
+    """A field of a reading as the setting is: pairs are a table, other tuples a list."""
+    if name in ("columns", "labels"):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True)

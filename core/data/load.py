@@ -192,5 +192,4 @@ def _question(question: dict[str, Any], reading: Reading) -> Question:
 
 
 def _reading(fields: dict[str, Any], chosen: Reading) -> Reading:
-    columns = tuple((part, name) for part, name in fields["columns"])
-    return Reading(**fields | {"columns": columns, "include": chosen.include, "exclude": chosen.exclude})
+    return replace(Reading.of(fields), include=chosen.include, exclude=chosen.exclude)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +97,7 @@ class Reading:
 
     `columns` gives a column a part: `question`, `answer`, `system`, `context`, `text`, `label` or
     `conversation` -> the column's name. `form` is the kind of task (`chat`, `classification`, `text`).
+    `labels` gives values of the label column, as they stand in the file, a name: value -> name.
     `split` and `validation` name splits or files of a data set that has several; `subset` and `revision` are
     those of the hub. `include` and `exclude` are kinds of problems whose rows are used, or not used, other
     than the usual way.
@@ -110,6 +111,16 @@ class Reading:
     revision: str = ""
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Reading:
+        """The reading of such an object (`asdict`) that went through JSON, which turns tuples into lists."""
+        return cls(**{name: _tuples(value) for name, value in fields.items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ _READING: tuple[tuple[str, Any, str], ...] = (
     ("revision", "", "the newest version of the data"),
     ("form", "", "told by the content of the rows"),
     ("columns", {}, "told by the names and contents of the columns"),
+    ("labels", {}, "as they stand in the data"),
     ("include", [], "what is set aside cannot be learned from"),
     ("exclude", [], "warnings are told, and the rows are kept"),
 )

@@ -7,10 +7,18 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from ollama_tune.core.data.values import Reading
 from ollama_tune.core.errors import UsageError
@@ -23,6 +31,7 @@ Quantization = Literal["none", "nf4"]
 Schedule = Literal["cosine", "linear", "constant"]
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
 GgufType = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_k_s", "q4_0"]
+LabelName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 ExportForm = Literal["merged", "adapter", "adapter_gguf"]
 
 
@@ -59,6 +68,9 @@ class DataSettings(_Section):
     columns: dict[str, str] = {}
     """Which column plays which part (`question`, `answer`, `system`, `context`, `text`, `label`,
     `conversation`), where the names do not tell."""
+    labels: dict[str, LabelName] = {}
+    """Names of classes that are numbers in the label column: value in the file -> name, such as
+    `0: negative`. Values with the same name are one class; one without a name stays as it is."""
     include: list[str] = []
     """Kinds of problems whose rows are used although they would be left out."""
     exclude: list[str] = []
@@ -68,10 +80,19 @@ class DataSettings(_Section):
     seed: int = Field(7, ge=0, lt=2**31)
     """Decides which rows are kept out."""
 
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _values_are_texts(cls, labels: Any) -> Any:
+        """YAML reads the value of `0: negative` as a number, that of `true: spam` as a truth."""
+        if not isinstance(labels, dict):
+            return labels
+        return {str(v).lower() if isinstance(v, int) else v: name for v, name in labels.items()}
+
     def reading(self) -> Reading:
         """These choices as the data room takes them."""
         return Reading(
             columns=tuple(sorted(self.columns.items())),
+            labels=tuple(sorted(self.labels.items())),
             form=self.form,
             split=self.split,
             validation=self.validation,

@@ -20,7 +20,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(tmp_path_factory.mktemp("handover"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def shared(made: Made) -> Iterator[Shared]:
     """One llama.cpp that answers for the doubles of Ollama."""
     from tests.core.handover_parts import Shared

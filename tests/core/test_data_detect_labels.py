@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,16 @@ import pytest
 
 from ollama_tune.core.data.files.class_names import class_names, with_names
 from ollama_tune.core.data.files.read import read_items
+from ollama_tune.core.data.load import load_dataset
 from ollama_tune.core.data.problems import ProblemLog
 from ollama_tune.core.data.schemas.detect import KNOWN, Detector
-from ollama_tune.core.data.schemas.labels import is_fixed_set, label_findings, sorted_labels, system_text
+from ollama_tune.core.data.schemas.labels import (
+    is_fixed_set,
+    label_findings,
+    sorted_labels,
+    system_text,
+    values_to_name,
+)
 from ollama_tune.core.data.values import Message, Reading
 
 
@@ -63,6 +71,101 @@ def test_numbers_ask_for_their_meaning_unless_names_stand_beside_them() -> None:
     named = [{**row, "label_text": ("good", "bad")[row["label"]]} for row in table([0, 1] * 40)]
     detector, rows, said = read(named)
     assert (rows[0][2].content, "number-labels" in said) == ("good", False)
+
+
+NAMES = (("0", "negative"), ("1", "positive"))
+
+
+@pytest.mark.parametrize("labels", [[0, 1], ["0", "1 "], [0.0, 1.0]], ids=["numbers", "texts", "floats"])
+def test_named_numbers_are_learned_by_their_names(labels: list[Any]) -> None:
+    detector, rows, said = read(table(labels * 40), reading=Reading(labels=NAMES))
+    assert rows[1] == (
+        Message("system", system_text(["negative", "positive"])),
+        Message("user", "t1"),
+        Message("assistant", "positive"),
+    )
+    assert (detector.labels, detector.questions) == (("negative", "positive"), ())
+    assert set(said) == {"labels"}
+    few = read(table([0, 1, 1, 0]), reading=Reading(labels=NAMES))[0]
+    assert (few.labels, few.questions) == (("negative", "positive"), ())
+
+
+def test_numbers_without_a_name_stay_and_are_told_with_the_option_that_names_them() -> None:
+    for form in ("", "classification"):
+        _, _, said = read(table([0, 1] * 40), reading=Reading(form=form))
+        assert "(0, 1). Name them with --labels 0=…, or on the step Data with F2." in said["number-labels"]
+    detector, rows, said = read(table([0, 1, 2] * 40), reading=Reading(labels=NAMES))
+    assert [messages[2].content for messages in rows[:3]] == ["negative", "positive", "2"]
+    assert detector.labels == ("2", "negative", "positive")
+    assert "(2). Name them with --labels 2=…" in said["number-labels"]
+
+
+def test_minus_one_is_a_class_where_it_has_a_name() -> None:
+    rows = read(table([-1, 1] * 40), reading=Reading(labels=(("-1", "bad"), ("1", "good"))))[1]
+    assert [messages[2].content for messages in rows[:2]] == ["bad", "good"]
+    assert read(table([-1, 1] * 40), reading=Reading(labels=NAMES))[1][0][2].content == ""
+
+
+def test_every_class_of_a_list_is_named() -> None:
+    _, rows, said = read(table([[0, 1], [0], [1]] * 20), reading=Reading(labels=NAMES))
+    assert rows[0][2].content == "negative, positive"
+    assert "unused-names" not in said
+
+
+@pytest.mark.parametrize("names", [{"0": "good", "1": "good", "2": "bad"}, {"0": "1", "2": "bad"}])
+def test_values_with_one_name_are_one_class_and_that_is_said(names: dict[str, str]) -> None:
+    detector, rows, said = read(table([0, 1, 2] * 40), reading=Reading(labels=tuple(names.items())))
+    assert rows[0][2] == rows[1][2]
+    assert detector.labels == tuple(sorted_labels({names["0"], "bad"}))
+    assert f"one class: {names['0']}." in said["merged-labels"]
+    swapped = Reading(labels=(("0", "1"), ("1", "0")))
+    assert "merged-labels" not in read(table([0, 1] * 40), reading=swapped)[2]
+
+
+def test_names_that_no_row_has_use_for_are_told() -> None:
+    reading = Reading(labels=(*NAMES, ("7", "mixed")))
+    assert "label 7," in read(table([0, 1] * 40), reading=reading)[2]["unused-names"]
+    pairs = [{"question": f"q{i}", "answer": f"a{i}"} for i in range(4)]
+    assert "label 0, 1, 7," in read(pairs, reading=reading)[2]["unused-names"]
+
+
+def test_names_hold_where_only_all_rows_tell_the_labels() -> None:
+    reading = Reading(labels=(*NAMES, ("2", "mixed")))
+    rows = table([0, 1] * 100 + [2] * 6)
+    better = read(rows, reading=reading)[0].revised()
+    assert better is not None
+    detector, found, _ = read(rows, better)
+    assert detector.labels == ("mixed", "negative", "positive")
+    assert {messages[0].content for messages in found} == {system_text(detector.labels)}
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "expected"),
+    [
+        (["1", "0", "10", "2"], {}, ("0", "1", "2", "10")),
+        (["good", "bad"], {}, ()),
+        (["negative", "positive"], {"0": "negative", "1": "positive"}, ("0", "1")),
+        (["2", "negative"], {"0": "negative"}, ("0", "2")),
+        (["none", "negative"], {"0": "negative"}, ("0",)),
+        ([], {}, ()),
+    ],
+)
+def test_which_values_may_be_named(labels: list[str], names: dict[str, str], expected: tuple[str]) -> None:
+    assert values_to_name(labels, names) == expected
+
+
+def test_other_names_read_the_file_anew_and_options_keep_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_TUNE_HOME", str(tmp_path / "home"))
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"phrase": f"t {i}", "label": i % 2}) + "\n" for i in range(80)))
+    assert load_dataset(str(path)).rows[1].answer == "1"
+    found = load_dataset(str(path), Reading(labels=NAMES))
+    assert (found.rows[1].answer, found.labels) == ("positive", ("negative", "positive"))
+    assert load_dataset(str(path), Reading(labels=(("0", "no"), ("1", "yes")))).rows[1].answer == "yes"
+    reading = Reading(columns=(("label", "a"),), labels=NAMES, include=("duplicate",))
+    assert Reading.of(json.loads(json.dumps(asdict(reading)))) == reading
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ def test_mutated_files_give_rows_or_a_sentence(
     path.write_bytes(mutated(seeds[name], changes))
     start = time.process_time()
     through(path)
-    assert time.process_time() - start < 2
+    assert time.process_time() - start < 60, "no hang"
 
 
 @settings(PROFILE, max_examples=200)

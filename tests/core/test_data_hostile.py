@@ -30,7 +30,7 @@ P = json.dumps(PAIR)
 def _never_slow() -> Iterator[None]:
     start = time.process_time()
     yield
-    assert time.process_time() - start < 8
+    assert time.process_time() - start < 60, "no hang"
 
 
 def write(folder: Path, name: str, content: str | bytes) -> Path:

@@ -347,7 +347,7 @@ def children(parent: int) -> list[int]:
     """The processes that read for this one; multiprocessing has one of its own."""
     all_of_them = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     return [
-        int(pid) for pid in all_of_them if b"data.background" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        int(pid) for pid in all_of_them if b"rows.background" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
 
 

@@ -62,7 +62,7 @@ def end(child: subprocess.Popen[bytes]) -> None:
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    limit = time.monotonic() + 20
+    limit = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < limit
         time.sleep(0.005)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -171,12 +170,3 @@ def test_the_other_device_is_offered_where_it_has_the_memory_and_a_day_is_enough
     assert not any("training.device" in offer.changes for offer in plan(slow, LLAMA_1B, LONG).offers)
     wished = plan(machine(ram=64), LLAMA_1B, SHORT, device="cuda")
     assert dict(wished.offers[0].changes) == {"training.device": "cpu"}
-
-
-def test_offers_are_found_within_the_time_of_an_edit() -> None:
-    changed = {"training.batch_size": 64, "training.rank": 512, "training.gradient_checkpointing": False}
-    make_plan(BOXES["8"], LLAMA_70B, LONG, changed)
-    start = time.process_time()
-    for _ in range(3):
-        make_plan(BOXES["8"], LLAMA_70B, LONG, changed)
-    assert (time.process_time() - start) / 3 < 0.4, "0.12 s were measured"

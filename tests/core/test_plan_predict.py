@@ -11,7 +11,6 @@ import pytest
 from click.testing import CliRunner
 
 from ollama_tune.core.errors import TuneError, UsageError
-from ollama_tune.core.plan.formula import Formula
 from ollama_tune.core.plan.predict import Simulator, by_formula, predict_peak, read_model_config
 from ollama_tune.core.plan.request import MemoryRequest, as_request, parse_request, request_help
 from ollama_tune.core.plan.settings import TrainingSettings
@@ -216,17 +215,6 @@ def test_the_formula_agrees_with_the_simulation(
     for found in (simulated, formula):
         assert sum(found.parts.values()) == found.nvml_bytes > found.reserved_bytes > found.allocated_bytes
     assert formula.parts["weights"] == pytest.approx(simulated.parts["weights"], rel=0.001)
-
-
-def test_the_formula_is_instant() -> None:
-    """The worst of a search asks for hundreds of figures."""
-    import time
-
-    shape, asked = Shape.of_config(MODELS["Gemma-3-4B"]), MemoryRequest(quantization="nf4")
-    start = time.process_time()
-    for _ in range(50):
-        Formula(shape, asked).parts()
-    assert (time.process_time() - start) / 50 < 0.01
 
 
 def test_a_model_that_cannot_be_simulated_falls_back_with_the_reason(simulator: Simulator) -> None:

@@ -155,6 +155,18 @@ def test_a_missing_file_or_a_folder_is_named(tmp_path: Path) -> None:
         assert f"{path} cannot be read" in error.what
 
 
+def test_labels_in_a_file_need_no_quotes(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("data:\n  labels:\n    0: negative\n    -1: ' none '\n    true: 'yes'\n")
+    settings = load(path)
+    assert settings.data.labels == {"0": "negative", "-1": "none", "true": "yes"}
+    assert settings.data.reading().labels == (("-1", "none"), ("0", "negative"), ("true", "yes"))
+    settings.save(path)
+    assert load(path) == settings
+    for wrong in ({"0": ""}, {"0": " "}, {"1": True}, ["a"]):
+        assert "data.labels" in refused(lambda wrong=wrong: Settings().with_value("data.labels", wrong)).what
+
+
 def test_every_field_has_its_documentation() -> None:
     paths = field_paths()
     assert len(paths) == len(set(paths))

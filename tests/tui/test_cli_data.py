@@ -105,6 +105,20 @@ def test_columns_can_be_named_with_commas_in_their_names() -> None:
     assert any("'d'" in text for text in found["warnings"])
 
 
+def test_labels_that_are_numbers_can_be_named() -> None:
+    name = write("rows.jsonl", *({"text": f"text {n}", "label": n % 2} for n in range(60)))
+    (warning,) = [text for text in as_json(name)["warnings"] if "are numbers" in text]
+    assert "--labels 0=…" in warning
+    found = as_json(name, "--labels", "0=negative, really,1=positive")
+    assert found["labels"] == {"negative, really": 30, "positive": 30}
+    assert found["first"][2] == {"role": "assistant", "content": "negative, really"}
+    assert not [text for text in found["warnings"] if "are numbers" in text]
+    text = run(name, "--labels", "0 = negative", "--labels", "1=positive")
+    assert "labels    negative 30, positive 30" in text
+    for wrong in ("0", "0=", "=a"):
+        assert "--labels" in as_json(name, "--labels", wrong, status=2)["message"]
+
+
 def test_wrong_usage_is_status_2() -> None:
     name = write("rows.jsonl", *ROWS)
     assert "--columns" in as_json(name, "--columns", "frage=a", status=2)["message"]

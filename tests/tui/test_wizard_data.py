@@ -11,13 +11,14 @@ from textual.widgets import Input, Static
 
 from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.data.values import Column, Message, Option, Problem, Question, Reading, Row
+from ollama_tune.core.plan.settings import Settings
 from ollama_tune.core.text import visible
 from ollama_tune.tui import data_tasks
 from ollama_tune.tui.app import TuneApp
 from ollama_tune.tui.data_tasks import render_row, whole_path
 from ollama_tune.tui.messages import DatasetChecked, RowsMeasured
 from ollama_tune.tui.screens.data import DataScreen
-from ollama_tune.tui.screens.data_columns import ReadingScreen
+from ollama_tune.tui.screens.data_columns import MOST_LABELS, ReadingScreen
 from ollama_tune.tui.screens.data_rows import GoToScreen, QuestionScreen
 from ollama_tune.tui.screens.settings import SettingsScreen
 from ollama_tune.tui.state import WizardState, reading_values
@@ -127,6 +128,54 @@ async def test_unknown_columns_are_mapped_with_samples_and_kept_for_the_run(corn
         assert isinstance(app.screen, SettingsScreen)
         app.choose_data("bundled")
         assert app.answers.reading_values() == {}, "another file is read in its own way"
+
+
+async def test_classes_that_are_numbers_are_named_and_kept_for_the_run(corner: Corner) -> None:
+    path = corner.home / "numbers.csv"
+    path.write_text("text,label\n" + "".join(f"some text {n},{n % 3}\n" for n in range(60)))
+    app = corner.app(step=3, data=str(path))
+    async with app.run_test(size=(80, 30)) as pilot:
+        await settled(pilot)
+        assert isinstance(app.screen, QuestionScreen)
+        await pilot.press("f2")
+        await pilot.pause()
+        assert isinstance(app.screen, ReadingScreen)
+        for index, name in enumerate(("bad", "good")):
+            app.screen._row(f"label.{index}").editor.focus()
+            await pilot.press(*name)
+        assert "empty: it stays 1" in words(shown(app))
+        await pilot.press("f1")
+        assert "Help: labels" in shown(app)
+        await pilot.press("escape", "enter")
+        await settled(pilot)
+        assert isinstance(app.screen, DataScreen)
+        assert "3 labels: 2 20, bad 20, good 20" in words(shown(app))
+        assert app.facts.plan is not None
+        data = app.facts.plan.settings.data
+        assert data.labels == {"0": "bad", "1": "good"}
+        assert "labels: 0 = bad, 1 = good" in reading_words(data)
+        await pilot.press("f2")
+        await pilot.pause()
+        rows = [app.screen._row(f"label.{index}") for index in range(3)]  # type: ignore[attr-defined]
+        assert [str(row.editor.value) for row in rows] == ["bad", "good", ""]
+        rows[1].editor.focus()
+        await pilot.press(*["backspace"] * 4, "enter")
+        await settled(pilot)
+        assert app.answers.reading_values()["data.labels"] == {"0": "bad"}
+
+
+async def test_very_many_classes_are_named_in_a_file(corner: Corner) -> None:
+    app = corner.app(step=3)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settled(pilot)
+        given = {"data.labels": {"0": "none"}}
+        taken: list[object] = []
+        screen = ReadingScreen((), given, False, labels=tuple(map(str, range(MOST_LABELS + 1))))
+        app.push_screen(screen, taken.append)
+        await pilot.pause()
+        assert "The 21 labels are too many to name here" in words(shown(app))
+        await pilot.press("enter")
+        assert taken == [given]
 
 
 async def test_what_a_file_leaves_open_is_asked_once_and_enter_takes_the_likeliest(corner: Corner) -> None:
@@ -245,9 +294,11 @@ def test_lines_are_named_once() -> None:
 
 
 def test_a_reading_and_its_settings_are_one() -> None:
-    reading = Reading(columns=(("answer", "b"),), split="train", exclude=("secret",))
+    reading = Reading((("answer", "b"),), split="train", exclude=("secret",), labels=(("0", "no"),))
     values = reading_values(reading)
-    assert values == {"data.columns": {"answer": "b"}, "data.split": "train", "data.exclude": ["secret"]}
+    told = {"data.columns": {"answer": "b"}, "data.split": "train", "data.exclude": ["secret"]}
+    assert values == told | {"data.labels": {"0": "no"}}
+    assert Settings().with_values(values).data.reading() == reading
     state = WizardState(changed={"training.rank": 4, "data.form": "text"}).read_as(values)
     assert state.reading_values() == values
     assert dict(state.changed) == {"training.rank": 4} | values

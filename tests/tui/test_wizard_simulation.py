@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from textual.pilot import Pilot
@@ -27,10 +26,8 @@ async def test_the_review_of_a_gpu_plan_is_confirmed_by_simulation_once(corner: 
         assert "(formula; simulating …)" in shown(app)
         assert app.facts.plan is not None
         formula = app.facts.plan.memory
-        start = time.perf_counter()
         await pilot.press("escape")
         await pilot.press("enter")
-        assert time.perf_counter() - start < 5
         await settled(pilot)
         assert app.facts.plan is not None
         memory = app.facts.plan.memory
@@ -56,6 +53,4 @@ async def test_leaving_ends_the_simulation(corner: Corner) -> None:
         await until(pilot, lambda: app._simulator is not None and app._simulator._process is not None)
         assert app._simulator is not None
         process = app._simulator._process
-        start = time.perf_counter()
     assert process is not None and process.poll() is not None
-    assert time.perf_counter() - start < 5

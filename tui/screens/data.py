@@ -204,12 +204,16 @@ class DataScreen(StepScreen):
 
     def action_columns(self) -> None:
         """Say how the data is read."""
+        from ollama_tune.core.data.schemas.labels import values_to_name
+
         facts = self.tune.facts
         self._told_about.add((self.tune.answers.data, "columns"))
         columns = facts.columns or (facts.profile.columns if facts.profile else ())
         remote = not self.tune.answers.data.startswith("/") and self.tune.answers.data != BUNDLED
         why = facts.data_error.what if facts.data_error else ""
-        screen = ReadingScreen(columns, self.tune.answers.reading_values(), remote, why)
+        values = self.tune.answers.reading_values()
+        labels = values_to_name(facts.profile.labels if facts.profile else (), values.get("data.labels", {}))
+        screen = ReadingScreen(columns, values, remote, why, labels)
         self.app.push_screen(screen, self._said)
 
     def _said(self, values: dict[str, Any] | None) -> None:

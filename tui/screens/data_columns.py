@@ -39,6 +39,8 @@ REMOTE = (
     (FormField("data.subset", "Configuration", width=24, wordy=True), "of a hub data set that has several"),
     (FormField("data.revision", "Revision", width=24, wordy=True), "of a hub data set; empty: the newest"),
 )
+MOST_LABELS = 20
+TOO_MANY = "The {} labels are too many to name here: write `labels` below `data` in a run.yaml."
 ASKED = "What is each column? ← and → change it."
 NOTHING = "There is nothing that has to be said; this is for data of several kinds or parts."
 NEEDED = "Say which column is the answer, or which holds a text or a whole conversation."
@@ -48,7 +50,8 @@ class ReadingScreen(BoxScreen[dict[str, Any]]):
     """Columns with samples beside their names, then what concerns the whole data set.
 
     `values` are the person's settings so far, by dotted path; returns all of them, changed. What only a data
-    set of the hub has is asked where it is `remote`; `why` is what is wrong with it as it is.
+    set of the hub has is asked where it is `remote`; `why` is what is wrong with it as it is. `labels` are
+    the values of the label column that may be given a name.
     """
 
     DEFAULT_CSS = """
@@ -61,7 +64,12 @@ class ReadingScreen(BoxScreen[dict[str, Any]]):
     ]
 
     def __init__(
-        self, columns: Sequence[Column], values: Mapping[str, Any], remote: bool, why: str = ""
+        self,
+        columns: Sequence[Column],
+        values: Mapping[str, Any],
+        remote: bool,
+        why: str = "",
+        labels: Sequence[str] = (),
     ) -> None:
         super().__init__("How the data is read")
         self._why = why
@@ -69,6 +77,8 @@ class ReadingScreen(BoxScreen[dict[str, Any]]):
         self._values = dict(values)
         self._edited: dict[str, Any] = {}
         self._whole = WHOLE + REMOTE if remote else WHOLE
+        self._labels = labels if len(labels) <= MOST_LABELS else ()
+        self._too_many = len(labels) - len(self._labels)
 
     def content(self) -> ComposeResult:
         """A row for each column and each setting."""
@@ -78,6 +88,10 @@ class ReadingScreen(BoxScreen[dict[str, Any]]):
         with Form(id="form"):
             for index, column in enumerate(self._columns):
                 yield FieldRow(_field(index, column))
+            if self._too_many:
+                yield paragraph(TOO_MANY.format(self._too_many))
+            for index, value in enumerate(self._labels):
+                yield FieldRow(FormField(f"label.{index}", _label("label " + value), "", (), 24, True))
             for field, _ in self._whole:
                 yield FieldRow(field)
 
@@ -89,11 +103,19 @@ class ReadingScreen(BoxScreen[dict[str, Any]]):
             row.show_value(part)
             self._edited[row.field.path] = part
             row.tell(" · ".join(one_line(sample, 40) for sample in column.samples[:2]) or "(empty)")
+        names = dict(self._values.get("data.labels", {}))
+        for index, value in enumerate(self._labels):
+            row = self._row(f"label.{index}")
+            row.show_value(names.get(value, ""))
+            row.tell(f"the name of this class; empty: it stays {one_line(value, 20)}")
         for field, words in self._whole:
-            row = self.query_one("#field-" + field.path.replace(".", "-"), FieldRow)
+            row = self._row(field.path)
             row.show_value(self._values.get(field.path, ""))
             row.tell(words)
         next(self._rows()).editor.focus()
+
+    def _row(self, path: str) -> FieldRow:
+        return self.query_one("#field-" + path.replace(".", "-"), FieldRow)
 
     def _rows(self) -> Iterator[FieldRow]:
         yield from self.query(FieldRow)
@@ -117,7 +139,7 @@ class ReadingScreen(BoxScreen[dict[str, Any]]):
         self.dismiss(self._result(chosen))
 
     def _complain(self, index: int, text: str) -> None:
-        row = self.query_one(f"#field-column-{index}", FieldRow)
+        row = self._row(f"column.{index}")
         row.complain(text)
         row.editor.focus()
 
@@ -129,20 +151,34 @@ class ReadingScreen(BoxScreen[dict[str, Any]]):
             field.path: str(self._edited.get(field.path, self._values.get(field.path, ""))).strip()
             for field, _ in self._whole
         }
-        values = self._values | whole | {"data.columns": chosen if said else {}}
+        named = {"data.columns": chosen if said else {}, "data.labels": self._names()}
+        values = self._values | whole | named
         return {path: value for path, value in values.items() if value}
+
+    def _names(self) -> dict[str, str]:
+        """The names of the labels: those of before, changed."""
+        typed = {
+            value: str(self._edited[path]).strip()
+            for index, value in enumerate(self._labels)
+            if (path := f"label.{index}") in self._edited
+        }
+        names = dict(self._values.get("data.labels", {})) | typed
+        return {value: name for value, name in names.items() if name}
 
     def action_explain(self) -> None:
         """The help of the focused field."""
         from ollama_tune.tui.widgets.help import HelpScreen
 
         row = next((row for row in self._rows() if row.editor.has_focus), None)
-        name = row.field.path.partition(".")[2] if row else ""
-        self.app.push_screen(HelpScreen("data", "columns" if name.isdecimal() or not name else name))
+        kind, _, name = (row.field.path if row else "column.").partition(".")
+        self.app.push_screen(HelpScreen("data", name if kind == "data" else f"{kind}s"))
 
 
 def _field(index: int, column: Column) -> FormField:
-    label = set_cell_size(one_line(column.name, LABEL - 1), LABEL - 1)
     known = {part for part, _ in PARTS}
     special = () if column.part in known else ((column.part, column.part.replace("_", " ")),)
-    return FormField(f"column.{index}", label, "", (*PARTS, *special), 20)
+    return FormField(f"column.{index}", _label(column.name), "", (*PARTS, *special), 20)
+
+
+def _label(name: str) -> str:
+    return set_cell_size(one_line(name, LABEL - 1), LABEL - 1)

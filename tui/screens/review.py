@@ -82,14 +82,13 @@ class ReviewScreen(StepScreen):
         self.say(str(facts.plan_error) if facts.plan_error else facts.busy.get("start", ""))
 
     def _lines(self, plan: Plan, facts: Facts) -> list[Line]:
-        lines = [*offer_lines(plan), *cost_lines(plan, facts), BLANK]
-        lines += [sign("!", visible(warning)) for warning in plan.warnings]
-        lines += [BLANK] if plan.warnings else []
-        lines.append(row("Command", Content.styled(visible(self.command()), "bold"), 10))
-        lines += ground_lines(plan)
+        lines = list(offer_lines(plan))
         if self._started is not None:
-            lines += [BLANK, sign("▶", f"Started already as {visible(self._started.name)}; Enter shows it.")]
-        return lines
+            lines += [sign("▶", f"Started already as {visible(self._started.name)}; Enter shows it."), BLANK]
+        lines += cost_lines(plan, facts)
+        lines += [row("Command", Content.styled(visible(self.command()), "bold"), 10), BLANK]
+        lines += [sign("!", visible(warning)) for warning in plan.warnings]
+        return [*lines, *ground_lines(plan)]
 
     def command(self) -> str:
         """The command that does the same; empty when run.yaml could not be written."""

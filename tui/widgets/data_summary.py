@@ -122,8 +122,10 @@ def script_line(profile: DatasetProfile) -> Content:
 def reading_words(data: DataSettings) -> list[str]:
     """What the person said about how the data is read, a line each."""
     columns = ", ".join(f"{part} = {one_line(name, 40)}" for part, name in data.columns.items())
+    labels = ", ".join(f"{one_line(value, 20)} = {one_line(name, 40)}" for value, name in data.labels.items())
     said = (
         ("columns: ", columns),
+        ("labels: ", one_line(labels, 200)),
         ("read as ", FORMS.get(data.form, "")),
         ("trained on ", one_line(data.split, 60)),
         ("measured on ", one_line(data.validation, 60)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ollama_tune.core.data.child import News, run_in_child, say, work
@@ -47,9 +47,7 @@ def scan_in_child(
 
 def _read(order: News) -> News:
     """The child: reads what the order names."""
-    fields = order["reading"]
-    columns = tuple((part, name) for part, name in fields["columns"])
-    reading = Reading(**fields | {"columns": columns, "include": (), "exclude": ()})
+    reading = replace(Reading.of(order["reading"]), include=(), exclude=())
 
     def progress(done: int, total: int) -> None:
         say({"progress": (done, total)})

@@ -19,7 +19,7 @@ from ollama_tune.core.data.schemas.guess import (
     translation,
     two_columns,
 )
-from ollama_tune.core.data.schemas.labels import classification, label_findings, sorted_labels
+from ollama_tune.core.data.schemas.labels import classification, label_findings, sorted_labels, unused_names
 from ollama_tune.core.data.schemas.pairs import pair, preference, steps
 from ollama_tune.core.data.schemas.roles import role_of
 from ollama_tune.core.data.schemas.table import Plan, Record, Table
@@ -215,7 +215,11 @@ class Detector:
         return Detector(self._reading, self._sample, answers)
 
     def finish(self, log: ProblemLog) -> None:
-        """Say what only the whole file tells: labels that are nearly equal, rare, or nearly always right."""
+        """Say what only the whole file tells: labels that are nearly equal, rare, or nearly always right,
+        and named ones that no row has."""
+        if len(self._answers) <= MOST_ANSWERS:
+            for kind, sentence in unused_names(self._answers, dict(self._reading.labels)):
+                log.warn(kind, sentence)
         if self.labels and self._answers:
             answers = Counter({label: count for label, count in self._answers.items() if label.strip()})
             for kind, sentence in label_findings(answers) if answers else []:

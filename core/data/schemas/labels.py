@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from ollama_tune.core.data.problems import ProblemLog
@@ -34,13 +35,33 @@ def system_text(labels: Iterable[str]) -> str:
     return f"Classify the text. Answer with exactly one of: {', '.join(labels)}."
 
 
-def label_of(cell: Any) -> str:
-    """The name of a class; whole numbers without a fraction, and -1, which means no class, as nothing."""
+def label_of(cell: Any, names: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The class of a cell, by its name where `names` has one for the value.
+
+    Whole numbers are without a fraction; -1 without a name means no class and is nothing.
+    """
     if isinstance(cell, float) and cell.is_integer():
         cell = int(cell)
     if isinstance(cell, list) and cell:
-        return ", ".join(label_of(part) for part in cell)
-    return "" if cell == -1 and not isinstance(cell, bool) else cell_text(cell)
+        return ", ".join(label_of(part, names) for part in cell)
+    value = cell_text(cell)
+    none = cell == -1 and not isinstance(cell, bool)
+    return names.get(value.strip(), "" if none else value)
+
+
+def values_to_name(labels: Iterable[str], names: Mapping[str, str]) -> tuple[str, ...]:
+    """The values that a person may give a name: labels that are numbers, and all that have a name now.
+
+    `labels` are those found with the `names` of now. Empty where other texts tell what a class is.
+    """
+    unnamed = _unnamed(labels, names)
+    numbers = [label for label in unnamed if _is_number(label)]
+    return sorted_labels({*names, *numbers}) if names or len(numbers) == len(unnamed) else ()
+
+
+def _unnamed(labels: Iterable[str], names: Mapping[str, str]) -> list[str]:
+    given = set(names.values())
+    return [label for label in labels if label not in given]
 
 
 def sorted_labels(labels: Iterable[str]) -> tuple[str, ...]:
@@ -81,15 +102,17 @@ def classification(table: Table) -> Plan | None:
     texts = _text_columns(table, label)
     if label is None or not texts:
         return None
-    seen = {(cell_text(row[texts[0]]), label_of(row[label])) for row in table.rows(texts[0], label)}
+    names = dict(table.reading.labels)
+    seen = {(cell_text(row[texts[0]]), label_of(row[label], names)) for row in table.rows(texts[0], label)}
     counted = table.labels or Counter(name for _, name in seen if name)
-    test = _test(table.reading.form, normal(label) in _PLAIN_NAMES)
+    test = _test(table.reading.form, bool(names) or normal(label) in _PLAIN_NAMES)
     fixed = test(counted)
     labels = sorted_labels(counted) if fixed else ()
     notes, questions = _doubts(table, label, sorted_labels(counted), fixed)
+    notes += _name_notes(table, label, labels, names)
     parts = [*(("text", name) for name in texts), ("label", label)]
     plan = make_plan(
-        table, "text and label" if fixed else "text and answer", parts, _base(texts, label), notes
+        table, "text and label" if fixed else "text and answer", parts, _base(texts, label, names), notes
     )
     return replace(plan, convert=_with_labels(plan, labels), questions=questions, labels=labels, fixed=test)
 
@@ -127,10 +150,10 @@ def _is_long(cell: Any) -> bool:
     return isinstance(cell, str) and " " in cell.strip()
 
 
-def _base(texts: Sequence[str], label: str) -> Any:
+def _base(texts: Sequence[str], label: str, names: Mapping[str, str]) -> Any:
     def base(record: Record, line: int, log: ProblemLog) -> list[Message]:
         parts = [content_text(record[name]) for name in texts if not is_nothing(record[name])]
-        return [Message("user", "\n\n".join(parts)), Message("assistant", label_of(record[label]))]
+        return [Message("user", "\n\n".join(parts)), Message("assistant", label_of(record[label], names))]
 
     return base
 
@@ -162,13 +185,9 @@ def _doubts(
         text = (
             f"Column {label!r} has too many or too long values for fixed labels; they are learned as answers."
         )
-    notes = [("labels" if fixed else "free-labels", text)]
-    if fixed and all(map(_is_number, labels)):
-        notes.append(
-            ("number-labels", f"The labels in column {label!r} are numbers, whose meaning is not known.")
-        )
-    certain = fixed and normal(label) in _PLAIN_NAMES and len(table.cells(label)) >= FEW_ROWS
-    if not certain or len(notes) > 1:
+    plain = normal(label) in _PLAIN_NAMES and len(table.cells(label)) >= FEW_ROWS
+    certain = fixed and bool(table.reading.labels or (plain and not all(map(_is_number, labels))))
+    if not certain:
         options = [
             Option(
                 f"A class, one of {', '.join(map(shown, labels[:5]))}",
@@ -178,7 +197,35 @@ def _doubts(
         ]
         asked = f"What is column {label!r}?"
         questions.append(Question("labels", asked, tuple(options if fixed else reversed(options))))
-    return notes, tuple(questions)
+    return [("labels" if fixed else "free-labels", text)], tuple(questions)
+
+
+def _name_notes(table: Table, label: str, labels: Sequence[str], names: Mapping[str, str]) -> Iterator[Note]:
+    """Classes that are still numbers, and values that became one class by their names."""
+    unnamed = _unnamed(labels, names)
+    if unnamed and all(map(_is_number, unnamed)):
+        some = "Some labels" if names else "The labels"
+        text = f"{some} in column {label!r} are numbers, whose meaning is not known ({_listed(unnamed)})."
+        how = f"Name them with --labels {unnamed[0]}=…, or on the step Data with F2."
+        yield "number-labels", f"{text} {how}"
+    values = {*names, *map(label_of, table.cells(label))} if names else set()
+    counts = Counter(names.get(value, value) for value in values)
+    merged = [name for name, count in counts.items() if count > 1]
+    if merged:
+        text = f"Several values of column {label!r} have one name and are one class: {_listed(merged)}."
+        yield "merged-labels", text
+
+
+def _listed(labels: Iterable[str]) -> str:
+    return one_line(", ".join(sorted_labels(labels)), 120)
+
+
+def unused_names(labels: Iterable[str], names: Mapping[str, str]) -> list[Note]:
+    """What to say of values that were given a name but that no row has; `labels` are those of all rows."""
+    found = {part for label in labels for part in (label, *label.split(", "))}
+    missing = [value for value, name in names.items() if name not in found]
+    text = f"No row has the label {_listed(missing)}, which was given a name."
+    return [("unused-names", text)] if missing else []
 
 
 def label_findings(labels: Counter[str]) -> list[Note]:

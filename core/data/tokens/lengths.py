@@ -26,6 +26,7 @@ from ollama_tune.core.errors import TuneError
 
 _TOGETHER = 32
 """Rows that are turned into tokens at once."""
+_AT_ONCE = 128
 STORE_FROM = 1000
 """So many rows are kept in a file; fewer are encoded again before a file would pay."""
 SAMPLE = 2000
@@ -136,7 +137,7 @@ def sample_lengths(chat: ChatFormat, rows: Sequence[Row], total: int) -> Lengths
             chosen.append(row)
     if not chosen:
         return _measured([], [])
-    counts = [len(found) for found in chat.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    counts = list(_token_counts(chat, texts))
     share = _trained_share(chat, chosen[:MASKED])
     found = _measured(counts, [round(share * _answer_bytes(row)) for row in chosen])
     tokens = sum(counts) * _scale(rows, chosen, total)
@@ -152,6 +153,13 @@ def sample_lengths(chat: ChatFormat, rows: Sequence[Row], total: int) -> Lengths
         histogram=_scaled(found.histogram, total),
         exact=False,
     )
+
+
+def _token_counts(chat: ChatFormat, texts: Sequence[str]) -> Iterator[int]:
+    """Tokens of each text; some at a time, as what the tokenizer gives back is large."""
+    for start in range(0, len(texts), _AT_ONCE):
+        part = list(texts[start : start + _AT_ONCE])
+        yield from map(len, chat.tokenizer.encode_batch_fast(part, add_special_tokens=False))
 
 
 def _chosen(rows: Sequence[Row]) -> list[Row]:
