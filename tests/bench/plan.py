@@ -11,11 +11,11 @@ import time
 from typing import Any
 
 from ollama_tune.core.plan.recommend import make_plan
-from tests.cases import CHAT, LLAMA_1B, LLAMA_8B, LLAMA_70B, LONG, QWEN3_4B, SHORT, TINY, machine
+from tests.cases import CHAT, LLAMA_1B, LLAMA_8B, LLAMA_70B, QWEN3_4B, SHORT, TINY, machine
 
 BOXES = {"CPU": machine(), "8 GiB": machine(gpu=8), "24 GiB": machine(gpu=24), "80 GiB": machine(gpu=80)}
 MODELS = {"tiny": TINY, "1B": LLAMA_1B, "4B": QWEN3_4B, "8B": LLAMA_8B, "70B": LLAMA_70B}
-DATA = {"short": SHORT, "chat": CHAT, "long": LONG}
+DATA = {"short": SHORT, "chat": CHAT}
 EDITS: dict[str, Any] = {
     "nothing": {},
     "rank": {"training.rank": 512},
