@@ -138,4 +138,5 @@ class Terminal:
 
 def _own_terminal() -> None:
     os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests that run in the background have it ignored
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)

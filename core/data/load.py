@@ -100,7 +100,7 @@ def sample_rows(path: str, reading: Reading | None = None, count: int = 2000) ->
     """
     reading = reading or Reading()
     file = resolve_data(path, reading)
-    sample = sample_items(file, count, columns=KNOWN)
+    sample = sample_items(file, count, columns=KNOWN, split=reading.split, validation=reading.validation)
     values = [item.value for item in sample.some]
     return list(_rows(sample.some, Detector(reading, values[:SAMPLE]), ProblemLog()))
 

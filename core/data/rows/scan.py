@@ -97,7 +97,8 @@ class _Scan:
 
 def detector_for(path: Path, reading: Reading) -> tuple[Detector, Sample]:
     """A detector that has looked all over the data set, for what a single record cannot tell; and at what."""
-    sample = sample_items(path, SAMPLE, columns=KNOWN)
+    split, validation = reading.split, reading.validation
+    sample = sample_items(path, SAMPLE, columns=KNOWN, split=split, validation=validation)
     return Detector(reading, [item.value for item in (*sample.first, *sample.some)]), sample
 
 
