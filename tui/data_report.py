@@ -173,7 +173,7 @@ def lines(report: Report) -> Iterator[str]:
     yield from _labelled("rows", rows)
     yield from _labelled("columns", _columns_words(profile))
     counts = label_counts(profile).items()
-    yield from _labelled("labels", ", ".join(f"{one_line(label, 40)} {count:,}" for label, count in counts))
+    yield from _labelled("labels", ", ".join(f"{one_line(label, 40)} ({count:,})" for label, count in counts))
     shares = (f"{script} {share:.1%}" for script, share in profile.scripts)
     yield from _labelled("scripts", ", ".join(shares))
     yield from _labelled("tokens", _token_words(report.lengths))

@@ -114,7 +114,7 @@ def test_labels_that_are_numbers_can_be_named() -> None:
     assert found["first"][2] == {"role": "assistant", "content": "negative, really"}
     assert not [text for text in found["warnings"] if "are numbers" in text]
     text = run(name, "--labels", "0 = negative", "--labels", "1=positive")
-    assert "labels    negative 30, positive 30" in text
+    assert "labels    negative (30), positive (30)" in text
     for wrong in ("0", "0=", "=a"):
         assert "--labels" in as_json(name, "--labels", wrong, status=2)["message"]
 

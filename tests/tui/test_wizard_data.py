@@ -149,7 +149,7 @@ async def test_classes_that_are_numbers_are_named_and_kept_for_the_run(corner: C
         await pilot.press("escape", "enter")
         await settled(pilot)
         assert isinstance(app.screen, DataScreen)
-        assert "3 labels: 2 20, bad 20, good 20" in words(shown(app))
+        assert "3 labels: 2 (20), bad (20), good (20)" in words(shown(app))
         assert app.facts.plan is not None
         data = app.facts.plan.settings.data
         assert data.labels == {"0": "bad", "1": "good"}

@@ -102,7 +102,7 @@ def label_line(profile: DatasetProfile) -> Content:
     """The labels of a classification with their rows, the most frequent first."""
     counted = sorted(label_counts(profile).items(), key=lambda entry: -entry[1])
     names = ", ".join(
-        one_line(label, 24) + (f" {count:,}" if count else "") for label, count in counted[:LABELS]
+        one_line(label, 24) + (f" ({count:,})" if count else "") for label, count in counted[:LABELS]
     )
     more = f" and {len(counted) - LABELS} more" if len(counted) > LABELS else ""
     return Content.assemble(f"  {len(counted)} labels: ", names, more)
