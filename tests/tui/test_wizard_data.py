@@ -234,7 +234,7 @@ async def test_labels_are_counted_and_rows_over_the_sequence_length_told(corner:
         await settled(pilot)
         await pilot.press(*["escape"] * isinstance(app.screen, QuestionScreen))
         text = words(shown(app))
-        assert "2 labels: [bad] 40, good 20" in text
+        assert "2 labels: [bad] (40), good (20)" in text
         assert "10.00% are longer than 128" in text
         table(app).focus()
         await settled(pilot)
