@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import subprocess
 import sys
@@ -61,6 +62,15 @@ def end(child: subprocess.Popen[bytes]) -> None:
     child.communicate()
 
 
+def sizes(folder: Path) -> list[int]:
+    """Bytes of the uploads under way; one may be finished and gone in between."""
+    found = []
+    for path in folder.glob("tmp*"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(path.stat().st_size)
+    return found
+
+
 def wait_for(condition: Callable[[], object]) -> None:
     limit = time.monotonic() + 120
     while not condition():
@@ -74,11 +84,11 @@ def test_a_killed_hand_over_leaves_the_old_model_and_a_second_try_succeeds(
     old, new = (write_gguf(tmp_path / f"{size}.gguf", size) for size in (50_000, 1_500_000))
     with OllamaClient(server.url) as client:
         publish(client, "mine", old, digest_of(old), Recipe())
-        kept = server.state.models["mine:latest"]
+        kept, blob = server.state.models["mine:latest"], server.state.blob(digest_of(new))
         halfway = list[Callable[[], object]](
             (
                 lambda: server.asked("HEAD", f"/api/blobs/{digest_of(new)}"),
-                lambda: any(path.stat().st_size > 600_000 for path in server.state.folder.glob("tmp*")),
+                lambda: blob.exists() or any(size > 600_000 for size in sizes(server.state.folder)),
                 lambda: any(
                     "mine:latest-unf" in str(r.body) for r in server.asked("POST", "/api/create")[1:]
                 ),
@@ -87,12 +97,13 @@ def test_a_killed_hand_over_leaves_the_old_model_and_a_second_try_succeeds(
         )
         for condition in halfway:
             child = start(server, new)
-            go(child)
-            wait_for(condition)
-            end(child)
+            try:
+                go(child)
+                wait_for(condition)
+            finally:
+                end(child)
             time.sleep(SILENCE + 0.1)
             assert server.state.models["mine:latest"] is kept
-            blob = server.state.blob(digest_of(new))
             assert not blob.exists() or blob.read_bytes() == new.read_bytes()
         publish(client, "mine", new, digest_of(new), Recipe())
     assert {name: model.digest for name, model in server.state.models.items()} == {
