@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.tiny import build_model
+
 if TYPE_CHECKING:
     from tests.core.handover_parts import Made, Serve, Shared
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny real model; tests read it and leave it as it is."""
+    return build_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from ollama_tune.core.data.values import Example
 from ollama_tune.core.plan.settings import parse
 from ollama_tune.core.runs.folder import RunFolder, create_run
@@ -65,3 +67,12 @@ class Run:
             return objective(batch)
 
         self.trainer.objective = counted  # type: ignore[assignment]
+
+
+def finished_run(model: Path, home: Path, **training: Any) -> Run:
+    """A run in a home of its own, trained to its end."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OLLAMA_TUNE_HOME", str(home))
+        run = Run(model, **training)
+        run.trainer.run()
+    return run

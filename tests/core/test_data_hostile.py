@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import bz2
 import gzip
 import json
-import lzma
 import os
 import time
 from collections.abc import Iterator
@@ -21,6 +19,7 @@ from ollama_tune.core.data.files.sample import sample_items
 from ollama_tune.core.data.problems import ProblemLog
 from ollama_tune.core.data.schemas.detect import KNOWN
 from ollama_tune.core.errors import TuneError
+from tests.core.packers import packed
 
 PAIR = {"question": "q", "answer": "a"}
 P = json.dumps(PAIR)
@@ -97,21 +96,12 @@ def test_ten_thousand_brackets_deep(tmp_path: Path, opening: str) -> None:
 
 @pytest.mark.parametrize("packing", ["gzip", "bz2", "xz", "zstd"])
 def test_a_bomb_is_stopped_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: str) -> None:
-    import pyarrow
-
     monkeypatch.setattr(compression, "FREE", 2**20)
     inside = P.encode() + b"\n" + b" " * 2**23
-    packers = {"gzip": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
-    if packing in packers:
-        packed = packers[packing](inside)
-    else:
-        sink = pyarrow.BufferOutputStream()
-        with pyarrow.CompressedOutputStream(sink, packing) as stream:
-            stream.write(inside)
-        packed = sink.getvalue().to_pybytes()
-    assert len(packed) * compression.DENSEST < len(inside)
+    content = packed(inside, packing)
+    assert len(content) * compression.DENSEST < len(inside)
     with pytest.raises(TuneError, match=r"unpacks to more than .* as no data set does"):
-        read(write(tmp_path, "a.jsonl.gz", packed))
+        read(write(tmp_path, "a.jsonl.gz", content))
     monkeypatch.setattr(compression, "DENSEST", 10**9)
     monkeypatch.setattr(compression, "MOST", 2**22)
     with pytest.raises(TuneError, match="unpacks to more than"):

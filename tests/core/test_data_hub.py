@@ -191,7 +191,7 @@ def test_the_same_rows_in_two_kinds_of_file_are_taken_once(hub: Hub, tmp_path: P
 def test_names_that_lead_out_of_the_folder_are_never_written(hub: Hub, tmp_path: Path) -> None:
     hub.datasets["org/rows"] = put(tmp_path / "rows", train_dot_jsonl=["q1"])
     info = hub.dataset_info("org/rows")
-    evil = [{**info["siblings"][0], "rfilename": name} for name in ("../../evil.jsonl", "/tmp/evil.jsonl")]  # type: ignore[index]
+    evil = [{**info["siblings"][0], "rfilename": name} for name in ("../../evil.jsonl", "/etc/evil.jsonl")]  # type: ignore[index]
     hub.dataset_info = lambda _: {**info, "siblings": [*info["siblings"], *evil]}  # type: ignore[method-assign, misc]
     folder = resolve_data("org/rows")
     assert [path.name for path in cache_dir().rglob("*.jsonl")] == ["train.jsonl"]

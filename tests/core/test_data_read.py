@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import bz2
 import gzip
 import json
-import lzma
 import os
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from ollama_tune.core.data.files.sample import sample_items
 from ollama_tune.core.data.problems import ProblemLog
 from ollama_tune.core.data.schemas.detect import KNOWN
 from ollama_tune.core.errors import TuneError
+from tests.core.packers import packed
 
 ROWS = [{"question": "What?", "answer": "That."}, {"question": "q2", "answer": "a2"}]
 P, Q = json.dumps(ROWS[0]), json.dumps(ROWS[1])
@@ -273,26 +272,15 @@ def test_text_with_marks_of_speakers_is_cut_between_conversations(
     assert len(items) == count
 
 
-PACKERS = {"gzip": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
-
-
 @pytest.mark.parametrize("packing", ["gzip", "bz2", "xz", "zstd", "lz4"])
 def test_packed_files_are_read_as_if_they_were_not(tmp_path: Path, packing: str) -> None:
-    import pyarrow
-
     rows = [{"question": f"q{i}", "answer": os.urandom(40).hex()} for i in range(3000)]
     text = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    if packing in PACKERS:
-        packed = PACKERS[packing](text)
-    else:
-        sink = pyarrow.BufferOutputStream()
-        with pyarrow.CompressedOutputStream(sink, packing) as stream:
-            stream.write(text)
-        packed = sink.getvalue().to_pybytes()
-    name, items, problems = read_text(tmp_path, packed, "a.bin")
+    content = packed(text, packing)
+    name, items, problems = read_text(tmp_path, content, "a.bin")
     assert (name, values(items), problems) == (f"JSONL, {packing}", rows, {})
-    damaged = packed[:40_000] + bytes(100) + packed[40_100:]
-    for broken in (packed[: len(packed) // 2], damaged):
+    damaged = content[:40_000] + bytes(100) + content[40_100:]
+    for broken in (content[: len(content) // 2], damaged):
         with pytest.raises(TuneError, match="damaged or cut off"):
             read_text(tmp_path, broken, "a.bin")
 

@@ -101,7 +101,7 @@ def test_text_from_a_form_becomes_the_fields_type() -> None:
 def test_a_round_trip_through_yaml_loses_nothing(tmp_path: Path) -> None:
     values: dict[str, Any] = {
         "model.source": "org/ünïcode",
-        "data.path": "/tmp/a: b #c.jsonl",
+        "data.path": "/data/a: b #c.jsonl",
         "training.targets": ["q_proj", "v_proj"],
         "training.learning_rate": 1.25e-5,
         "training.epochs": 0.5,

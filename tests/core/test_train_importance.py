@@ -20,14 +20,8 @@ from ollama_tune.core.train.importance import LayerInputs
 from ollama_tune.core.train.loop import Trainer
 from ollama_tune.core.train.model import add_adapter, load_base
 from ollama_tune.core.train.session import Session, StopWish
-from tests.tiny import build_model
 
 QUERY = "model.layers.1.self_attn.q_proj"
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_model(tmp_path_factory.mktemp("model"))
 
 
 def rows(count: int) -> list[Example]:

@@ -21,23 +21,13 @@ from ollama_tune.core.train.checkpoint import TrainState, checkpoint_path, newes
 from ollama_tune.core.train.loop import Trainer, learning_rate
 from ollama_tune.core.train.model import add_adapter, linear_names, load_adapter, load_base
 from ollama_tune.core.train.session import Session, Stopped, StopWish
-from tests.core.loop_parts import TRAIN, VALIDATION, Run
+from tests.core.loop_parts import TRAIN, VALIDATION, Run, finished_run
 from tests.core.train_parts import curve
-from tests.tiny import build_model
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
 def undisturbed(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OLLAMA_TUNE_HOME", str(tmp_path_factory.mktemp("home")))
-        run = Run(model_folder)
-        run.trainer.run()
-    return run
+    return finished_run(model_folder, tmp_path_factory.mktemp("home"))
 
 
 def test_training_lowers_both_losses_and_tells_every_step(undisturbed: Run) -> None:

@@ -13,7 +13,6 @@ from ollama_tune.core.plan.settings import TrainingSettings
 from ollama_tune.core.train.batches import Batch, collate
 from ollama_tune.core.train.loss import CHUNK, Objective, summed_loss
 from ollama_tune.core.train.model import add_adapter, load_base
-from tests.tiny import build_model
 
 
 def example(length: int, seed: int) -> Example:
@@ -26,15 +25,10 @@ def example(length: int, seed: int) -> Example:
 EXAMPLES = [example(length, length) for length in (5, 9, 33, 17, 64, 21, 40, 12)]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_model(tmp_path_factory.mktemp("model"))
-
-
-def tuned(folder: Path, **changes: Any) -> Any:
+def tuned(model_folder: Path, **changes: Any) -> Any:
     """A model whose adapter is not zero."""
     training = TrainingSettings(**changes)
-    model = add_adapter(load_base(folder, training), training, "tiny")
+    model = add_adapter(load_base(model_folder, training), training, "tiny")
     torch.manual_seed(1)
     for name, weight in model.named_parameters():
         if "lora_B" in name:
@@ -65,9 +59,9 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_masked_loss_and_gradients_equal_the_plain_full_logits_computation(
-    folder: Path, checkpointing: bool
+    model_folder: Path, checkpointing: bool
 ) -> None:
-    model = tuned(folder, gradient_checkpointing=checkpointing).train()
+    model = tuned(model_folder, gradient_checkpointing=checkpointing).train()
     objective = Objective(model.get_base_model())
     ours = objective(batch())
     ours.backward()
@@ -81,8 +75,8 @@ def test_masked_loss_and_gradients_equal_the_plain_full_logits_computation(
         torch.testing.assert_close(got[name], expected[name], rtol=1e-4, atol=1e-4)
 
 
-def test_four_batches_of_two_give_the_gradient_of_one_batch_of_eight(folder: Path) -> None:
-    model = tuned(folder).train()
+def test_four_batches_of_two_give_the_gradient_of_one_batch_of_eight(model_folder: Path) -> None:
+    model = tuned(model_folder).train()
     objective = Objective(model.get_base_model())
     whole = batch()
     (objective(whole) / whole.supervised_tokens).backward()
@@ -106,8 +100,8 @@ def test_chunks_change_neither_loss_nor_gradient() -> None:
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_a_head_that_is_trained_gets_its_own_gradient(folder: Path) -> None:
-    model = tuned(folder, targets=["q_proj"]).train()
+def test_a_head_that_is_trained_gets_its_own_gradient(model_folder: Path) -> None:
+    model = tuned(model_folder, targets=["q_proj"]).train()
     causal = model.get_base_model()
     causal.lm_head.weight = torch.nn.Parameter(causal.lm_head.weight.detach().clone())
     objective = Objective(causal)
@@ -118,8 +112,8 @@ def test_a_head_that_is_trained_gets_its_own_gradient(folder: Path) -> None:
     torch.testing.assert_close(got, causal.lm_head.weight.grad, rtol=1e-3, atol=1e-4)
 
 
-def test_the_check_notices_a_model_that_changes_its_logits_after_the_head(folder: Path) -> None:
-    causal = tuned(folder).get_base_model()
+def test_the_check_notices_a_model_that_changes_its_logits_after_the_head(model_folder: Path) -> None:
+    causal = tuned(model_folder).get_base_model()
     assert Objective(causal).check(batch())
     plain = causal.forward
 

@@ -22,7 +22,6 @@ from tests.core.export_parts import FAMILIES, SHAPE
 from tests.core.loop_parts import TRAIN, Run
 from tests.core.memory_limit import Fault
 from tests.core.train_parts import curve
-from tests.tiny import build_model
 
 TIGHT, LOOSE = 1e-6, 1e-5
 """Relative, of float64 (norms and losses are computed in float32 even then) and of float32."""
@@ -117,11 +116,6 @@ def test_a_model_that_carries_something_from_row_to_row_is_noticed(name: str, ap
     objective.pack()
     packed, alone = collate(ROWS[2:3] + ROWS[:1], 0, "cpu", 100), collate(ROWS[:1], 0, "cpu")
     assert objective.keeps_rows_apart(packed, alone) == apart
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -22,16 +22,10 @@ from ollama_tune.core.train.session import Stopped, host_memory
 from tests.core.loop_parts import TRAIN, Run
 from tests.core.memory_limit import OUT_OF_MEMORY
 from tests.core.train_parts import curve, kinds, make_run, work, write_rows
-from tests.tiny import build_model
 
 GIB = 1 << 30
 LONGEST = max(len(example.ids) for example in TRAIN)
 BUDGET = Budget("cpu", "cpu", "", 8 * GIB, 8 * GIB)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
@@ -48,19 +42,19 @@ def predicted(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return set_to
 
 
-def probed(run: Run, model: Path, budget: Budget = BUDGET) -> list[Event]:
+def probed(run: Run, model_folder: Path, budget: Budget = BUDGET) -> list[Event]:
     """Probe, and return what was told."""
     run.session.gauge = host_memory
-    probe(run.session, run.trainer, read_spec(str(model), None), LONGEST, budget)
+    probe(run.session, run.trainer, read_spec(str(model_folder), None), LONGEST, budget)
     return run.folder.events()
 
 
 @pytest.mark.parametrize("thorough", [True, False])
 @pytest.mark.parametrize("settings", [{}, {"batch_size": 4, "gradient_accumulation_steps": 1}])
 def test_a_rehearsal_leaves_no_trace_in_the_curve(
-    model: Path, thorough: bool, settings: dict[str, Any]
+    model_folder: Path, thorough: bool, settings: dict[str, Any]
 ) -> None:
-    runs = [Run(model, **settings), Run(model, **settings)]
+    runs = [Run(model_folder, **settings), Run(model_folder, **settings)]
     state = torch.get_rng_state()
     runs[1].trainer.rehearse(thorough=thorough)
     assert torch.equal(torch.get_rng_state(), state)
@@ -72,23 +66,23 @@ def test_a_rehearsal_leaves_no_trace_in_the_curve(
     assert losses[0] == losses[1] and len(losses[0]) > 3
 
 
-def test_a_rehearsal_after_a_resume_leaves_no_trace_either(model: Path) -> None:
-    wanted = Run(model)
+def test_a_rehearsal_after_a_resume_leaves_no_trace_either(model_folder: Path) -> None:
+    wanted = Run(model_folder)
     wanted.trainer.run()
-    first = Run(model)
+    first = Run(model_folder)
     first.stop_after(5)
     with pytest.raises(Stopped):
         first.trainer.run()
     first.folder.stop_path.unlink()
-    second = Run(model, first.folder)
+    second = Run(model_folder, first.folder)
     second.resume()
     second.trainer.rehearse(thorough=True)
     second.trainer.run()
     assert curve(second.folder.events()) == curve(wanted.folder.events())
 
 
-def test_a_rehearsal_computes_the_longest_rows_with_states_and_waiting_gradients(model: Path) -> None:
-    run = Run(model)
+def test_a_rehearsal_computes_the_longest_rows_with_states_and_waiting_gradients(model_folder: Path) -> None:
+    run = Run(model_folder)
     objective, seen = run.trainer.objective, []
 
     def noted(batch: Any) -> Any:
@@ -109,52 +103,52 @@ def test_a_rehearsal_computes_the_longest_rows_with_states_and_waiting_gradients
 
 
 def test_far_below_the_limit_nothing_is_tried_on_the_cpu(
-    model: Path, predicted: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+    model_folder: Path, predicted: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predicted(2 * GIB)  # two rows at once: half of the limit
-    run = Run(model)
+    run = Run(model_folder)
     monkeypatch.setattr(run.trainer, "rehearse", lambda **_: pytest.fail("tried"))
-    assert probed(run, model) == []
+    assert probed(run, model_folder) == []
 
 
 def test_near_the_limit_both_figures_are_told_and_the_ratio_is_kept(
-    model: Path, predicted: Callable[[int], None]
+    model_folder: Path, predicted: Callable[[int], None]
 ) -> None:
     predicted(3 * GIB)
-    run = Run(model)
-    phase, memory = probed(run, model)
+    run = Run(model_folder)
+    phase, memory = probed(run, model_folder)
     assert phase["name"] == "probing"
     assert memory["used"] > 0 and memory["total"] > 0
     found = memory["probe"]
     assert found["predicted"] == 6 * GIB and found["limit"] == 8 * GIB
     assert found["measured"] == pytest.approx(host_memory()["peak"], rel=0.05)
     assert found["ratio"] == round(found["measured"] / found["predicted"], 4)
-    spec = read_spec(str(model), None)
+    spec = read_spec(str(model_folder), None)
     assert measured_ratio(ratio_key("cpu", "", spec.model_type, "none float32")) == found["ratio"]
 
 
 def test_a_prediction_above_the_limit_settles_for_less_before_anything_is_tried(
-    model: Path, predicted: Callable[[int], None]
+    model_folder: Path, predicted: Callable[[int], None]
 ) -> None:
     predicted(9 * GIB)
-    run = Run(model)
-    events = probed(run, model)
+    run = Run(model_folder)
+    events = probed(run, model_folder)
     assert kinds(events) == ["warning", "phase"] and events[-1].kind == "memory"
     warnings = [event for event in events if event.kind == "warning"]
     assert warnings[0]["what"] == "The prediction is 18.0 GiB, and 8.0 GiB can be used."
     assert warnings[0]["fix"].startswith("1 row at once") and "recomputed" in warnings[1]["fix"]
     assert run.trainer.state.micro_batch == 1 and run.trainer.recovery.checkpointing
-    wanted = Run(model, dropout=0.0)
+    wanted = Run(model_folder, dropout=0.0)
     wanted.trainer.run()
 
 
 def test_what_can_not_fit_is_not_tried_on_the_cpu(
-    model: Path, predicted: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+    model_folder: Path, predicted: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predicted(90 * GIB)
-    run = Run(model)
+    run = Run(model_folder)
     monkeypatch.setattr(run.trainer, "rehearse", lambda **_: pytest.fail("tried"))
-    assert kinds(probed(run, model)) == ["warning"]
+    assert kinds(probed(run, model_folder)) == ["warning"]
 
 
 def gpu(monkeypatch: pytest.MonkeyPatch, *measured: int | None) -> Budget:
@@ -175,11 +169,11 @@ def gpu(monkeypatch: pytest.MonkeyPatch, *measured: int | None) -> Budget:
 
 
 def test_a_measure_above_the_limit_is_probed_again_with_less(
-    model: Path, monkeypatch: pytest.MonkeyPatch
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     budget = gpu(monkeypatch, 9 * GIB, 7 * GIB)
-    run = Run(model, batch_size=4)
-    events = probed(run, model, budget)
+    run = Run(model_folder, batch_size=4)
+    events = probed(run, model_folder, budget)
     assert [event.kind for event in events] == ["phase", "memory", "warning", "memory"]
     assert events[2]["what"] == "The probe measured 9.0 GiB, and 8.0 GiB can be used."
     assert run.trainer.state.micro_batch == 2
@@ -188,21 +182,23 @@ def test_a_measure_above_the_limit_is_probed_again_with_less(
 
 
 def test_a_probe_that_runs_out_of_memory_is_told_and_tried_at_most_three_times(
-    model: Path, monkeypatch: pytest.MonkeyPatch
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     budget = gpu(monkeypatch, None, None, None)
-    run = Run(model, batch_size=4)
-    events = probed(run, model, budget)
+    run = Run(model_folder, batch_size=4)
+    events = probed(run, model_folder, budget)
     assert [event.kind for event in events] == ["phase"] + ["out_of_memory"] * 3
     assert [(e["batch_before"], e["batch_after"]) for e in events[1:]] == [(4, 2), (2, 1), (1, 1)]
     assert run.trainer.recovery.checkpointing and {e["work"] for e in events[1:]} == {"probe"}
 
 
-def test_what_the_probe_settled_gives_the_same_curve(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = Run(model, batch_size=4, dropout=0.0)
+def test_what_the_probe_settled_gives_the_same_curve(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = Run(model_folder, batch_size=4, dropout=0.0)
     wanted.trainer.run()
-    run = Run(model, batch_size=4, dropout=0.0)
-    probed(run, model, gpu(monkeypatch, None, 9 * GIB, 7 * GIB))
+    run = Run(model_folder, batch_size=4, dropout=0.0)
+    probed(run, model_folder, gpu(monkeypatch, None, 9 * GIB, 7 * GIB))
     run.trainer.run()
     assert run.trainer.state.micro_batch == 1
     for found, expected in zip(
@@ -233,8 +229,10 @@ def test_ratios_are_kept_by_key_and_a_damaged_file_counts_as_empty() -> None:
     assert measured_ratio(key) == 1.5
 
 
-def test_a_small_run_is_not_probed_and_a_worker_says_nothing_of_it(model: Path, tmp_path: Path) -> None:
-    folder = make_run(model, write_rows(tmp_path / "rows.jsonl"), training={"epochs": 0.2})
+def test_a_small_run_is_not_probed_and_a_worker_says_nothing_of_it(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    folder = make_run(model_folder, write_rows(tmp_path / "rows.jsonl"), training={"epochs": 0.2})
     assert work(folder).returncode == 0
     names = [event["name"] for event in folder.events() if event.kind == "phase"]
     assert "training" in names and "probing" not in names

@@ -13,7 +13,7 @@ import torch
 
 from ollama_tune.core.train.session import Stopped
 from ollama_tune.core.train.shortage import Offload
-from tests.core.loop_parts import TRAIN, Run
+from tests.core.loop_parts import TRAIN, Run, finished_run
 from tests.core.memory_limit import OUT_OF_MEMORY, DeviceLimit, Fault
 from tests.core.recovery_parts import (
     HALF,
@@ -30,21 +30,11 @@ from tests.core.recovery_parts import (
     told,
 )
 from tests.core.train_parts import curve
-from tests.tiny import build_model
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OLLAMA_TUNE_HOME", str(tmp_path_factory.mktemp("home")))
-        run = Run(model, **SETTINGS)
-        run.trainer.run()
-    return run
+def undisturbed(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return finished_run(model_folder, tmp_path_factory.mktemp("home"), **SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -59,9 +49,9 @@ def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     ],
 )
 def test_an_error_anywhere_in_a_step_changes_no_loss(
-    model: Path, undisturbed: Run, place: Any, moments: tuple[int, ...]
+    model_folder: Path, undisturbed: Run, place: Any, moments: tuple[int, ...]
 ) -> None:
-    run = Run(model, **SETTINGS)
+    run = Run(model_folder, **SETTINGS)
     fault = Fault(*moments)
     place(run, fault)
     run.trainer.run()
@@ -73,8 +63,8 @@ def test_an_error_anywhere_in_a_step_changes_no_loss(
     assert run.trainer.state.micro_batch is None
 
 
-def test_an_error_after_the_update_does_not_update_twice(model: Path, undisturbed: Run) -> None:
-    run = Run(model, **SETTINGS)
+def test_an_error_after_the_update_does_not_update_twice(model_folder: Path, undisturbed: Run) -> None:
+    run = Run(model_folder, **SETTINGS)
     after_the_update(run, Fault(1, 4))
     run.trainer.run()
     assert curve(run.folder.events()) == curve(undisturbed.folder.events())
@@ -82,9 +72,9 @@ def test_an_error_after_the_update_does_not_update_twice(model: Path, undisturbe
 
 
 def test_an_error_between_two_states_of_the_optimizer_leaves_no_half_state(
-    model: Path, undisturbed: Run, monkeypatch: pytest.MonkeyPatch
+    model_folder: Path, undisturbed: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, zeros, fault = Run(model, **SETTINGS), torch.zeros_like, Fault(4)
+    run, zeros, fault = Run(model_folder, **SETTINGS), torch.zeros_like, Fault(4)
 
     def failing(tensor: torch.Tensor, **options: Any) -> torch.Tensor:
         fault()
@@ -97,10 +87,10 @@ def test_an_error_between_two_states_of_the_optimizer_leaves_no_half_state(
 
 
 def test_an_error_in_clipping_with_a_scaled_loss_is_done_again(
-    model: Path, undisturbed: Run, monkeypatch: pytest.MonkeyPatch
+    model_folder: Path, undisturbed: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The scaler of float16: gradients are unscaled by then, which torch allows once a step."""
-    run, clip, fault = Run(model, **SETTINGS), torch.nn.utils.clip_grad_norm_, Fault(2)
+    run, clip, fault = Run(model_folder, **SETTINGS), torch.nn.utils.clip_grad_norm_, Fault(2)
 
     def failing(*arguments: Any) -> Any:
         fault()
@@ -120,9 +110,9 @@ def test_an_error_in_clipping_with_a_scaled_loss_is_done_again(
     [((WHOLE + HALF) // 2, 2, False), ((HALF + ONE) // 2, 1, False), ((ONE + LEAST) // 2, 1, True)],
 )
 def test_a_device_with_little_memory_gives_the_same_curve(
-    model: Path, undisturbed: Run, limit: int, rows: int, checkpointing: bool
+    model_folder: Path, undisturbed: Run, limit: int, rows: int, checkpointing: bool
 ) -> None:
-    run = Run(model, **SETTINGS)
+    run = Run(model_folder, **SETTINGS)
     seen: list[list[int]] = []
     compute = run.trainer.compute
 
@@ -161,8 +151,8 @@ def to_host(model: Any, device: DeviceLimit) -> Offload:
     return ToHost(model)
 
 
-def test_offload_is_the_rung_after_checkpointing(model: Path, undisturbed: Run) -> None:
-    run, device = Run(model, **SETTINGS), DeviceLimit()
+def test_offload_is_the_rung_after_checkpointing(model_folder: Path, undisturbed: Run) -> None:
+    run, device = Run(model_folder, **SETTINGS), DeviceLimit()
     run.trainer.recovery.offload = to_host(run.model, device)
 
     def full(*_: Any) -> None:
@@ -179,8 +169,8 @@ def test_offload_is_the_rung_after_checkpointing(model: Path, undisturbed: Run) 
     assert_same_run(run, undisturbed)
 
 
-def test_offload_takes_what_is_saved_for_backward_off_the_device(model: Path) -> None:
-    run, live = Run(model, **SETTINGS), []
+def test_offload_takes_what_is_saved_for_backward_off_the_device(model_folder: Path) -> None:
+    run, live = Run(model_folder, **SETTINGS), []
     for offloaded in (False, True):
         device = DeviceLimit()
         with device, to_host(run.model, device).hooks() if offloaded else contextlib.nullcontext():
@@ -192,8 +182,8 @@ def test_offload_takes_what_is_saved_for_backward_off_the_device(model: Path) ->
     assert live[1] < 0.2 * live[0]
 
 
-def test_offload_leaves_the_models_weights_where_they_are(model: Path) -> None:
-    run, moved = Run(model, **SETTINGS), []
+def test_offload_leaves_the_models_weights_where_they_are(model_folder: Path) -> None:
+    run, moved = Run(model_folder, **SETTINGS), []
 
     class Watched(Offload):
         SMALL = 1
@@ -209,8 +199,10 @@ def test_offload_leaves_the_models_weights_where_they_are(model: Path) -> None:
     assert moved and not weights & set(moved)
 
 
-def test_three_steps_without_memory_among_fifty_settle_the_micro_batch(model: Path, undisturbed: Run) -> None:
-    run = Run(model, **SETTINGS)
+def test_three_steps_without_memory_among_fifty_settle_the_micro_batch(
+    model_folder: Path, undisturbed: Run
+) -> None:
+    run = Run(model_folder, **SETTINGS)
     in_forward(run, Fault(1, 6, 11))  # the first micro-batch of three steps; done again they have four each
     objective, sizes = run.trainer.objective, []
 
@@ -227,11 +219,11 @@ def test_three_steps_without_memory_among_fifty_settle_the_micro_batch(model: Pa
     assert_same_run(run, undisturbed)
 
 
-def test_what_was_settled_is_in_the_checkpoint_and_a_resume_goes_on_bit_for_bit(model: Path) -> None:
-    wanted = Run(model, **SETTINGS | {"dropout": 0.1})
+def test_what_was_settled_is_in_the_checkpoint_and_a_resume_goes_on_bit_for_bit(model_folder: Path) -> None:
+    wanted = Run(model_folder, **SETTINGS | {"dropout": 0.1})
     wanted.trainer.state.micro_batch, wanted.trainer.state.checkpointing = 1, True
     wanted.trainer.recovery.adopt(wanted.trainer.state)
-    first = Run(model, **SETTINGS | {"dropout": 0.1})
+    first = Run(model_folder, **SETTINGS | {"dropout": 0.1})
     first.trainer.recovery.adopt(copy.deepcopy(wanted.trainer.state))
     first.trainer.state = first.trainer.recovery.state
     wanted.trainer.run()
@@ -248,17 +240,17 @@ def test_what_was_settled_is_in_the_checkpoint_and_a_resume_goes_on_bit_for_bit(
     with pytest.raises(Stopped):
         first.trainer.run()
     first.folder.stop_path.unlink()
-    second = Run(model, first.folder, **SETTINGS)
+    second = Run(model_folder, first.folder, **SETTINGS)
     second.resume()
     assert second.trainer.state.micro_batch == 1 and second.trainer.recovery.checkpointing
     second.trainer.run()
     assert curve(second.folder.events()) == curve(wanted.folder.events())
 
 
-def test_a_split_window_draws_the_same_dropout_each_time(model: Path) -> None:
+def test_a_split_window_draws_the_same_dropout_each_time(model_folder: Path) -> None:
     curves = []
     for _ in range(2):
-        run = Run(model, **SETTINGS | {"dropout": 0.2, "epochs": 1.0})
+        run = Run(model_folder, **SETTINGS | {"dropout": 0.2, "epochs": 1.0})
         in_forward(run, Fault(3))
         run.trainer.run()
         assert len(shortages(run)) == 1

@@ -14,7 +14,7 @@ from ollama_tune.core.runs import control
 from ollama_tune.core.runs.folder import RunFolder, State
 from ollama_tune.core.train.checkpoint import newest
 from ollama_tune.core.train.recovery import OutOfMemory, Restart
-from tests.core.loop_parts import Run
+from tests.core.loop_parts import Run, finished_run
 from tests.core.memory_limit import Fault
 from tests.core.recovery_parts import (
     SETTINGS,
@@ -24,25 +24,17 @@ from tests.core.recovery_parts import (
     shortages,
 )
 from tests.core.train_parts import curve, make_run, quiet_environment, wait_for, work, write_rows
-from tests.tiny import build_model
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_model(tmp_path_factory.mktemp("model"))
+def undisturbed(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return finished_run(model_folder, tmp_path_factory.mktemp("home"), **SETTINGS)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OLLAMA_TUNE_HOME", str(tmp_path_factory.mktemp("home")))
-        run = Run(model, **SETTINGS)
-        run.trainer.run()
-    return run
-
-
-def test_when_nothing_helps_the_run_asks_for_a_fresh_process_once(model: Path, undisturbed: Run) -> None:
-    run = Run(model, **SETTINGS)
+def test_when_nothing_helps_the_run_asks_for_a_fresh_process_once(
+    model_folder: Path, undisturbed: Run
+) -> None:
+    run = Run(model_folder, **SETTINGS)
     in_forward(run, Fault(*range(5, 1000)))
     with pytest.raises(Restart):
         run.trainer.run()
@@ -53,25 +45,25 @@ def test_when_nothing_helps_the_run_asks_for_a_fresh_process_once(model: Path, u
     assert [event["step"] for event in shortages(run)] == [3, 3, 3, 3]
     assert "begins again from a checkpoint" in changes[-1]
 
-    again = Run(model, run.folder, **SETTINGS)
+    again = Run(model_folder, run.folder, **SETTINGS)
     again.resume()
     in_forward(again, Fault(*range(1, 1000)))
     with pytest.raises(OutOfMemory, match="does not suffice for one row in step 3"):
         again.trainer.run()
     assert shortages(again)[-1]["change"] is None
 
-    last = Run(model, run.folder, **SETTINGS)
+    last = Run(model_folder, run.folder, **SETTINGS)
     last.resume()
     last.trainer.run()
     assert_same_run(last, undisturbed)
 
 
-def test_a_restart_before_the_first_step_has_a_checkpoint_too(model: Path, undisturbed: Run) -> None:
-    run = Run(model, **SETTINGS)
+def test_a_restart_before_the_first_step_has_a_checkpoint_too(model_folder: Path, undisturbed: Run) -> None:
+    run = Run(model_folder, **SETTINGS)
     in_forward(run, Fault(*range(1, 1000)))
     with pytest.raises(Restart):
         run.trainer.run()
-    again = Run(model, run.folder, **SETTINGS)
+    again = Run(model_folder, run.folder, **SETTINGS)
     again.resume()
     assert again.trainer.state.step == 0 and again.trainer.state.micro_batch == 1
     again.trainer.run()
@@ -119,10 +111,10 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(model: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def finished(model_folder: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OLLAMA_TUNE_HOME", str(tmp_path_factory.mktemp("home")))
-        folder = make_run(model, rows, training={"epochs": 1.0, "evaluation_interval": 2})
+        folder = make_run(model_folder, rows, training={"epochs": 1.0, "evaluation_interval": 2})
         assert work(folder).returncode == 0
     return folder
 
@@ -136,10 +128,10 @@ def assert_same_curve(folder: RunFolder, finished: RunFolder) -> None:
 
 
 def test_a_kill_in_the_middle_of_a_recovery_goes_on_from_the_checkpoint(
-    model: Path, rows: Path, finished: RunFolder, monkeypatch: pytest.MonkeyPatch
+    model_folder: Path, rows: Path, finished: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    folder = make_run(model, rows, training={"epochs": 1.0, "evaluation_interval": 2})
+    folder = make_run(model_folder, rows, training={"epochs": 1.0, "evaluation_interval": 2})
     worker = failing_worker(folder, always=False, pause=True)
     wait_for(lambda: (folder.path / "recovering").exists(), 180)
     assert [e["step"] for e in folder.events() if e.kind == "out_of_memory"] == [4]
@@ -153,9 +145,9 @@ def test_a_kill_in_the_middle_of_a_recovery_goes_on_from_the_checkpoint(
 
 
 def test_the_last_resort_is_a_fresh_process_that_keeps_the_pid_and_the_lock(
-    model: Path, rows: Path, finished: RunFolder
+    model_folder: Path, rows: Path, finished: RunFolder
 ) -> None:
-    folder = make_run(model, rows, training={"epochs": 1.0, "evaluation_interval": 2})
+    folder = make_run(model_folder, rows, training={"epochs": 1.0, "evaluation_interval": 2})
     worker = failing_worker(folder, always=True, pause=False)
     held: list[bool] = []
 

@@ -20,7 +20,7 @@ from ollama_tune.core.train.measure import Held, write_reference
 from ollama_tune.core.train.model import add_adapter, load_base
 from ollama_tune.core.train.recovery import split
 from ollama_tune.core.train.shortage import is_out_of_memory
-from tests.core.loop_parts import Run
+from tests.core.loop_parts import Run, finished_run
 from tests.core.memory_limit import OUT_OF_MEMORY, Fault
 from tests.core.recovery_parts import (
     SETTINGS,
@@ -31,25 +31,17 @@ from tests.core.recovery_parts import (
     validation,
 )
 from tests.core.train_parts import curve, quiet_environment
-from tests.tiny import build_model
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_model(tmp_path_factory.mktemp("model"))
+def undisturbed(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return finished_run(model_folder, tmp_path_factory.mktemp("home"), **SETTINGS)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OLLAMA_TUNE_HOME", str(tmp_path_factory.mktemp("home")))
-        run = Run(model, **SETTINGS)
-        run.trainer.run()
-    return run
-
-
-def test_an_evaluation_splits_its_own_batch_and_never_the_trainings(model: Path, undisturbed: Run) -> None:
-    run = Run(model, **SETTINGS)
+def test_an_evaluation_splits_its_own_batch_and_never_the_trainings(
+    model_folder: Path, undisturbed: Run
+) -> None:
+    run = Run(model_folder, **SETTINGS)
     objective, sizes, fault = run.trainer.objective, [], Fault(2)
 
     def failing(batch: Any) -> Any:
@@ -66,8 +58,8 @@ def test_an_evaluation_splits_its_own_batch_and_never_the_trainings(model: Path,
     assert_same_run(run, undisturbed)
 
 
-def test_an_evaluation_for_which_no_memory_is_left_is_left_out(model: Path, undisturbed: Run) -> None:
-    run = Run(model, **SETTINGS)
+def test_an_evaluation_for_which_no_memory_is_left_is_left_out(model_folder: Path, undisturbed: Run) -> None:
+    run = Run(model_folder, **SETTINGS)
     objective, fault = run.trainer.objective, Fault(1, 2, 3)
 
     def failing(batch: Any) -> Any:
@@ -86,9 +78,9 @@ def test_an_evaluation_for_which_no_memory_is_left_is_left_out(model: Path, undi
 
 
 def test_a_checkpoint_is_written_again_and_given_up_at_the_second_error(
-    model: Path, undisturbed: Run, monkeypatch: pytest.MonkeyPatch
+    model_folder: Path, undisturbed: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, write, fault = Run(model, **SETTINGS), checkpoint.write_adapter, Fault(2, 4, 5)
+    run, write, fault = Run(model_folder, **SETTINGS), checkpoint.write_adapter, Fault(2, 4, 5)
 
     def failing(*arguments: Any) -> None:
         fault()
@@ -105,10 +97,10 @@ def test_a_checkpoint_is_written_again_and_given_up_at_the_second_error(
 
 
 def test_answers_come_in_smaller_batches_and_one_that_does_not_fit_stays_empty(
-    model: Path, monkeypatch: pytest.MonkeyPatch
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chat = ChatFormat.from_folder(model)
-    tuned = add_adapter(load_base(model, TrainingSettings()), TrainingSettings(), "tiny")
+    chat = ChatFormat.from_folder(model_folder)
+    tuned = add_adapter(load_base(model_folder, TrainingSettings()), TrainingSettings(), "tiny")
     prompts = [list(range(3, 3 + length)) for length in (5, 9, 7, 4, 8)]
     wanted = Generator(tuned, chat).greedy(prompts, 4, tuned=True)
     calls: list[tuple[int, int]] = []
@@ -130,9 +122,9 @@ def test_answers_come_in_smaller_batches_and_one_that_does_not_fit_stays_empty(
 
 
 def test_an_answer_that_did_not_fit_is_no_reference_for_an_export(
-    model: Path, monkeypatch: pytest.MonkeyPatch
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, chat = Run(model, **SETTINGS), ChatFormat.from_folder(model)
+    run, chat = Run(model_folder, **SETTINGS), ChatFormat.from_folder(model_folder)
     checkpoint.publish_adapter(run.folder, run.model)
     generator = Generator(run.model, chat, on_shortage=run.trainer.recovery.answers)
     generate = generator._generate
@@ -159,12 +151,12 @@ def _without_callback(generator: Generator) -> Generator:
 
 
 def test_little_memory_on_the_computer_splits_early_and_says_so(
-    model: Path, undisturbed: Run, monkeypatch: pytest.MonkeyPatch
+    model_folder: Path, undisturbed: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = iter([10 << 20, *[8 << 30] * 99])
     monkeypatch.setattr(recovery, "LOOK", 0.0)
     monkeypatch.setattr(recovery, "read_memory", lambda: (next(free), 16 << 30))
-    run = Run(model, **SETTINGS)
+    run = Run(model_folder, **SETTINGS)
     run.trainer.run()
     warned = [event["what"] for event in run.folder.events() if event.kind == "warning"]
     assert warned == ["Only 10.0 MiB of memory are free at step 1."]

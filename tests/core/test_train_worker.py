@@ -18,20 +18,14 @@ from ollama_tune.core.runs.folder import RunFolder, State
 from ollama_tune.core.train import worker
 from ollama_tune.core.train.session import Session, StopWish
 from tests.core.train_parts import kinds, make_run, work, write_rows
-from tests.tiny import build_model
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def finished(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OLLAMA_TUNE_HOME", str(tmp_path_factory.mktemp("home")))
         data = write_rows(tmp_path_factory.mktemp("data") / "rows.jsonl")
-        folder = make_run(model, data, training={"sequence_length": 30})
+        folder = make_run(model_folder, data, training={"sequence_length": 30})
         assert work(folder).returncode == 0
     return folder
 
@@ -112,8 +106,8 @@ def failure(folder: RunFolder) -> tuple[str, str]:
     return event["what"], event["fix"]
 
 
-def test_a_missing_data_file_is_one_sentence_and_no_traceback(model: Path, tmp_path: Path) -> None:
-    folder = make_run(model, tmp_path / "absent.jsonl")
+def test_a_missing_data_file_is_one_sentence_and_no_traceback(model_folder: Path, tmp_path: Path) -> None:
+    folder = make_run(model_folder, tmp_path / "absent.jsonl")
     what, fix = failure(folder)
     assert "absent.jsonl" in what and fix.endswith(".")
     assert "Traceback" not in what + fix
@@ -126,14 +120,14 @@ def test_a_folder_without_a_model_is_one_sentence(tmp_path: Path) -> None:
     assert str(tmp_path / "empty") in what or "config.json" in what
 
 
-def test_rows_that_are_all_too_long_are_told(model: Path, tmp_path: Path) -> None:
-    folder = make_run(model, write_rows(tmp_path / "rows.jsonl"), training={"sequence_length": 16})
+def test_rows_that_are_all_too_long_are_told(model_folder: Path, tmp_path: Path) -> None:
+    folder = make_run(model_folder, write_rows(tmp_path / "rows.jsonl"), training={"sequence_length": 16})
     what, fix = failure(folder)
     assert "longest allowed is 16 tokens" in what and "sequence_length" in fix
 
 
-def test_a_damaged_run_yaml_is_told(model: Path, tmp_path: Path) -> None:
-    folder = make_run(model, write_rows(tmp_path / "rows.jsonl"))
+def test_a_damaged_run_yaml_is_told(model_folder: Path, tmp_path: Path) -> None:
+    folder = make_run(model_folder, write_rows(tmp_path / "rows.jsonl"))
     folder.settings_path.write_text("training: {rank: many}")
     assert "training.rank" in failure(folder)[0]
 
@@ -179,9 +173,9 @@ SECRET = "a row of the data"
     ],
 )
 def test_unforeseen_errors_are_told_without_quoting_data(
-    model: Path, tmp_path: Path, error: Exception, kind: str, words: str, capsys: Any
+    model_folder: Path, tmp_path: Path, error: Exception, kind: str, words: str, capsys: Any
 ) -> None:
-    folder = make_run(model, write_rows(tmp_path / "rows.jsonl"))
+    folder = make_run(model_folder, write_rows(tmp_path / "rows.jsonl"))
     session = Session(folder, StopWish(folder))
     try:
         raise error
@@ -194,17 +188,17 @@ def test_unforeseen_errors_are_told_without_quoting_data(
     assert str(folder.log_path) in events[-1]["fix"] + events[-1]["details"]
 
 
-def test_an_export_without_an_adapter_is_told(model: Path, tmp_path: Path) -> None:
-    folder = make_run(model, write_rows(tmp_path / "rows.jsonl"), export={"name": "tiny"})
+def test_an_export_without_an_adapter_is_told(model_folder: Path, tmp_path: Path) -> None:
+    folder = make_run(model_folder, write_rows(tmp_path / "rows.jsonl"), export={"name": "tiny"})
     assert work(folder, "export").returncode == 1
     events = folder.events()
     assert (events[0].kind, events[0]["stage"], events[-1].kind) == ("start", "export", "error")
     assert "no finished adapter" in events[-1]["what"]
 
 
-def test_all_stages_in_one_process_end_with_a_proved_file(model: Path, tmp_path: Path) -> None:
+def test_all_stages_in_one_process_end_with_a_proved_file(model_folder: Path, tmp_path: Path) -> None:
     settings = {"training": {"epochs": 1.0}, "export": {"name": "tiny", "type": "f16", "push": False}}
-    folder = make_run(model, write_rows(tmp_path / "rows.jsonl"), **settings)
+    folder = make_run(model_folder, write_rows(tmp_path / "rows.jsonl"), **settings)
     assert work(folder, "all").returncode == 0
     assert "<|im_start|>" in folder.chat_template_path.read_text()
     events = folder.events()
@@ -220,10 +214,10 @@ def test_all_stages_in_one_process_end_with_a_proved_file(model: Path, tmp_path:
         control.resume(folder)
 
 
-def test_without_a_name_all_means_training_only(model: Path, tmp_path: Path) -> None:
-    folder = make_run(model, tmp_path / "absent.jsonl")
+def test_without_a_name_all_means_training_only(model_folder: Path, tmp_path: Path) -> None:
+    folder = make_run(model_folder, tmp_path / "absent.jsonl")
     assert work(folder, "all").returncode == 1
     assert folder.events()[0]["stages"] == ["train"]
-    named = make_run(model, tmp_path / "absent.jsonl", export={"name": "tiny"})
+    named = make_run(model_folder, tmp_path / "absent.jsonl", export={"name": "tiny"})
     assert work(named, "all").returncode == 1
     assert named.events()[0]["stages"] == ["train", "export"]
