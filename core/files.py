@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 def sync_folder(folder: Path) -> None:
@@ -42,6 +43,15 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a small file so that readers see the old content or the new, never half of it."""
     with atomic_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of figures that can be had again: a missing or damaged one is empty."""
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return table if isinstance(table, dict) else {}
 
 
 @contextlib.contextmanager

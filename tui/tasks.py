@@ -123,6 +123,7 @@ def plan(
 ) -> tuple[Plan, dict[str, Choice]]:
     """The plan, and for each field set by hand what would be recommended in its place."""
     with IMPORTING:
+        from ollama_tune.core.plan.draft import Draft
         from ollama_tune.core.plan.recommend import make_plan, solve
 
     values = answers.plan_values()
@@ -130,7 +131,7 @@ def plan(
     recommended = {}
     for path in answers.changed:
         others = {name: value for name, value in values.items() if name != path}
-        choice = solve(machine, spec, lengths, others).choices.get(path)
+        choice = solve(Draft(machine, spec, lengths, others)).choices.get(path)
         if choice is not None:
             recommended[path] = choice
     return plan, recommended

@@ -98,7 +98,7 @@ def download(source: str, revision: str | None, progress: Progress) -> Path:
         files = [file for file in info.siblings or [] if file.rfilename in wanted]
         folder = _snapshot(source, info)
         with exclusive(folder):
-            _fetch_weights(api, info, files, folder, progress)
+            fetch_files(api, info, files, folder, progress, "The model", models_dir())
     return folder
 
 
@@ -206,14 +206,32 @@ def _headers(api: HfApi, info: ModelInfo, names: list[str]) -> dict[str, Any]:
     }
 
 
-def _fetch_weights(
-    api: HfApi, info: ModelInfo, files: list[RepoSibling], folder: Path, progress: Progress
+def fetch_files(
+    api: HfApi,
+    info: ModelInfo | DatasetInfo,
+    files: list[RepoSibling],
+    folder: Path,
+    progress: Progress,
+    what: str,
+    root: Path,
+    fix: str = "Free some space, or set OLLAMA_TUNE_HOME to a folder on a larger disk.",
 ) -> None:
+    """Bring the files of a commit that are not in `folder` yet, if the disk has room for them.
+
+    Where it has not, `TuneError` says that `what` needs the bytes on the disk of `root`, and the `fix`.
+    Raises what `fetch_file` raises.
+    """
     total = sum(file.size or 0 for file in files)
-    _check_disk(folder, files, total)
+    missing = _missing(folder, files, total)
+    free = shutil.disk_usage(folder).free
+    if missing + SPARE > free:
+        needed = f"{what} needs {human_bytes(missing + SPARE)} on the disk of {root}"
+        raise TuneError(f"{needed}, where {human_bytes(free)} are free.", fix)
     done = 0
     for file in files:
-        if not (folder / file.rfilename).is_file():
+        path = folder / file.rfilename
+        if not path.is_file():
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             fetch_file(api, info, file, folder, _shifted(progress, done, total))
         done += file.size or 0
         progress(done, total)
@@ -223,20 +241,14 @@ def _shifted(progress: Progress, done: int, total: int) -> Callable[[int], None]
     return lambda count: progress(done + count, total)
 
 
-def _check_disk(folder: Path, files: list[RepoSibling], total: int) -> None:
-    held = sum(
+def _missing(folder: Path, files: list[RepoSibling], total: int) -> int:
+    """Bytes that are still to come, unfinished files taken into account."""
+    return total - sum(
         path.stat().st_size
         for file in files
         for path in (folder / file.rfilename, _part(folder, file))
         if path.is_file()
     )
-    free = shutil.disk_usage(folder).free
-    if total - held + SPARE > free:
-        raise TuneError(
-            f"The model needs {human_bytes(total - held + SPARE)} on the disk of {models_dir()}, "
-            f"where {human_bytes(free)} are free.",
-            "Free some space, or set OLLAMA_TUNE_HOME to a folder on a larger disk.",
-        )
 
 
 def _part(folder: Path, file: RepoSibling) -> Path:

@@ -8,6 +8,7 @@ from ollama_tune.core.data.values import Lengths
 from ollama_tune.core.machine.values import Disk, Machine
 from ollama_tune.core.models.catalogue import CatalogueModel, catalogue, spec_of
 from ollama_tune.core.models.locate import is_complete, snapshots
+from ollama_tune.core.plan.draft import Draft
 from ollama_tune.core.plan.gguf_types import export_bytes, serving_context, type_offers
 from ollama_tune.core.plan.recommend import solve
 from ollama_tune.core.plan.rules import MEMORY
@@ -75,7 +76,7 @@ def base_fits(machine: Machine, lengths: Lengths = USUAL) -> tuple[BaseFit, ...]
 def fit_of(model: CatalogueModel, machine: Machine, lengths: Lengths = USUAL) -> BaseFit:
     """One listed model with the settings that would be recommended for it."""
     spec = spec_of(model)
-    plan = solve(machine, spec, lengths, {})
+    plan = solve(Draft(machine, spec, lengths, {}))
     kind, memory, work = plan.settings.export.type, plan.memory, plan.work
     offer = type_offers(spec, machine, serving_context(plan.settings, spec))[kind]
     here = any(is_complete(folder) for folder in snapshots(model.id))

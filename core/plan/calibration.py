@@ -12,9 +12,8 @@ import time
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
-from ollama_tune.core.files import write_atomic
+from ollama_tune.core.files import read_table, write_atomic
 from ollama_tune.core.machine.values import Machine
 from ollama_tune.core.paths import data_dir
 from ollama_tune.core.plan.settings import TrainingSettings
@@ -49,7 +48,7 @@ def gpu_ratio(machine: Machine, family: str, training: TrainingSettings) -> floa
 
 def measured_ratio(key: str) -> float | None:
     """Measured over predicted peak of the last probe with that key, or None where there was none."""
-    entry = _read().get(key)
+    entry = read_table(_path()).get(key)
     ratio = entry.get("ratio") if isinstance(entry, dict) else None
     return float(ratio) if isinstance(ratio, (int, float)) and ratio > 0 else None
 
@@ -57,7 +56,7 @@ def measured_ratio(key: str) -> float | None:
 def store_ratio(key: str, predicted: int, measured: int) -> float:
     """Keep the ratio of a probe (both figures in bytes) and return it; the last one of a key counts."""
     ratio = round(measured / max(predicted, 1), 4)
-    known = _read()
+    known = read_table(_path())
     known[key] = {"ratio": ratio, "predicted": predicted, "measured": measured, "time": round(time.time())}
     write_atomic(_path(), json.dumps(known, indent=1))
     return ratio
@@ -71,15 +70,6 @@ def _place(_home: str | None) -> Path:
 
 def _path() -> Path:
     return data_dir() / "memory.json"
-
-
-def _read() -> dict[str, Any]:
-    """The file's table; a damaged one counts as empty, for it can be measured again."""
-    try:
-        table = json.loads(_path().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return table if isinstance(table, dict) else {}
 
 
 @cache

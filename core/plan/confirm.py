@@ -16,7 +16,7 @@ from typing import Any
 
 from ollama_tune.core.data.values import Lengths
 from ollama_tune.core.errors import TuneError
-from ollama_tune.core.files import write_atomic
+from ollama_tune.core.files import read_table, write_atomic
 from ollama_tune.core.machine.values import Machine
 from ollama_tune.core.models.values import ModelSpec
 from ollama_tune.core.paths import cache_dir
@@ -153,8 +153,8 @@ def _path() -> Path:
 
 def _known() -> dict[str, dict[str, int]]:
     """Earlier results; a damaged file counts as none."""
+    tree = read_table(_path())
     try:
-        tree = json.loads(_path().read_text(encoding="utf-8"))
-        return {str(key): {str(n): int(size) for n, size in parts.items()} for key, parts in tree.items()}
-    except (OSError, ValueError, AttributeError, TypeError):
+        return {key: {name: int(size) for name, size in parts.items()} for key, parts in tree.items()}
+    except (ValueError, AttributeError, TypeError):
         return {}

@@ -46,26 +46,20 @@ def make_plan(
     not fit, it offers the nearest that do. `correction` is what the formula of the memory is known to be off
     by for this model. Raises `UsageError` where one of the values is not allowed.
     """
-    plan = solve(machine, spec, lengths, changed, correction)
+    plan = solve(Draft(machine, spec, lengths, changed, correction))
     if not plan.memory.fits:
 
         def again(values: Mapping[str, Any], model: ModelSpec) -> Plan:
-            return solve(machine, model, lengths, values, correction if model is spec else 1.0)
+            return solve(Draft(machine, model, lengths, values, correction if model is spec else 1.0))
 
         plan = replace(plan, offers=Offers(plan, changed, spec, lengths, again).find())
     found = plan_warnings(plan, machine, spec, lengths)
     return replace(plan, warnings=(*plan.warnings, *found))
 
 
-def solve(
-    machine: Machine,
-    spec: ModelSpec,
-    lengths: Lengths,
-    changed: Mapping[str, Any],
-    correction: float = 1.0,
-) -> Plan:
+def solve(draft: Draft) -> Plan:
     """As `make_plan`, without the checks of the last mile and without offers."""
-    draft = Draft(machine, spec, lengths, changed, correction)
+    spec, lengths = draft.spec, draft.lengths
     _choose_rows(draft)
     _choose_adapter(draft)
     draft.choose("training.packing", rules.packing(spec, lengths, draft.rows))
@@ -75,8 +69,8 @@ def solve(
     _choose_optimizer(draft)
     _choose_results(draft)
     memory = draft.memory(draft.settings)
-    work = estimate(draft.settings, spec, lengths, machine)
-    return Plan(draft.settings, draft.choices, memory, work, frozenset(changed), tuple(warnings))
+    work = estimate(draft.settings, spec, lengths, draft.machine)
+    return Plan(draft.settings, draft.choices, memory, work, frozenset(draft.changed), tuple(warnings))
 
 
 def _choose_rows(draft: Draft) -> None:

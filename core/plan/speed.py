@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ollama_tune.core.files import write_atomic
+from ollama_tune.core.files import read_table, write_atomic
 from ollama_tune.core.machine.values import Gpu, Machine
 from ollama_tune.core.paths import cache_dir
 from ollama_tune.core.plan.cards import Card, find_card
@@ -102,14 +102,9 @@ def _path() -> Path:
 
 
 def _known() -> dict[str, float]:
-    try:
-        tree = json.loads(_path().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    known = tree.items() if isinstance(tree, dict) else ()
     return {
-        str(key): float(ratio)
-        for key, ratio in known
+        key: float(ratio)
+        for key, ratio in read_table(_path()).items()
         if isinstance(ratio, int | float) and TRUSTED[0] <= ratio <= TRUSTED[1]
     }
 

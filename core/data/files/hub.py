@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -23,22 +22,21 @@ from ollama_tune.core.data.values import Reading
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.files import write_atomic
 from ollama_tune.core.paths import asset, cache_dir
-from ollama_tune.core.text import human_bytes, one_line, visible
+from ollama_tune.core.text import one_line, visible
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
-    from huggingface_hub.hf_api import DatasetInfo, RepoSibling
+    from huggingface_hub.hf_api import DatasetInfo
 
 BUNDLED = "bundled"
 CONVERTED = "refs/convert/parquet"
 """Where the hub keeps its own Parquet copy of a data set."""
-SPARE = 2**29
-"""Bytes that must stay free on the disk."""
 TIMEOUT = 30.0
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
 _PREFIXES = ("hf://datasets/", "hf://", "datasets/")
 _NO_HUB_FILES = "holds no file that can be read; scripts of a data set are never run"
+_NO_ROOM = "Free some space, set OLLAMA_TUNE_HOME to a folder on a larger disk, or choose a split."
 _PREFERRED = (".parquet", ".arrow", ".jsonl", ".json", ".csv")
 
 Progress = Callable[[int, int], None]
@@ -111,7 +109,7 @@ def _repository(name: str) -> Path:
 
 
 def _fetched(name: str, revision: str, reading: Reading, progress: Progress) -> Path:
-    from ollama_tune.core.models.download import exclusive
+    from ollama_tune.core.models.download import exclusive, fetch_files
     from ollama_tune.core.models.hub_errors import hub_errors
 
     local = _on_this_machine(name, revision, reading)
@@ -127,8 +125,9 @@ def _fetched(name: str, revision: str, reading: Reading, progress: Progress) -> 
         folder = _repository(name) / "snapshots" / commit / (reading.subset or "default")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with exclusive(folder.parent):
-            wanted = _wanted(plan["splits"], reading)
-            _fetch(api, info, wanted, folder, progress)
+            by_name = {file.rfilename: file for file in info.siblings or []}
+            wanted = [by_name[file] for file in _wanted(plan["splits"], reading)]
+            fetch_files(api, info, wanted, folder, progress, "The data set", cache_dir(), _NO_ROOM)
             write_atomic(folder / MAP, json.dumps(plan))
             _remember(name, revision, commit)
     return folder
@@ -245,37 +244,3 @@ def _one_kind(files: list[str]) -> list[str]:
     order = {suffix: number for number, suffix in enumerate(_PREFERRED)}
     kind = max(kinds, key=lambda suffix: (kinds[suffix], -order.get(suffix, len(order))))
     return [file for file in files if suffix_of(file) == kind]
-
-
-def _fetch(api: HfApi, info: DatasetInfo, names: list[str], folder: Path, progress: Progress) -> None:
-    from ollama_tune.core.models.download import fetch_file
-
-    by_name = {file.rfilename: file for file in info.siblings or []}
-    files = [by_name[name] for name in names]
-    total = sum(file.size or 0 for file in files)
-    _check_disk(folder, files, total)
-    done = 0
-    for file in files:
-        path = folder / file.rfilename
-        if not path.is_file():
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fetch_file(api, info, file, folder, _shifted(progress, done, total))
-        done += file.size or 0
-        progress(done, total)
-
-
-def _shifted(progress: Progress, done: int, total: int) -> Callable[[int], None]:
-    return lambda count: progress(done + count, total)
-
-
-def _check_disk(folder: Path, files: list[RepoSibling], total: int) -> None:
-    held = sum(
-        (folder / file.rfilename).stat().st_size for file in files if (folder / file.rfilename).is_file()
-    )
-    free = shutil.disk_usage(folder).free
-    if total - held + SPARE > free:
-        raise TuneError(
-            f"The data set needs {human_bytes(total - held + SPARE)} on the disk of {cache_dir()}, "
-            f"where {human_bytes(free)} are free.",
-            "Free some space, set OLLAMA_TUNE_HOME to a folder on a larger disk, or choose a split.",
-        )

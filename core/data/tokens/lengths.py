@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import math
 import random
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -78,7 +77,7 @@ def content_key(chat: ChatFormat, rows: Iterable[Row]) -> str:
         digest.update(path.read_bytes() if path.is_file() else b"-")
     digest.update(repr((chat.template, chat.stop_texts, chat.eos_token, chat.bos_token)).encode())
     if isinstance(rows, StoredRows):
-        digest.update(rows.store.path.name.encode() + array("I", rows.places).tobytes())
+        digest.update(rows.key.encode())
     else:
         for row in rows:
             digest.update(repr(row).encode("utf-8", "surrogatepass"))
@@ -174,8 +173,7 @@ def _scale(rows: Sequence[Row], chosen: Sequence[Row], total: int) -> float:
     known = sum(len(message.content) + len(message.reasoning) for row in chosen for message in row.messages)
     if not isinstance(rows, StoredRows) or not known:
         return total / len(chosen)
-    characters = rows.store.column("characters")
-    return sum(characters[place] for place in rows.places) / known
+    return rows.characters / known
 
 
 def _answer_bytes(row: Row) -> int:
