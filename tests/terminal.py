@@ -95,7 +95,7 @@ class Terminal:
             self.raw += data
             self._stream.feed(data)
 
-    def wait(self, wanted: str | Callable[[str], bool], seconds: float = 20.0) -> None:
+    def wait(self, wanted: str | Callable[[str], bool], seconds: float = 60.0) -> None:
         """Wait until a text (or a condition on the screen) is there; fails with the screen in the message."""
         condition = wanted if callable(wanted) else lambda screen: wanted in screen
         deadline = time.monotonic() + seconds
@@ -118,7 +118,7 @@ class Terminal:
         """True when the program is gone."""
         return self.process.poll() is not None
 
-    def finish(self, seconds: float = 10.0) -> int:
+    def finish(self, seconds: float = 60.0) -> int:
         """Wait for the program to end; returns its exit status."""
         deadline = time.monotonic() + seconds
         while not self.ended and time.monotonic() < deadline:
