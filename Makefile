@@ -9,7 +9,8 @@ help:
 	@echo "make demo     install into $(VENV) and run the whole job on the bundled model and data"
 	@echo "make install  install into $(VENV)"
 	@echo "make test     lint, types and all tests in a fresh virtual environment"
-	@echo "make bench    measurements (never part of the tests); make bench-data, make bench-export: one part"
+	@echo "make bench    measurements (never part of the tests); one part: make bench-data,"
+	@echo "              make bench-export, make bench-train (PEERS=PYTHON: a venv with trl, transformers, peft)"
 	@echo "make picture  draw assets/wizard.png again"
 
 python-version:
@@ -52,6 +53,13 @@ bench:
 	@$(PYTHON) -m tests.bench.plan
 	@$(PYTHON) -m tests.bench.packing
 	@$(PYTHON) -m tests.bench.data
+	@$(MAKE) --no-print-directory bench-train PYTHON=$(PYTHON)
+
+bench-train:
+	@$(PYTHON) -m tests.bench.train $(if $(PEERS),--peers $(PEERS)) --output tests/bench/results/train_cpu.md
+
+bench-gpu:
+	@$(PYTHON) -m tests.bench.gpu_speed $(if $(PEERS),--peers $(PEERS))
 
 bench-data:
 	@$(PYTHON) -m tests.bench.data
@@ -65,4 +73,4 @@ picture:
 clean:
 	rm -rf build dist *.egg-info $(VENV)
 
-.PHONY: help python-version install demo test check lint types bench bench-data bench-export picture clean
+.PHONY: help python-version install demo test check lint types bench bench-data bench-export bench-train bench-gpu picture clean

@@ -18,11 +18,12 @@ from textual.timer import Timer
 from textual.worker import Worker, WorkerState
 
 from ollama_tune.core.errors import TuneError
-from ollama_tune.tui import messages
+from ollama_tune.tui import messages, tasks
 from ollama_tune.tui.confirming import ConfirmingApp
 from ollama_tune.tui.screens.base import StepScreen
 from ollama_tune.tui.state import (
     REVIEW,
+    SETTINGS,
     STEPS,
     TRAINING,
     WizardState,
@@ -33,6 +34,7 @@ from ollama_tune.tui.state import (
 from ollama_tune.tui.tasks import Probe
 
 if TYPE_CHECKING:
+    from ollama_tune.core.machine.values import Machine
     from ollama_tune.core.plan.settings import Settings
     from ollama_tune.core.runs.folder import RunFolder
     from ollama_tune.core.runs.launch import WarmWorker
@@ -186,6 +188,7 @@ class TuneApp(ConfirmingApp):
         if step <= REVIEW or self._own_run():
             self.answers = replace(self.answers, step=step)
             self.save_answers()
+            self._foresee()
 
     def save_answers(self) -> None:
         """Write the answers now; a state folder that cannot be written must not stop the wizard."""
@@ -289,6 +292,19 @@ class TuneApp(ConfirmingApp):
     @on(messages.WarmStarted)
     def _warmed(self, message: messages.WarmStarted) -> None:
         self._warm = message.worker
+        self._foresee()
+
+    @on(messages.PlanChanged)
+    def _foresee(self) -> None:
+        """Let it load what will likely be trained, from the settings step on and where that fits."""
+        if self._warm is not None:
+            plan = self.facts.plan
+            likely = plan is not None and plan.memory.fits and self.answers.step >= SETTINGS
+            self._warm.prepare(plan.settings if plan is not None and likely else None)
+
+    def look_at_box(self) -> Machine:
+        """As the parent; what the warm worker holds counts as free, for it is the run's."""
+        return tasks.without(self._warm.pid if self._warm is not None else None, super().look_at_box())
 
     def take_warm(self) -> WarmWorker | None:
         """Give the warm worker away, once."""

@@ -5,10 +5,14 @@ Heavy modules are imported by the command that needs them, so that `--help` stay
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,7 +22,10 @@ from ollama_tune.tui.export_cli import export, verify
 from ollama_tune.tui.plan_cli import plan
 from ollama_tune.tui.predict_cli import predict
 from ollama_tune.tui.probe_cli import probe
-from ollama_tune.tui.shell import INTERRUPTED, assignments, follow_or_leave, has_terminal, out
+from ollama_tune.tui.shell import INTERRUPTED, assignments, follow_or_leave, has_terminal, leave, out
+
+if TYPE_CHECKING:
+    from ollama_tune.core.runs.folder import RunFolder
 
 
 def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
@@ -65,21 +72,35 @@ def demo() -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--set", "values", multiple=True, metavar="FIELD=VALUE", help="Change a setting for this run.")
 @click.option("--detach", is_flag=True, help="Start and return; see `ollama-tune attach`.")
-def run(file: Path, values: tuple[str, ...], detach: bool) -> None:
+@click.option("--plain", is_flag=True, help="Plain lines, as always: no screen and no colours.")
+@click.option("--events", is_flag=True, help="The run's events in place of lines: one JSON object a line.")
+def run(file: Path, values: tuple[str, ...], detach: bool, plain: bool, events: bool) -> None:
     """Train, measure and export as a run.yaml says, without questions."""
+    from ollama_tune.core.runs.launch import WarmWorker, start
+
+    with contextlib.closing(WarmWorker()) as warm:
+        folder = _new_run(file, assignments(values), partial(click.echo, err=events))
+        try:
+            start(folder, "all", warm)
+        except KeyboardInterrupt:
+            leave(folder, True)
+            sys.exit(INTERRUPTED)
+    follow_or_leave(folder, detach, raw=events)
+
+
+def _new_run(file: Path, values: dict[str, Any], tell: Callable[[str], None]) -> RunFolder:
+    """The folder of the run that a file describes; tells what should be known before, and where it is."""
     from ollama_tune.core.plan.room import check_run
     from ollama_tune.core.plan.settings import load
     from ollama_tune.core.runs.folder import create_run
-    from ollama_tune.core.runs.launch import start
     from ollama_tune.tui.exporting import remarks
 
-    settings = load(file).with_values(assignments(values))
+    settings = load(file).with_values(values)
     for remark in filter(None, (*remarks(settings.export), check_run(settings))):
-        out(f"! {remark}")
+        tell(f"! {remark}")
     folder = create_run(settings, settings.export.name or Path(settings.model.source).name)
-    out(f"Run folder: {folder.path}")
-    start(folder, "all")
-    follow_or_leave(folder, detach)
+    tell(f"Run folder: {folder.path}")
+    return folder
 
 
 @cli.command()
@@ -126,9 +147,21 @@ def stop(name: str | None, wait: float) -> None:
 
 @cli.command()
 @click.argument("name", required=False)
+def pause(name: str | None) -> None:
+    """Make a run write a checkpoint after its step and wait; it keeps its memory."""
+    from ollama_tune.core.runs.control import request_pause
+    from ollama_tune.core.runs.folder import find_run
+
+    folder = find_run(name)
+    request_pause(folder)
+    out(f"{folder.name} waits after its step. Go on with `ollama-tune resume {folder.name}`.")
+
+
+@cli.command()
+@click.argument("name", required=False)
 @click.option("--detach", is_flag=True, help="Start and return.")
 def resume(name: str | None, detach: bool) -> None:
-    """Go on with a stopped or broken run from its last checkpoint."""
+    """Go on with a paused run, or with a stopped or broken one from its last checkpoint."""
     from ollama_tune.core.runs import control
     from ollama_tune.core.runs.folder import find_run
 

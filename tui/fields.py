@@ -29,6 +29,18 @@ class FormField:
 
 
 YES_NO = ((False, "no"), (True, "yes"))
+PATHS = (("auto", "chosen by the model"), ("fast", "fast: own code"), ("general", "general: peft"))
+RECOMPUTE = (
+    ("none", "nothing"),
+    ("mlp", "half of a layer"),
+    ("layers", "whole layers"),
+    ("offload", "layers, kept in RAM"),
+)
+OPTIMIZERS = (
+    ("adamw", "AdamW"),
+    ("adamw_8bit", "AdamW in 8 bit"),
+    ("paged_adamw_8bit", "AdamW 8 bit, paged"),
+)
 GGUF_WORDS = (
     ("f32", "F32, 32 bit"),
     ("f16", "F16, 16 bit"),
@@ -65,8 +77,10 @@ MORE = (
     FormField("training.alpha", "Alpha", "strength = alpha / rank"),
     FormField("training.dropout", "Dropout", "share set to zero"),
     FormField("training.targets", "Adapted layers", width=34, wordy=True),
+    FormField("training.rslora", "rsLoRA", "alpha / sqrt(rank)", YES_NO),
+    FormField("training.dora", "DoRA", "length and direction", YES_NO),
     FormField("training.gradient_accumulation_steps", "Accumulation", "batches a step"),
-    FormField("training.gradient_checkpointing", "Recompute", "less memory, more time", YES_NO),
+    FormField("training.gradient_checkpointing", "Recompute", "instead of keeping", RECOMPUTE, 24),
     FormField("training.packing", "Packing", "rows end to end", YES_NO),
     FormField("training.device", "Device", "", (("cpu", "CPU"), ("cuda", "GPU (CUDA)")), 20),
     FormField(
@@ -76,6 +90,8 @@ MORE = (
         (("float32", "float32"), ("bfloat16", "bfloat16"), ("float16", "float16")),
         20,
     ),
+    FormField("training.path", "Training code", "", PATHS, 24),
+    FormField("training.optimizer", "Optimizer", "", OPTIMIZERS, 24),
     FormField(
         "training.schedule",
         "Schedule",
@@ -87,6 +103,7 @@ MORE = (
     FormField("training.weight_decay", "Weight decay"),
     FormField("training.max_gradient_norm", "Gradient limit", "longest gradient"),
     FormField("training.evaluation_interval", "Measure every", "steps; 0: eight times a run"),
+    FormField("training.early_stopping", "Stop early", "measurements without gain; 0: never"),
     FormField("training.checkpoint_minutes", "Checkpoint every", "minutes"),
     FormField("training.seed", "Seed", "order and start values"),
     FormField("data.seed", "Split seed", "which rows are kept out"),

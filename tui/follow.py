@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 
@@ -18,6 +19,17 @@ STEP_SECONDS = 3.0
 PROGRESS_SECONDS = 2.0
 
 
+class Raw:
+    """Prints events as they stand in the log, each on a line of its own."""
+
+    def __init__(self, out: Print) -> None:
+        self._out = out
+
+    def show(self, event: Event) -> None:
+        """Print the event."""
+        self._out(json.dumps({"n": event.n, "t": event.t, "kind": event.kind, **event.data}))
+
+
 class Follower:
     """Turns events into lines; step lines at most every few seconds, everything else at once."""
 
@@ -27,6 +39,8 @@ class Follower:
         self._last_progress = 0.0
         self._tokens = self._seconds = 0.0
         self._steps = 0
+        self._started: float | None = None
+        self._path = ""
         self.verification: Verification | None = None
         self.done: dict[str, Event] = {}
 
@@ -41,6 +55,15 @@ class Follower:
             resumed = event.get("resumed_from")
             verb = f"Going on from step {resumed}" if resumed else "Started"
             self._out(f"{verb} on {event['device']}, worker {event['pid']}.")
+            self._started = event.t
+            self._show_data(event)
+
+    def _show_data(self, event: Event) -> None:
+        """Which code computes the model, once it is known."""
+        path, reason = event.get("path"), event.get("path_reason")
+        if path and path != self._path:
+            self._path = str(path)
+            self._out(f"{one_line(self._path, 40)} path: {one_line(str(reason or ''), 200)}")
 
     def _show_phase(self, event: Event) -> None:
         self._out(visible(str(event["text"])))
@@ -59,6 +82,9 @@ class Follower:
         self._tokens += event["useful_tokens"]
         self._seconds += event["seconds"]
         self._steps += 1
+        if self._started is not None:
+            self._out(f"  first step done {event.t - self._started:.1f} s after the start")
+            self._started = None
         last = event["step"] >= event["total_steps"]
         if not last and event["step"] > 1 and time.monotonic() - self._last_step < STEP_SECONDS:
             return
@@ -68,15 +94,27 @@ class Follower:
         loss = "not a number" if event["loss"] is None else f"{event['loss']:.4f}"
         self._out(
             f"  step {event['step']:>5,} of {event['total_steps']:,}   loss {loss}   "
-            f"{human_count(speed)} tokens/s   {human_seconds(left)} left"
+            f"{human_count(speed)} tokens/s   {_mfu(event)}{human_seconds(left)} left"
         )
 
     def _show_evaluation(self, event: Event) -> None:
         parts = [f"loss {event['loss']:.4f}"] if event.get("loss") is not None else []
         if event.get("exact_match") is not None:
             parts.append(f"{event['exact_match']:.1%} of {event['rows']} held-out answers exactly right")
+        waited = event.get("without_better") if event.get("patience") else 0
+        if waited:
+            parts.append(f"{waited} of {event['patience']} evaluations no better")
+        elif event.get("best_step") is not None and event["best_step"] == event["step"]:
+            parts.append("the best so far")
         who = "base model" if event["model"] == "base" else "tuned model"
         self._out(f"  held-out rows, {who}: {', '.join(parts)}")
+
+    def _show_sample(self, event: Event) -> None:
+        """Answers in between; those before and after training are shown side by side at the end."""
+        if event.get("step") is not None:
+            cut = " …" if event.get("cut") else ""
+            answer, wanted = one_line(str(event["tuned"]), 60), one_line(str(event["reference"]), 60)
+            self._out(f"  answer at step {event['step']:,}: {answer}{cut}   (wanted: {wanted})")
 
     def _show_checkpoint(self, event: Event) -> None:
         if event.get("reason") == "stop":
@@ -89,6 +127,12 @@ class Follower:
         if probe := event.get("probe"):
             measured, predicted = (human_bytes(probe[name]) for name in ("measured", "predicted"))
             self._out(f"  the longest rows take {measured} of memory; {predicted} were predicted")
+
+    def _show_continued(self, event: Event) -> None:
+        self._out(f"Going on at step {event['step']}.")
+
+    def _show_paused(self, event: Event) -> None:
+        self._show_warning(event)
 
     def _show_warning(self, event: Event) -> None:
         self._out(f"! {visible(str(event['what']))} {visible(str(event['fix']))}")
@@ -106,6 +150,18 @@ class Follower:
 
     def _show_done(self, event: Event) -> None:
         self.done[str(event["stage"])] = event
+        if event["stage"] == "train" and event.get("best_step") is not None:
+            loss = event.get("best_loss")
+            held_out = f", held-out loss {loss:.4f}" if loss is not None else ""
+            self._out(
+                f"Training ended after {event['steps']:,} steps; the best adapter is that of step "
+                f"{event['best_step']:,}{held_out}."
+            )
+
+
+def _mfu(event: Event) -> str:
+    share = event.get("mfu")
+    return f"MFU {share:.0%}   " if share is not None else ""
 
 
 def card_lines(verification: Verification) -> list[str]:
@@ -131,7 +187,7 @@ def sample_lines(samples: Sequence[Sample], width: int) -> list[str]:
     return lines
 
 
-def follow(folder: RunFolder, follower: Follower, *, skip: int = 0) -> State:
+def follow(folder: RunFolder, follower: Follower | Raw, *, skip: int = 0) -> State:
     """Print the run's events, after the first `skip`, until its worker ends; returns how it ended."""
     reader = EventReader(folder.events_path)
     while True:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = """\b
   ollama-tune predict --model ~/Llama-3.1-8B --set quantization=nf4 --set rank=16 \\
-      --set sequence_length=2048 --set gradient_checkpointing=true --json
+      --set sequence_length=2048 --set gradient_checkpointing=layers --json
 """
 
 

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 from ollama_tune.core.evaluate.compare import Sample
 from ollama_tune.core.export.values import Verification
-from ollama_tune.core.runs.events import Event
+from ollama_tune.core.runs.events import Event, back_to
 from ollama_tune.core.text import human_bytes, one_line
+from ollama_tune.tui.run_values import (
+    Checkpoint,
+    LogLine,
+    Memory,
+    Patience,
+    ProbeResult,
+    Progress,
+    ValidationPoint,
+)
 from ollama_tune.tui.widgets.curves import LossCurve
 
 WINDOW = 32
@@ -19,79 +28,19 @@ WARNINGS = 50
 WIDE = 400
 
 
-@dataclass(frozen=True)
-class ValidationPoint:
-    """One measurement on the validation rows; `exact_match` from 0 to 1 where answers were written."""
-
-    step: int
-    loss: float | None
-    exact_match: float | None
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a piece of work is, in `unit` (bytes are `B`)."""
-
-    name: str
-    done: int
-    total: int
-    unit: str
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Memory of the device that trains, in bytes; `parts` as far as the worker knows them."""
-
-    device: str
-    used: int
-    peak: int
-    free: int
-    total: int
-    parts: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ProbeResult:
-    """What the longest rows took when they were tried before the first step, in bytes.
-
-    `limit` is what the run may use; 0 where it is not known.
-    """
-
-    predicted: int
-    measured: int
-    limit: int
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A resumable state that the worker wrote."""
-
-    step: int
-    bytes: int
-    best: bool
-    reason: str
-
-
-@dataclass(frozen=True)
-class LogLine:
-    """One sentence of the log: Unix time, a sign (empty, `✓`, `!` or `✗`) and the text."""
-
-    t: float
-    sign: str
-    text: str
-
-
 class RunView:
     """The state of one run, kept up to date by `fold`.
 
     Times are Unix seconds, speeds useful tokens a second. A log that was resumed reads as one run:
-    steps after the checkpoint that a worker went on from are taken back.
+    steps after the checkpoint that a worker went on from are taken back. Where a long curve cannot take them
+    back exactly, `complete` is False until `read_curves` gets the whole log.
     """
 
     def __init__(self) -> None:
         self.stage = ""
         self.started = 0.0
         self.device = ""
+        self.path = self.path_reason = ""
         self.model = ""
         self.train_rows = self.validation_rows = self.left_out = 0
         self.phase = ""
@@ -101,7 +50,11 @@ class RunView:
         self.epoch = 0.0
         self.loss: float | None = None
         self.learning_rate: float | None = None
-        self.losses = LossCurve()
+        self.gradient_norm: float | None = None
+        self.losses, self.norms, self.rates = LossCurve(), LossCurve(), LossCurve()
+        self.complete = True
+        self.first_step_seconds: float | None = None
+        self.patience: Patience | None = None
         self.validation: dict[int, ValidationPoint] = {}
         self.answered = 0
         self.before: float | None = None
@@ -111,6 +64,8 @@ class RunView:
         self.predicted: Mapping[str, int] = {}
         self.checkpoints: list[Checkpoint] = []
         self.samples: dict[tuple[str, str], Sample] = {}
+        self.newest: list[Sample] = []
+        self.newest_step = 0
         self.warnings: dict[str, str] = {}
         self.log: deque[LogLine] = deque(maxlen=LOG_LINES)
         self.logged = 0
@@ -118,9 +73,10 @@ class RunView:
         self.done: dict[str, Event] = {}
         self.error: Event | None = None
         self.stopped: Event | None = None
+        self.pause: Event | None = None
         self.last: Event | None = None
         self.version = 0
-        self._speeds: deque[tuple[float, float]] = deque(maxlen=WINDOW)
+        self._speeds: deque[tuple[float, float, float | None]] = deque(maxlen=WINDOW)
         self._first_step: tuple[float, int] | None = None
         self._last_step = 0.0
         self._banked = 0.0
@@ -153,6 +109,11 @@ class RunView:
         return "train" in self.done
 
     @property
+    def paused(self) -> bool:
+        """True while the worker waits."""
+        return self.pause is not None
+
+    @property
     def training(self) -> bool:
         """True between the first and the last step of this start."""
         return self._first_step is not None and not self.trained
@@ -170,8 +131,20 @@ class RunView:
     @property
     def tokens_per_second(self) -> float | None:
         """Useful tokens a second over the last 32 steps."""
-        seconds = sum(second for _, second in self._speeds)
-        return sum(tokens for tokens, _ in self._speeds) / seconds if seconds > 0 else None
+        seconds = sum(second for _, second, _ in self._speeds)
+        return sum(tokens for tokens, _, _ in self._speeds) / seconds if seconds > 0 else None
+
+    @property
+    def mfu(self) -> float | None:
+        """The share of the card's arithmetic that the last 32 steps used; None where it is not known."""
+        known = [(share, second) for _, second, share in self._speeds if share is not None]
+        seconds = sum(second for _, second in known)
+        return sum(share * second for share, second in known) / seconds if seconds > 0 else None
+
+    @property
+    def unsaved(self) -> int:
+        """Steps that would have to be done again if the worker ended now."""
+        return self.step - (self.checkpoints[-1].step if self.checkpoints else 0)
 
     @property
     def elapsed(self) -> float:
@@ -200,6 +173,7 @@ class RunView:
         self._bank(self.updated)
         self.stage, self.started = str(event["stage"]), event.t
         self.error = self.stopped = None
+        self.pause = None
         self.progress = None
         self.phase, self.phase_since = "", event.t
         self._first_step = None
@@ -213,14 +187,31 @@ class RunView:
     def _start_training(self, event: Event) -> None:
         self._began = event.t
         self.device, self.model = str(event.get("device", "")), str(event.get("model", ""))
+        self.first_step_seconds = None
         self._data(event)
         step = int(event.get("resumed_from") or 0)
         self._speeds.clear()
-        self.losses.cut(step)
+        self._go_back(step)
+        self._say(event, f"Going on from step {step:,}." if step else f"Training started on {self.device}.")
+
+    def _go_back(self, step: int) -> None:
+        """Later steps come again; what they were counts no more."""
+        exact = [curve.cut(step) for curve in (self.losses, self.norms, self.rates)]
+        self.complete = self.complete and all(exact)
         self.step = min(self.step, step)
+        self._first_step = None
         self.validation = {at: point for at, point in self.validation.items() if at <= step}
         self.checkpoints = [point for point in self.checkpoints if point.step <= step]
-        self._say(event, f"Going on from step {step:,}." if step else f"Training started on {self.device}.")
+        if self.newest_step > step:
+            self.newest, self.newest_step = [], 0
+
+    def read_curves(self, events: Iterable[Event]) -> None:
+        """Draw the curves anew from the steps of a run, each told once (`effective`)."""
+        self.losses, self.norms, self.rates = LossCurve(), LossCurve(), LossCurve()
+        self.complete = True
+        for event in events:
+            if event.kind == "step":
+                self._draw(event.data)
 
     def _data(self, event: Event) -> None:
         self.total_steps = int(event.get("total_steps") or self.total_steps)
@@ -228,6 +219,8 @@ class RunView:
         self.validation_rows = int(event.get("validation_rows") or self.validation_rows)
         self.left_out = int(event.get("left_out") or self.left_out)
         self.predicted = event.get("predicted") or self.predicted
+        self.path = one_line(str(event.get("path") or self.path), 40)
+        self.path_reason = one_line(str(event.get("path_reason") or self.path_reason), WIDE)
 
     def _phase(self, event: Event) -> None:
         self.phase, self.phase_since = one_line(str(event["text"]), WIDE), event.t
@@ -244,14 +237,23 @@ class RunView:
         self.step = step = int(data["step"])
         self.total_steps = data["total_steps"]
         self.epoch = data["epoch"]
-        self.loss = loss = data["loss"]
+        self.loss = data["loss"]
         self.learning_rate = data["learning_rate"]
-        self.losses.add(step, loss)
-        self._speeds.append((data["useful_tokens"], data["seconds"]))
+        self.gradient_norm = data.get("gradient_norm")
+        self._draw(data)
+        self._speeds.append((data["useful_tokens"], data["seconds"], data.get("mfu")))
         self._last_step = event.t
         if self._first_step is None:
             self._first_step = (event.t, step)
             self.progress = None
+        if self.first_step_seconds is None:
+            self.first_step_seconds = event.t - self.started
+
+    def _draw(self, data: Mapping[str, Any]) -> None:
+        step = int(data["step"])
+        self.losses.add(step, data["loss"])
+        self.norms.add(step, data.get("gradient_norm"))
+        self.rates.add(step, data.get("learning_rate"))
 
     def _evaluation(self, event: Event) -> None:
         loss, exact = event.get("loss"), event.get("exact_match")
@@ -259,6 +261,8 @@ class RunView:
         step = int(event["step"]) if tuned else 0
         if loss is not None:
             self.validation[step] = ValidationPoint(step, loss, exact)
+        if event.get("patience") is not None:
+            self.patience = Patience(int(event["without_better"]), int(event["patience"]))
         if exact is not None:
             self.answered = int(event.get("rows") or 0)
             self.before, self.after = (self.before, exact) if tuned else (exact, self.after)
@@ -271,9 +275,14 @@ class RunView:
         key = str(event["prompt"]), str(event.get("reference") or "")
         old = self.samples.get(key, Sample(*key, None, None))
         base, tuned = event.get("base"), event.get("tuned")
-        self.samples[key] = Sample(
+        self.samples[key] = sample = Sample(
             *key, old.base if base is None else str(base), old.tuned if tuned is None else str(tuned)
         )
+        step = event.get("step")
+        if step is not None:
+            kept = self.newest if self.newest_step == step else []
+            said = f"{tuned} …" if event.get("cut") else str(tuned)
+            self.newest, self.newest_step = [*kept, replace(sample, tuned=said)], int(step)
 
     def _memory(self, event: Event) -> None:
         parts = event.get("parts") or (self.memory.parts if self.memory else {})
@@ -286,7 +295,11 @@ class RunView:
 
     def _checkpoint(self, event: Event) -> None:
         point = Checkpoint(
-            int(event["step"]), int(event["bytes"]), bool(event.get("best")), str(event.get("reason", ""))
+            int(event["step"]),
+            int(event["bytes"]),
+            bool(event.get("best")),
+            str(event.get("reason", "")),
+            event.t,
         )
         self.checkpoints.append(point)
         best = ", the best so far" if point.best else ""
@@ -296,7 +309,23 @@ class RunView:
         what = f"Out of memory at step {event['step']}."
         self._warn(event, what, one_line(str(event.get("change") or ""), WIDE))
 
+    def _paused(self, event: Event) -> None:
+        self.pause = event
+        self._say(event, one_line(f"{event['what']} {event['fix']}", WIDE), "‖")
+
+    def _continued(self, event: Event) -> None:
+        self.pause = None
+        waited = float(event.get("seconds") or 0.0)
+        if self._began is not None:
+            self._began += waited
+        if self._first_step is not None:
+            self._first_step = self._first_step[0] + waited, self._first_step[1]
+        self._say(event, f"Going on at step {event['step']:,}.")
+
     def _warning(self, event: Event) -> None:
+        step = back_to(event)
+        if step is not None:
+            self._go_back(step)
         self._warn(event, one_line(str(event["what"]), WIDE), one_line(str(event.get("fix", "")), WIDE))
 
     def _warn(self, event: Event, what: str, fix: str) -> None:
@@ -346,6 +375,8 @@ _HANDLERS: dict[str, Callable[[RunView, Event], Any]] = {
     "memory": RunView._memory,
     "checkpoint": RunView._checkpoint,
     "out_of_memory": RunView._out_of_memory,
+    "paused": RunView._paused,
+    "continued": RunView._continued,
     "warning": RunView._warning,
     "error": RunView._error,
     "verification": RunView._verification,

@@ -63,40 +63,52 @@ def assignments(values: tuple[str, ...]) -> dict[str, Any]:
 
 
 def follow_or_leave(
-    folder: RunFolder, detach: bool, *, skip: int = 0, stop_on_interrupt: bool = True
+    folder: RunFolder, detach: bool, *, skip: int = 0, stop_on_interrupt: bool = True, raw: bool = False
 ) -> None:
-    """Print a run's events until its worker ends, and exit with its status; or say how to come back."""
+    """Print a run's events until its worker ends, and exit with its status; or say how to come back.
+
+    `raw` prints the events themselves, one JSON object a line, and nothing else.
+    """
     if detach:
         out(f"{folder.name} is going. Watch it with `ollama-tune attach {folder.name}`.")
         return
-    from ollama_tune.tui.follow import Follower, follow
+    from ollama_tune.tui.follow import Follower, Raw, follow
 
     try:
-        state = follow(folder, Follower(out), skip=skip)
+        state = follow(folder, Raw(out) if raw else Follower(out), skip=skip)
     except KeyboardInterrupt:
         leave(folder, stop_on_interrupt)
         sys.exit(INTERRUPTED)
     else:
-        _end(folder, state)
+        _end(folder, state, quiet=raw)
 
 
 def leave(folder: RunFolder, stop_run: bool) -> None:
-    """After Ctrl+C: stop the run or leave it alone, and say how to go on."""
-    from ollama_tune.core.runs.control import request_stop, wait_until_free
+    """After Ctrl+C: stop the run or leave it alone, and say how to go on.
 
-    if stop_run and folder.alive():
+    One that is only starting has been told to stop already (`launch.start`).
+    """
+    from ollama_tune.core.runs.control import delete, request_stop, wait_until_free
+
+    if stop_run and (folder.alive() or folder.stop_path.exists()):
         click.echo("Stopping after this step …", err=True)
-        request_stop(folder)
-        wait_until_free(folder, 300)
+        with contextlib.suppress(UsageError):
+            request_stop(folder)
+        if wait_until_free(folder, 300) and not folder.events():
+            delete(folder)
+            click.echo("Nothing was started.", err=True)
+            return
         command = "export" if folder.status().stage == "export" else "resume"
         click.echo(f"Go on with `ollama-tune {command} {folder.name}`.", err=True)
     else:
         click.echo(f"{folder.name} goes on. Come back with `ollama-tune attach {folder.name}`.", err=True)
 
 
-def _end(folder: RunFolder, state: State) -> None:
+def _end(folder: RunFolder, state: State, *, quiet: bool = False) -> None:
     from ollama_tune.core.runs.folder import State
 
+    if state is State.FINISHED and quiet:
+        sys.exit(0)
     if state is State.FINISHED:
         from ollama_tune.tui.printing import finished_lines
 

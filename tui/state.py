@@ -59,7 +59,7 @@ STEPS = tuple(
         start=1,
     )
 )
-REVIEW, TRAINING, DONE = 5, 6, 9
+SETTINGS, REVIEW, TRAINING, DONE = 4, 5, 6, 9
 
 
 @dataclass(frozen=True)

@@ -51,19 +51,23 @@ def shortage(settings: Settings, facts: Facts, probe: Probe, own: int | None) ->
         from ollama_tune.core.plan.room import look_again, shortage
 
     assert facts.spec is not None and facts.lengths is not None
-    machine = look_again(probe)
-    if own is not None:
-        free = machine.host.ram_available + resident(own)
-        machine = replace(machine, host=replace(machine.host, ram_available=free))
+    machine = without(own, look_again(probe))
     return machine, shortage(settings, facts.spec, machine, facts.lengths.longest)
 
 
+def without(own: int | None, machine: Machine) -> Machine:
+    """The box as if the warm worker's RAM were free: the run that it is for needs that itself."""
+    free = machine.host.ram_available + (resident(own) if own is not None else 0)
+    return replace(machine, host=replace(machine.host, ram_available=free))
+
+
 def resident(pid: int) -> int:
-    """Bytes of RAM that a process holds; 0 for one that is gone."""
+    """Bytes of RAM that a process holds, without the files it has mapped; 0 for one that is gone."""
     import psutil
 
     try:
-        return int(psutil.Process(pid).memory_info().rss)
+        held = psutil.Process(pid).memory_info()
+        return int(held.rss - getattr(held, "shared", 0))
     except psutil.Error:
         return 0
 

@@ -230,7 +230,7 @@ class FactsApp(App[int]):
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="machine")
     def _run_probe(self) -> None:
-        machine = self._probe()
+        machine = self.look_at_box()
         self.post_message(messages.ProbeFinished(machine, tasks.in_use(machine)))
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="unload")

@@ -12,6 +12,7 @@ The base answers first, then the tuned model. It ends when its input is closed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -26,11 +27,14 @@ from typing import TYPE_CHECKING, Any
 from ollama_tune.core.data.values import Message
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.models.locate import resolve
+from ollama_tune.core.models.tokenizer_files import read_json
+from ollama_tune.core.plan.settings import TrainingSettings
 from ollama_tune.core.runs.chat import run_chat
 from ollama_tune.core.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from ollama_tune.core.evaluate.generate import Generator
+    from ollama_tune.core.train.path import Engine
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -73,14 +77,12 @@ class Chat:
         base_folder = resolve(settings.model.source, settings.model.revision)
         self._format = run_chat(folder, base_folder)
 
-        from ollama_tune.core.evaluate.generate import Generator
-        from ollama_tune.core.train.loop import autocast
-        from ollama_tune.core.train.model import load_adapter, load_base
+        self._context = (read_json(base_folder / "config.json") or {}).get("max_position_embeddings")
 
-        base = load_base(base_folder, settings.training)
-        self._context = getattr(base.config, "max_position_embeddings", None)
-        model = load_adapter(base, folder.adapter)
-        self._generator: Generator = Generator(model, self._format, autocast=autocast(settings.training))
+        from ollama_tune.core.evaluate.generate import Generator
+
+        engine = load_engine(base_folder, folder.adapter, settings.training)
+        self._generator: Generator = Generator(engine, self._format)
 
     def answer(self, request: dict[str, Any], send: Send, cancelled: Callable[[], bool]) -> None:
         """Answer with the base, then with the tuned model, piece by piece."""
@@ -112,6 +114,20 @@ class Chat:
                 "Begin a new conversation or ask a shorter question.",
             )
         return prompt
+
+
+def load_engine(base: Path, adapter: Path, training: TrainingSettings) -> Engine:
+    """The fast path's engine where it can compute the model and its adapter, for that starts in a moment."""
+    if training.path != "general":
+        from ollama_tune.core.train.fast import path
+
+        with contextlib.suppress(TuneError):
+            return path.load_engine(base, training, adapter)
+
+    from ollama_tune.core.evaluate.general_engine import GeneralEngine
+    from ollama_tune.core.train.model import autocast, load_adapter, load_base
+
+    return GeneralEngine(load_adapter(load_base(base, training), adapter), lambda: autocast(training))
 
 
 def _message(turn: Mapping[str, Any]) -> Message:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
+from typing import TYPE_CHECKING, Any
 
 from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.train.shortage import Shortage, free_memory, halved, is_out_of_memory
 
-BATCH = 16
+if TYPE_CHECKING:
+    from ollama_tune.core.train.path import Engine
 
 Ids = Sequence[int]
 OnShortage = Callable[[int, int, Shortage], None]
@@ -29,7 +26,7 @@ class Answer:
     ended: bool
 
 
-class _Listener(BaseStreamer):
+class _Listener:
     """Passes the text of one answer on as it grows; holds back half a character."""
 
     def __init__(self, chat: ChatFormat, on_text: Callable[[str], None]) -> None:
@@ -37,14 +34,10 @@ class _Listener(BaseStreamer):
         self._on_text = on_text
         self._ids: list[int] = []
         self._shown = 0
-        self._prompt = True
 
-    def put(self, value: torch.Tensor) -> None:
-        """Take the next token; the first call brings the prompt."""
-        if self._prompt:
-            self._prompt = False
-            return
-        self._ids += [token for token in value.reshape(-1).tolist() if token not in self._chat.stop_ids]
+    def put(self, tokens: Ids) -> None:
+        """Take the next token."""
+        self._ids += [token for token in tokens if token not in self._chat.stop_ids]
         self._show(self._chat.decode(self._ids), final=False)
 
     def end(self) -> None:
@@ -58,33 +51,38 @@ class _Listener(BaseStreamer):
             self._shown = len(text)
 
 
-class _Cancel(StoppingCriteria):
-    """Ends the generation of all rows when asked."""
+class _Ended:
+    """Counts the answers of a batch that the model has ended, and tells how many there are in all."""
 
-    def __init__(self, stopped: Callable[[], bool]) -> None:
-        self._stopped = stopped
+    def __init__(
+        self, before: int, total: int, stop_ids: frozenset[int], progress: Callable[[int, int], None] | None
+    ) -> None:
+        self._done, self._total = before, total
+        self._stop_ids = stop_ids
+        self._progress = progress
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        return torch.full((len(input_ids),), self._stopped(), device=input_ids.device, dtype=torch.bool)
+    def put(self, tokens: Ids) -> None:
+        """Take the next token of each answer."""
+        ended = sum(token in self._stop_ids for token in tokens)
+        if ended and ended < len(tokens) and self._progress is not None:
+            self._done += ended
+            self._progress(self._done, self._total)
 
 
 class Generator:
-    """Answers of one model with its adapter on (`tuned`) or off (the base).
+    """Answers of one model with its adapter on (`tuned`) or off (the base), in the words of a chat form.
 
-    `model` is a PEFT model; all prompts are token ids that end with the generation prompt. With
-    `on_shortage`, running out of memory halves the number of prompts at once, for good, and one that
-    does not fit alone stays without an answer; the callback gets the prompts at once before and after
-    (0 for none) and the figures. Without it the error is raised.
+    All prompts are token ids that end with the generation prompt. With `on_shortage`, running out of memory
+    halves the number of prompts at once, for good, and one that does not fit alone stays without an answer;
+    the callback gets the prompts at once before and after (0 for none) and the figures. Without it the error
+    is raised.
     """
 
-    def __init__(
-        self, model: Any, chat: ChatFormat, *, autocast: Any = None, on_shortage: OnShortage | None = None
-    ) -> None:
-        self._model = model
+    def __init__(self, engine: Engine, chat: ChatFormat, *, on_shortage: OnShortage | None = None) -> None:
+        self._engine = engine
         self._chat = chat
-        self._autocast = autocast or contextlib.nullcontext()
         self._on_shortage = on_shortage
-        self._batch = BATCH
+        self._batch = engine.rows
 
     def greedy(
         self,
@@ -100,29 +98,35 @@ class Generator:
         answers: dict[int, Answer] = {}
         while len(answers) < len(order):
             rows = order[len(answers) : len(answers) + self._batch]
-            made = self._guarded([prompts[row] for row in rows], max_new_tokens, tuned, stopped)
+            told = _Ended(len(answers), len(prompts), self._chat.stop_ids, progress)
+            made = self._guarded([prompts[row] for row in rows], max_new_tokens, tuned, stopped, told.put)
             answers.update(zip(rows, made, strict=False))
             if progress is not None:
                 progress(len(answers), len(prompts))
         return [answers[row] for row in range(len(prompts))]
 
     def _guarded(
-        self, prompts: list[Ids], max_new_tokens: int, tuned: bool, stopped: Callable[[], bool]
+        self,
+        prompts: list[Ids],
+        max_new_tokens: int,
+        tuned: bool,
+        stopped: Callable[[], bool],
+        on_tokens: Callable[[Ids], None],
     ) -> list[Answer]:
         """The answers to the first prompts, as many as memory allows."""
         try:
-            return self._generate(prompts, self._settings(max_new_tokens), tuned, stopped, None)
+            return self._decode(prompts, max_new_tokens, tuned, stopped, on_tokens=on_tokens)
         except Exception as error:
             if self._on_shortage is None or not is_out_of_memory(error):
                 raise
-            shortage = Shortage.of(error, self._device.type)
+            shortage = Shortage.of(error, _device())
         free_memory()
         if len(prompts) == 1:
             self._on_shortage(1, 0, shortage)
             return [Answer((), "", ended=False)]
         self._batch = halved(len(prompts))
         self._on_shortage(len(prompts), self._batch, shortage)
-        return self._guarded(prompts[: self._batch], max_new_tokens, tuned, stopped)
+        return self._guarded(prompts[: self._batch], max_new_tokens, tuned, stopped, on_tokens)
 
     def stream(
         self,
@@ -136,67 +140,47 @@ class Generator:
         stopped: Callable[[], bool] = lambda: False,
     ) -> Answer:
         """One answer, greedy or sampled from the whole distribution, passed on piece by piece."""
-        torch.manual_seed(seed)
-        settings = self._settings(max_new_tokens, temperature)
-        return self._generate([prompt], settings, tuned, stopped, _Listener(self._chat, on_text))[0]
+        import torch
 
-    @torch.no_grad()
+        torch.manual_seed(seed)
+        listener = _Listener(self._chat, on_text)
+        (answer,) = self._decode(
+            [prompt], max_new_tokens, tuned, stopped, temperature=temperature, on_tokens=listener.put
+        )
+        listener.end()
+        return answer
+
     def top_tokens(self, ids: Ids, positions: Sequence[int], count: int) -> list[list[tuple[int, float]]]:
         """The tuned model's `count` most likely next tokens after ids[:p + 1] for each position p.
 
         Pairs of (id, natural log of the probability), most likely first.
         """
-        self._model.eval()
-        with self._autocast:
-            logits = self._model(input_ids=torch.tensor([list(ids)], device=self._device)).logits[0]
-        chosen = logits[list(positions)].float().log_softmax(-1).topk(min(count, logits.shape[-1]))
+        logits = self._engine.logits(ids, positions, tuned=True)
+        chosen = logits.log_softmax(-1).topk(min(count, logits.shape[-1]))
         pairs = zip(chosen.indices.tolist(), chosen.values.tolist(), strict=True)
         return [list(zip(tokens, logprobs, strict=True)) for tokens, logprobs in pairs]
 
-    @property
-    def _device(self) -> torch.device:
-        device: torch.device = next(iter(self._model.parameters())).device
-        return device
-
-    def _settings(self, max_new_tokens: int, temperature: float = 0.0) -> GenerationConfig:
-        sampled = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
-        return GenerationConfig(  # type: ignore[no-untyped-call]
-            max_new_tokens=max_new_tokens,
-            do_sample=bool(sampled),
-            eos_token_id=sorted(self._chat.stop_ids) or None,
-            pad_token_id=self._chat.pad_id,
-            use_cache=True,
-            **sampled,
-        )
-
-    @torch.no_grad()
-    def _generate(
+    def _decode(
         self,
         prompts: Sequence[Ids],
-        settings: GenerationConfig,
+        max_new_tokens: int,
         tuned: bool,
         stopped: Callable[[], bool],
-        streamer: BaseStreamer | None,
+        **options: Any,
     ) -> list[Answer]:
-        self._model.eval()
-        width = max(len(prompt) for prompt in prompts)
-        ids = torch.full((len(prompts), width), self._chat.pad_id, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = torch.tensor(list(prompt))
-            mask[row, width - len(prompt) :] = 1
-        adapter = contextlib.nullcontext() if tuned else self._model.disable_adapter()
-        with adapter, self._autocast:
-            output = self._model.get_base_model().generate(
-                input_ids=ids.to(self._device),
-                attention_mask=mask.to(self._device),
-                generation_config=settings,
-                stopping_criteria=StoppingCriteriaList([_Cancel(stopped)]),
-                streamer=streamer,
-            )
-        return [self._answer(row[width:]) for row in output.tolist()]
+        stop_ids = sorted(self._chat.stop_ids)
+        found = self._engine.decode(
+            prompts, max_new_tokens, tuned=tuned, stop_ids=stop_ids, stopped=stopped, **options
+        )
+        return [self._answer(ids) for ids in found]
 
     def _answer(self, ids: list[int]) -> Answer:
-        end = next((i for i, token in enumerate(ids) if token in self._chat.stop_ids), None)
-        kept = tuple(ids if end is None else ids[:end])
-        return Answer(kept, self._chat.decode(kept), end is not None)
+        ended = bool(ids) and ids[-1] in self._chat.stop_ids
+        kept = tuple(ids[:-1] if ended else ids)
+        return Answer(kept, self._chat.decode(kept), ended)
+
+
+def _device() -> str:
+    """Where the models of this process are computed, for the figures of a shortage."""
+    torch = sys.modules.get("torch")
+    return "cuda" if torch is not None and torch.cuda.is_initialized() else "cpu"

@@ -225,11 +225,16 @@ def _ask(
     stopped: Stopped,
 ) -> tuple[ReferenceAnswer, ...]:
     """Load the tuned model, ask it, and free it; loading does not outlast a stop by more than a moment."""
+    from ollama_tune.core.evaluate.general_engine import GeneralEngine
     from ollama_tune.core.evaluate.generate import Generator
 
     placement = _placement(base)
+
+    def answer() -> tuple[ReferenceAnswer, ...]:
+        return question(Generator(GeneralEngine(_tuned_model(base, adapter, *placement)), chat))
+
     try:
-        return patiently(lambda: question(Generator(_tuned_model(base, adapter, *placement), chat)), stopped)
+        return patiently(answer, stopped)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
         raise TuneError(
             f"Transformers and PEFT cannot compute with this adapter on this base ({type(error).__name__}).",

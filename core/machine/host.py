@@ -14,6 +14,8 @@ from ollama_tune.core.machine.values import Disk, Host
 from ollama_tune.core.text import visible
 
 ROOT = Path("/")
+BFLOAT16_UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512"}
+"""Units that multiply bfloat16 by the kernel's names of their flags, the fastest first."""
 INITIAL_PID_NAMESPACE = "pid:[4026531836]"
 
 
@@ -27,6 +29,7 @@ def read_host(root: Path = ROOT) -> Host:
         ram_available=available,
         system=f"{platform.system()} {platform.release()}",
         inside="WSL2" if is_wsl(root) else "container" if _in_container(root) else "",
+        bfloat16=_bfloat16_units(root),
     )
 
 
@@ -78,6 +81,13 @@ def _cpu_name(root: Path) -> str:
         if name.strip() in ("model name", "Model", "cpu model") and value.strip():
             return visible(" ".join(value.split()))
     return platform.processor() or platform.machine() or "unknown CPU"
+
+
+def _bfloat16_units(root: Path) -> str:
+    """The fastest unit of the CPU for bfloat16; known on Linux with x86 only."""
+    lines = (line.partition(":") for line in _text(root / "proc/cpuinfo").splitlines())
+    flags = next((value.split() for name, _, value in lines if name.strip() == "flags"), [])
+    return next((unit for flag, unit in BFLOAT16_UNITS.items() if flag in flags), "")
 
 
 def _usable_cores(root: Path) -> int:

@@ -90,7 +90,8 @@ class Disk:
 class Host:
     """CPU and memory. `cores` are those this process may use; RAM respects a container's limit.
 
-    `inside` is what the system runs in: `container`, `WSL2`, or empty.
+    `inside` is what the system runs in: `container`, `WSL2`, or empty. `bfloat16` names the CPU's units for
+    that number format, empty where it has none or it is not known.
     """
 
     cpu: str
@@ -99,6 +100,7 @@ class Host:
     ram_available: int
     system: str
     inside: str = ""
+    bfloat16: str = ""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from ollama_tune.core.models.values import ModelSpec
 from ollama_tune.core.plan import rules
 from ollama_tune.core.plan.gguf_types import ollama_room, serving_context, type_offers
 from ollama_tune.core.plan.names import check_ollama_name
+from ollama_tune.core.plan.paths import fast_obstacle
+from ollama_tune.core.plan.settings import ALL_LINEAR
 from ollama_tune.core.plan.values import Plan
 from ollama_tune.core.text import human_bytes, one_line
 
@@ -38,7 +40,7 @@ class Asked:
 def plan_warnings(plan: Plan, machine: Machine, spec: ModelSpec, lengths: Lengths) -> list[str]:
     """Everything a person should know before the run starts, the gravest first; empty when all is well."""
     asked = Asked(plan, machine, spec, lengths)
-    checks = (_memory, _held_by_ollama, _disks, _rows, _export, _context, _ollama)
+    checks = (_memory, _method, _held_by_ollama, _disks, _rows, _export, _context, _ollama)
     return [text for check in checks for text in check(asked)]
 
 
@@ -50,6 +52,26 @@ def _memory(asked: Asked) -> Iterator[str]:
         needed, free = human_bytes(memory.needed), human_bytes(memory.free)
         way = "see what is offered" if asked.plan.offers else "choose a smaller model or shorter rows"
         yield f"This needs {needed} and only {free} are free; {way}."
+
+
+def _method(asked: Asked) -> Iterator[str]:
+    """Settings that the training code would refuse, or that change nothing here."""
+    training = asked.plan.settings.training
+    if training.path == "fast":
+        why_not = fast_obstacle(asked.spec, training.dora)
+        if why_not:
+            yield f"{why_not} Set training.path to auto."
+    experts = rules.mixture_of_experts(asked.spec) and training.targets == ALL_LINEAR
+    for name, on in (("dora", training.dora), ("dropout", training.dropout > 0)):
+        if experts and on:
+            yield (
+                f"PEFT takes no {name} for the experts of this model; set training.{name} to "
+                f"{'no' if name == 'dora' else 0} or name the layers in training.targets."
+            )
+    if training.dora:
+        yield "DoRA takes more memory and time than is predicted here, which is for plain LoRA."
+    if training.gradient_checkpointing == "offload" and training.device == "cpu":
+        yield "Without a GPU offload keeps the inputs in the same memory, so it saves no more than layers."
 
 
 def _held_by_ollama(asked: Asked) -> Iterator[str]:

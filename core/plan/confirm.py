@@ -22,13 +22,15 @@ from ollama_tune.core.models.values import ModelSpec
 from ollama_tune.core.paths import cache_dir
 from ollama_tune.core.plan.calibration import installed
 from ollama_tune.core.plan.checks import plan_warnings
-from ollama_tune.core.plan.memory import estimate_of, gpu_parts, predict
+from ollama_tune.core.plan.memory import estimate_of, gpu_parts, predicted
 from ollama_tune.core.plan.offers import MEMORY_FIELDS
+from ollama_tune.core.plan.padding import largest_batch
+from ollama_tune.core.plan.paths import way_of
 from ollama_tune.core.plan.predict import Simulator
 from ollama_tune.core.plan.recommend import make_plan
 from ollama_tune.core.plan.request import MemoryRequest, as_request
 from ollama_tune.core.plan.settings import Settings
-from ollama_tune.core.plan.shape import model_config
+from ollama_tune.core.plan.shape import config_of
 from ollama_tune.core.plan.values import MemoryEstimate, Offer, Plan
 from ollama_tune.core.text import human_bytes, one_line
 
@@ -73,7 +75,9 @@ def _simulate(
     settings: Settings, machine: Machine, spec: ModelSpec, lengths: Lengths, simulator: Simulator
 ) -> MemoryEstimate:
     """The simulated peak of these settings; `TuneError` where the libraries cannot."""
-    found = _parts(config_of(spec), as_request(settings.training, lengths.longest), simulator)
+    training = settings.training
+    asked = as_request(training, way_of(spec, training), lengths.longest, largest_batch(lengths, training))
+    found = _parts(config_of(spec), asked, simulator)
     return estimate_of(settings.training, spec, machine, gpu_parts(found), SIMULATED)
 
 
@@ -97,7 +101,7 @@ def _nearest(
     mine = {path: plan.settings.get(path) for path in plan.changed}
     settings = plan.settings
     for _ in range(ROUNDS):
-        correction = memory.needed / max(predict(settings, spec, machine, lengths.longest).needed, 1)
+        correction = memory.needed / max(predicted(settings, spec, machine, lengths).needed, 1)
         other = make_plan(machine, spec, lengths, mine, max(correction, 1.0))
         if not other.memory.fits:
             return other.offers
@@ -112,22 +116,6 @@ def _offer(before: Settings, after: Settings, memory: MemoryEstimate) -> Offer:
     changes = {path: after.get(path) for path in MEMORY_FIELDS if after.get(path) != before.get(path)}
     steps = [f"{path.partition('.')[2]} {before.get(path)} → {value}" for path, value in changes.items()]
     return Offer(changes, f"{', '.join(steps)}: simulated, it fits", memory)
-
-
-def config_of(spec: ModelSpec) -> dict[str, Any]:
-    """A model's config.json; of a listed model that is not here the sizes that the list knows."""
-    return model_config(spec) or {
-        "model_type": spec.model_type,
-        "hidden_size": spec.hidden_size,
-        "intermediate_size": spec.intermediate_size,
-        "num_hidden_layers": spec.layers,
-        "num_attention_heads": spec.heads,
-        "num_key_value_heads": spec.key_value_heads,
-        "head_dim": spec.head_dim,
-        "vocab_size": spec.vocabulary_size,
-        "tie_word_embeddings": spec.tied_embeddings,
-        "pad_token_id": 0,
-    }
 
 
 # What was simulated before

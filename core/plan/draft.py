@@ -9,7 +9,7 @@ from ollama_tune.core.data.values import Lengths
 from ollama_tune.core.machine.values import Machine
 from ollama_tune.core.models.values import ModelSpec
 from ollama_tune.core.plan.duration import steps_of, train_rows
-from ollama_tune.core.plan.memory import predict
+from ollama_tune.core.plan.memory import predicted
 from ollama_tune.core.plan.settings import Settings
 from ollama_tune.core.plan.values import Choice, MemoryEstimate
 from ollama_tune.core.text import one_line
@@ -50,7 +50,7 @@ class Draft:
 
     def memory(self, settings: Settings) -> MemoryEstimate:
         """The predicted peak of the data's longest rows."""
-        return predict(settings, self.spec, self.machine, self.lengths.longest, self.correction)
+        return predicted(settings, self.spec, self.machine, self.lengths, self.correction)
 
     @property
     def rows(self) -> int:

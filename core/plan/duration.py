@@ -13,12 +13,15 @@ from ollama_tune.core.models.values import ModelSpec
 from ollama_tune.core.plan.gguf_types import export_bytes, ollama_copies, written_bytes
 from ollama_tune.core.plan.memory import adapter_parameters, linear_parameters, weight_bytes
 from ollama_tune.core.plan.padding import sequences
+from ollama_tune.core.plan.paths import way_of
 from ollama_tune.core.plan.settings import Settings, TrainingSettings
 from ollama_tune.core.plan.speed import REACHED, Rate, expected_rate, rate_of, remember
 from ollama_tune.core.plan.values import WorkEstimate
 
 PADDING = 1.05
-"""Tokens computed for each useful one: batches are made of rows of similar length."""
+"""Tokens computed for each useful one where rows are padded: batches are made of rows of similar length."""
+HOST_BYTES = 10e9
+"""Bytes a second between a GPU and the computer's memory, there and back one after the other."""
 NF4_FLOPS = 1400
 """Arithmetic that dequantizing a weight costs a micro-batch, at the rate of a GPU's matrix units."""
 KEPT_CHECKPOINTS = 2
@@ -51,9 +54,9 @@ def estimate(settings: Settings, spec: ModelSpec, lengths: Lengths, machine: Mac
     steps = steps_of(training, rows, lengths)
     mean = min(lengths.tokens / max(lengths.rows, 1), training.sequence_length)
     tokens = int(rows * mean * training.epochs)
-    rate = rate_of(training, machine, spec.parameters)
+    rate = rate_of(training, machine, way_of(spec, training).path, spec.parameters)
     held_out = min(lengths.rows - rows, VALIDATION_ROWS)
-    computing = _training_seconds(settings, spec, lengths, rate, held_out)
+    computing = training_seconds(settings, spec, lengths, rate, held_out)
     computing += _answer_seconds(settings, spec, lengths, rate)
     adapter = 4 * adapter_parameters(spec, training.rank, training.targets)
     return WorkEstimate(
@@ -80,9 +83,11 @@ def learn_speed(
     rows = train_rows(lengths, settings.data.validation_split)
     mean = min(lengths.tokens / max(lengths.rows, 1), settings.training.sequence_length)
     tokens = rows * mean * settings.training.epochs
-    expected = _training_seconds(settings, spec, lengths, expected_rate(settings.training, machine), 0)
+    path = way_of(spec, settings.training).path
+    expected = training_seconds(settings, spec, lengths, expected_rate(settings.training, machine, path), 0)
     if tokens > 0:
-        remember(settings.training, machine, spec.parameters, tokens_per_second * expected / tokens)
+        ratio = tokens_per_second * expected / tokens
+        remember(settings.training, machine, path, spec.parameters, ratio)
 
 
 def download_bytes(spec: ModelSpec) -> int:
@@ -112,26 +117,41 @@ def token_flops(settings: Settings, spec: ModelSpec, lengths: Lengths) -> tuple[
     """Arithmetic of a forward and of a backward pass, a token.
 
     A forward pass takes 2 a weight, the head only on trained tokens, and attention over half the row;
-    backward goes to the activations only, as much again, and once more where they are recomputed.
+    backward goes to the activations only, as much again, and what is recomputed once more.
     """
     mean = min(lengths.tokens / max(lengths.rows, 1), settings.training.sequence_length)
     trained = lengths.trained_tokens / max(lengths.tokens, 1)
     head = spec.vocabulary_size * spec.hidden_size * trained
     adapter = adapter_parameters(spec, settings.training.rank, settings.training.targets)
     attention = mean * spec.heads * spec.head_dim * spec.layers
-    forward = 2.0 * (linear_parameters(spec) + adapter + head) + 2 * attention
+    layers = 2.0 * (linear_parameters(spec) + adapter) + 2 * attention
+    forward = layers + 2.0 * head
     backward = forward + 2.0 * adapter + 3 * attention
-    return forward, backward + (forward if settings.training.gradient_checkpointing else 0.0)
+    return forward, backward + _again(settings.training, spec, layers)
 
 
-def _training_seconds(
-    settings: Settings, spec: ModelSpec, lengths: Lengths, rate: Rate, held_out: int
+def _again(training: TrainingSettings, spec: ModelSpec, layers: float) -> float:
+    """Arithmetic a token that the backward pass repeats: of the layers, or of their feed-forward part.
+
+    The fast path makes gate and up again, transformers the whole part.
+    """
+    if training.gradient_checkpointing == "none":
+        return 0.0
+    if training.gradient_checkpointing != "mlp":
+        return layers
+    products = 2 if way_of(spec, training).path == "fast" else 3
+    return 2.0 * products * spec.hidden_size * spec.intermediate_size * spec.layers
+
+
+def training_seconds(
+    settings: Settings, spec: ModelSpec, lengths: Lengths, rate: Rate, held_out: int = 0
 ) -> float:
     """Training rows in both passes; `held_out` validation rows forward, at each measurement."""
     training = settings.training
     rows = train_rows(lengths, settings.data.validation_split)
     mean = min(lengths.tokens / max(lengths.rows, 1), training.sequence_length)
-    mean *= 1.0 if training.packing else PADDING
+    way = way_of(spec, training)
+    mean *= PADDING if way.padded and not training.packing else 1.0
     forward, backward = token_flops(settings, spec, lengths)
     steps = steps_of(training, rows, lengths)
     measurements = steps // training.evaluation_interval if training.evaluation_interval else MEASUREMENTS
@@ -141,7 +161,10 @@ def _training_seconds(
     passes = (3 * batches + measured) / training.batch_size
     if training.quantization == "nf4":
         arithmetic += NF4_FLOPS * linear_parameters(spec) * REACHED * passes
-    return arithmetic / rate.flops + passes * spec.layers * rate.layer_seconds
+    moved = 0.0
+    if training.gradient_checkpointing == "offload" and training.device == "cuda":
+        moved = 4.0 * seen * mean * spec.hidden_size * spec.layers / HOST_BYTES
+    return arithmetic / rate.flops + passes * spec.layers * rate.layer_seconds + moved
 
 
 def _answer_seconds(settings: Settings, spec: ModelSpec, lengths: Lengths, rate: Rate) -> float:

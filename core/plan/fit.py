@@ -1,7 +1,9 @@
 """Chooses what decides memory, together: the first candidate that fits, best first.
 
 What changes the result is given up last: first the rows computed at once and kept activations, which cost
-time only, then the number format, and only where that does not suffice rows of the data and the rank.
+time only, then the exactness of the optimizer and of the weights, and only where that does not suffice rows
+of the data and the rank. Among candidates with the same result the quickest is taken, so no more is computed
+again than must be.
 """
 
 from __future__ import annotations
@@ -11,13 +13,25 @@ from typing import Any
 
 from ollama_tune.core.plan import rules
 from ollama_tune.core.plan.draft import Draft
+from ollama_tune.core.plan.duration import training_seconds
+from ollama_tune.core.plan.memory import adapter_parameters
 from ollama_tune.core.plan.padding import packed_rows
+from ollama_tune.core.plan.paths import way_of
+from ollama_tune.core.plan.settings import Settings
+from ollama_tune.core.plan.speed import expected_rate
 from ollama_tune.core.plan.values import Choice, MemoryEstimate
 from ollama_tune.core.text import human_bytes
 
 SPARE = 0.1
 """Share of the free memory that a candidate leaves where a cheaper one would not change the result."""
 LEAST_RANK = 8
+WORTH_8_BIT = 0.03
+"""Share of the free memory that an optimizer in 8 bit must save to be worth its rounding."""
+RECOMPUTED = {
+    "mlp": "half of each layer computed twice",
+    "layers": "each layer computed twice",
+    "offload": "each layer computed twice from RAM",
+}
 
 Values = dict[str, Any]
 
@@ -56,10 +70,7 @@ def _leaves_spare(memory: MemoryEstimate) -> bool:
 def _memory(draft: Draft, values: Values) -> MemoryEstimate:
     key = tuple(values.items())
     if key not in draft.estimates:
-        update = {path.partition(".")[2]: value for path, value in key}
-        training = draft.settings.training.model_copy(update=update)
-        settings = draft.settings.model_copy(update={"training": training})
-        draft.estimates[key] = draft.memory(settings)
+        draft.estimates[key] = draft.memory(_with(draft, values))
     return draft.estimates[key]
 
 
@@ -76,19 +87,57 @@ def _lengths(draft: Draft) -> list[int]:
 
 
 def _candidates(draft: Draft, rows_a_step: int, rank: int, length: int) -> Iterator[Values]:
-    """Number formats, checkpointing and batches, best first; the effective batch is the same in all."""
-    for dtype, quantization in _precisions(draft):
-        for checkpointing in _open(draft, "gradient_checkpointing", [False, True]):
-            for micro, accumulation in _batches(draft, rows_a_step, length):
-                yield {
+    """Number formats, optimizer, recomputation and batches, best first; the effective batch stays the same.
+
+    Keeping inputs of layers in the computer's memory comes last: it saves little beside 4-bit weights, which
+    cost a few percent of a large batch, where computing the layers twice costs a third.
+    """
+    exact = [(dtype, weights, "adamw") for dtype, weights in _precisions(draft)]
+    kinds = [
+        kind
+        for pair in exact
+        for kind in ([pair, (*pair[:2], "adamw_8bit")] if _saves(draft, rank) else [pair])
+    ]
+    on_gpu = draft.settings.training.device == "cuda"
+    for modes in (["none", "mlp", "layers"], ["offload"] if on_gpu else []):
+        for dtype, quantization, optimizer in kinds:
+            alike = [
+                {
                     "training.compute_dtype": dtype,
                     "training.quantization": quantization,
                     "training.sequence_length": length,
                     "training.batch_size": micro,
                     "training.gradient_accumulation_steps": accumulation,
-                    "training.gradient_checkpointing": checkpointing,
+                    "training.gradient_checkpointing": recompute,
+                    "training.optimizer": _open(draft, "optimizer", [optimizer])[0],
                     "training.rank": rank,
                 }
+                for recompute in _open(draft, "gradient_checkpointing", modes)
+                for micro, accumulation in _batches(draft, rows_a_step, length)
+            ]
+            yield from sorted(alike, key=lambda values: _seconds(draft, values))
+
+
+def _saves(draft: Draft, rank: int) -> bool:
+    """Whether averages in 8 bit instead of 32 save enough, at 2 x 3 bytes a trained weight; on a GPU only."""
+    training = draft.settings.training
+    saved = 6 * adapter_parameters(draft.spec, rank, training.targets)
+    return training.device == "cuda" and saved > WORTH_8_BIT * _memory(draft, {}).free
+
+
+def _with(draft: Draft, values: Values) -> Settings:
+    """The draft's settings with these values, which are known to be allowed."""
+    update = {path.partition(".")[2]: value for path, value in values.items()}
+    training = draft.settings.training.model_copy(update=update)
+    return draft.settings.model_copy(update={"training": training})
+
+
+def _seconds(draft: Draft, values: Values) -> float:
+    """How long the training steps take with these values, up to a factor."""
+    settings = _with(draft, values)
+    path = way_of(draft.spec, settings.training).path
+    rate = expected_rate(settings.training, draft.machine, path)
+    return training_seconds(settings, draft.spec, draft.lengths, rate)
 
 
 def _open(draft: Draft, name: str, values: list[Any]) -> list[Any]:
@@ -104,6 +153,7 @@ def _precisions(draft: Draft) -> list[tuple[str, str]]:
         wanted = [(sixteen, "none"), (sixteen, "nf4")]
     else:
         wanted = [("float32", "none"), ("bfloat16", "none"), ("bfloat16", "nf4")]
+        wanted = wanted[1:] if draft.machine.host.bfloat16 else wanted
     if rules.mixture_of_experts(draft.spec):
         wanted = wanted[:-1]
     pairs = [(_open(draft, "compute_dtype", [d])[0], _open(draft, "quantization", [q])[0]) for d, q in wanted]
@@ -139,11 +189,13 @@ def _reason(draft: Draft, path: str, first: Values, chosen: Values, rows_a_step:
         return rules.sequence_length(draft.spec, draft.lengths, value)
     if path == "training.compute_dtype":
         on_gpu = draft.settings.training.device == "cuda"
-        return rules.gpu_dtype(draft.machine) if on_gpu else _cpu_dtype(value, free)
+        return rules.gpu_dtype(draft.machine) if on_gpu else _cpu_dtype(draft, value, free)
     if path == "training.quantization":
         return _quantization(draft, first, chosen, free)
     if path == "training.gradient_checkpointing":
         return _checkpointing(draft, chosen, value, free)
+    if path == "training.optimizer":
+        return _optimizer(draft, chosen, value, free)
     if path == "training.batch_size":
         return _batch_size(draft, first, chosen, free, rows_a_step)
     if path == "training.gradient_accumulation_steps":
@@ -156,7 +208,13 @@ def _reason(draft: Draft, path: str, first: Values, chosen: Values, rows_a_step:
     return Choice(value, f"rank {first[path]} does not fit in {free}", rules.MEMORY)
 
 
-def _cpu_dtype(value: str, free: str) -> Choice:
+def _cpu_dtype(draft: Draft, value: str, free: str) -> Choice:
+    unit = draft.machine.host.bfloat16
+    if value == "bfloat16" and unit:
+        times = "half again to twice" if unit == "AMX" else "up to twice"
+        return Choice(
+            value, f"{times} as fast as float32 on this CPU, which has {unit} for it", rules.MACHINE
+        )
     if value == "float32":
         return Choice(value, f"exact, and it fits in {free} of RAM", rules.MEMORY)
     return Choice(value, f"float32 does not fit in {free} of RAM", rules.MEMORY)
@@ -176,11 +234,24 @@ def _quantization(draft: Draft, first: Values, chosen: Values, free: str) -> Cho
     return Choice("none", f"whole weights fit in the {free} that are free", rules.MEMORY)
 
 
-def _checkpointing(draft: Draft, chosen: Values, value: bool, free: str) -> Choice:
-    if not value:
-        return Choice(value, f"all fits in {free} without it", rules.MEMORY)
-    needed = human_bytes(_memory(draft, chosen | {"training.gradient_checkpointing": False}).needed)
-    return Choice(value, f"without it {needed} are needed and {free} are free", rules.MEMORY)
+def _checkpointing(draft: Draft, chosen: Values, value: str, free: str) -> Choice:
+    """Nothing is computed again, or: what keeping all would need, and the time that is paid."""
+    if value == "none":
+        return Choice(value, f"all that the way back needs fits in {free}", rules.MEMORY)
+    plain = chosen | {"training.gradient_checkpointing": "none"}
+    needed, more = human_bytes(_memory(draft, plain).needed), _seconds(draft, chosen) / _seconds(draft, plain)
+    time = f"; {100 * more - 100:.0f} % more time" if more >= 1.01 else ""
+    return Choice(value, f"to keep all needs {needed}, {free} are free{time}", rules.MEMORY)
+
+
+def _optimizer(draft: Draft, chosen: Values, value: str, free: str) -> Choice:
+    """Whether the two averages of each trained weight are exact, and what the other way would need."""
+    exact = _memory(draft, chosen | {"training.optimizer": "adamw"})
+    states = human_bytes(next(part.bytes for part in exact.parts if part.name == "optimizer"))
+    if value == "adamw":
+        return Choice(value, f"exact; its averages take {states}", rules.MEMORY)
+    needed = human_bytes(exact.needed)
+    return Choice(value, f"exact averages take {states}: {needed} needed, {free} free", rules.MEMORY)
 
 
 def _rows(draft: Draft) -> str:
@@ -209,10 +280,15 @@ def _given_up(draft: Draft, first: Values, chosen: Values) -> list[str]:
         "training.quantization": "{} weights",
         "training.sequence_length": "rows of at most {:,} tokens",
         "training.batch_size": "batch size {}",
-        "training.gradient_checkpointing": "gradient checkpointing",
+        "training.gradient_checkpointing": "{}",
+        "training.optimizer": "optimizer {}",
         "training.rank": "rank {}",
     }
-    changed = [text.format(chosen[path]) for path, text in words.items() if chosen[path] != first[path]]
+    changed = [
+        text.format(RECOMPUTED.get(str(chosen[path]), chosen[path]))
+        for path, text in words.items()
+        if chosen[path] != first[path]
+    ]
     memory = _memory(draft, first)
     if not changed or not _memory(draft, chosen).fits:
         return []

@@ -17,6 +17,9 @@ CUBLAS = 2 * (4096 * 1024 * 2 + 16 * 1024 * 8)
 """cuBLAS' workspaces of the forward and the backward thread."""
 CUBLAS_HOPPER = 2 * 4096 * 1024 * 8
 
+KEEPING = ("none", "mlp")
+"""Ways of recomputing in which layers keep more than their input."""
+
 Parts = Counter[str]
 
 
@@ -86,7 +89,7 @@ class Formula:
             moments[-1]["optimizer"] = gradients
         for masked in self._layers:
             layer = walk.backward(masked)
-            rest = alive - (0 if request.gradient_checkpointing else walk.saved(masked))
+            rest = alive - (self._saved(masked) if request.gradient_checkpointing in KEEPING else 0)
             first = hidden + self._masks() + layer
             moments.append(self._moment(before, rest + layer, 0))
             moments.append(self._moment(max(gradients - embedding, before), first, 0))
@@ -110,10 +113,17 @@ class Formula:
         return found
 
     def _kept(self) -> float:
-        """What the forward pass leaves: every layer's tensors, or only its input."""
-        if self.request.gradient_checkpointing:
+        """What the forward pass leaves on the device: each layer's tensors, or its input, or nothing."""
+        if self.request.gradient_checkpointing == "offload":
+            return 0.0
+        if self.request.gradient_checkpointing == "layers":
             return self.walk.tokens * self.walk.size * self.shape.H * self.shape.L
-        return sum(count * self.walk.saved(masked) for masked, count in self._layers.items())
+        return sum(count * self._saved(masked) for masked, count in self._layers.items())
+
+    def _saved(self, masked: bool) -> float:
+        """What a layer that keeps its tensors leaves."""
+        less = self.walk.recomputed() if self.request.gradient_checkpointing == "mlp" else 0
+        return self.walk.saved(masked) - less
 
     def _masks(self) -> float:
         """The masks themselves, one for each kind of layer that has one: of truths, or to be added."""
@@ -126,7 +136,7 @@ class Formula:
 
         Without checkpointing the layers' saved tensors contain them.
         """
-        if not (self.walk.copied_weights and self.request.gradient_checkpointing):
+        if not self.walk.copied_weights or self.request.gradient_checkpointing in KEEPING:
             return 0
         return self.walk.trained_weights * self.walk.size
 
@@ -143,4 +153,5 @@ class Formula:
         if self.shape.logits_cap or self.shape.logits_scale:
             return tokens * (2 * size + 8 + cap) * V, tokens * (12 + cap) * V
         states = 3 * tokens * size * H
-        return states + min(tokens, LOSS_CHUNK) * 12 * V, states
+        a_logit = 12 if self.walk.full else 8 if size == 4 else 8 + size
+        return states + min(tokens, LOSS_CHUNK) * (a_logit * V + size * H), states

@@ -14,6 +14,7 @@ from ollama_tune.core.plan.request import MemoryRequest
 from ollama_tune.core.plan.shape import Shape
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+FEED_FORWARD = ("gate_proj", "up_proj", "gate_up_proj", "down_proj")
 FLASH_WIDTH = 256
 """Widest head of the flash kernel."""
 
@@ -49,7 +50,7 @@ class LayerWalk:
     @property
     def tokens(self) -> int:
         """Tokens of a micro-batch."""
-        return self.request.batch_size * self.request.sequence_length
+        return self.request.micro_batch
 
     @cached_property
     def size(self) -> int:
@@ -146,7 +147,7 @@ class LayerWalk:
         Attention keeps the same tensor anyway, but flash attention's after fused queries is copied.
         """
         own = self._own_input(self.shape.Q) if "o_proj" in self.targets else 0
-        copied = self.eager or (self.shape.fused and not self.request.padded)
+        copied = self.eager or self.request.apart or (self.shape.fused and not self.request.padded)
         return own or (self.size * self.shape.Q if copied else 0)
 
     def _scores(self) -> int:
@@ -186,6 +187,17 @@ class LayerWalk:
         if self.copied_weights:
             copies = size * (shape.linear_parameters() // shape.L if self.full else self.adapter_weights)
         return tokens * values + self._attention_saved(masked) + copies + self._routed()
+
+    def recomputed(self) -> float:
+        """How much less a layer keeps when its feed-forward part is computed again from that part's input."""
+        shape, size, tokens = self.shape, self.size, self.tokens
+        names = [name for name in FEED_FORWARD if name in self.targets]
+        own = sum(self._own_input(self.targets[name][0]) for name in names)
+        shared = any(name != "down_proj" for name in names) and not self._own_input(shape.H)
+        last = size * shape.I if "down_proj" in names and not self._own_input(shape.I) else 0
+        between = (4 if self.casts and not self.request.mixed else size) * self.request.rank * len(names)
+        again = size * shape.H if shared else 0
+        return tokens * (3 * size * shape.I + own + last + between + again)
 
     def _routed(self) -> float:
         """What a mixture of experts keeps besides: each token's rows in the order of the experts and, where
@@ -290,7 +302,7 @@ class LayerWalk:
         ledger.drop(made - queries - 2 * keys)
 
     def _attention_workspace(self, flash: bool) -> float:
-        shape, rows = self.shape, self.request.batch_size
+        shape, rows = self.shape, 1 if self.request.laid else self.request.batch_size
         padded = -(-self.request.sequence_length // 128) * 128 * rows * shape.heads
         step = 32 if flash else 64
         width = -(-shape.width // step) * step

@@ -1,18 +1,22 @@
 """The predicted peak of memory, by part, from the model's shape; pure arithmetic, so instant.
 
-The figure is for what the worker runs: transformers + peft, fp32 adapters under autocast, rows padded to
-the longest of the batch, attention through SDPA, and a loss that only ever holds the logits of a chunk of
-supervised tokens. What a step allocates comes from `formula`; here stands what comes on top.
+The figure is for what the worker runs, by the path that it takes: rows end to end where that is known to be
+right, and a loss that only ever holds the logits of a chunk of supervised tokens. What a step allocates comes
+from `formula` and `fast_formula`; here stands what comes on top.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ollama_tune.core.data.values import Lengths
 from ollama_tune.core.machine.values import Gpu, Machine
 from ollama_tune.core.models.values import ModelSpec
 from ollama_tune.core.plan.calibration import gpu_ratio
+from ollama_tune.core.plan.fast_formula import formula_of
 from ollama_tune.core.plan.formula import Formula
+from ollama_tune.core.plan.padding import largest_batch
+from ollama_tune.core.plan.paths import way_of
 from ollama_tune.core.plan.predict import CUDA_CONTEXT
 from ollama_tune.core.plan.request import as_request
 from ollama_tune.core.plan.settings import Settings, TrainingSettings
@@ -50,25 +54,41 @@ def weight_bytes(spec: ModelSpec, training: TrainingSettings) -> int:
     return int(_formula(training, spec, training.sequence_length).weights())
 
 
-def _formula(training: TrainingSettings, spec: ModelSpec, longest: int) -> Formula:
-    return Formula(Shape.of(spec), as_request(training, longest))
+def _formula(training: TrainingSettings, spec: ModelSpec, longest: int, tokens: int = 0) -> Formula:
+    return formula_of(Shape.of(spec), as_request(training, way_of(spec, training), longest, tokens))
 
 
 def predict(
-    settings: Settings, spec: ModelSpec, machine: Machine, longest: int, correction: float = 1.0
+    settings: Settings,
+    spec: ModelSpec,
+    machine: Machine,
+    longest: int,
+    correction: float = 1.0,
+    tokens: int = 0,
 ) -> MemoryEstimate:
     """The peak of training by part against what is free; `longest` is the longest row in tokens.
 
-    On the CPU `free` is the RAM available; on a GPU the driver's free memory less a spare for the
-    desktop and for what changes during the run. `correction` is what the formula is known to be off by.
+    `tokens` are those of the largest micro-batch without padding; 0: its rows are all as long. On the CPU
+    `free` is the RAM available; on a GPU the driver's free memory less a spare for the desktop and for what
+    changes during the run. `correction` is what the formula is known to be off by.
     """
-    parts = predict_parts(settings.training, spec, longest)
+    parts = predict_parts(settings.training, spec, longest, tokens)
     return estimate_of(settings.training, spec, machine, parts, FORMULA, correction)
 
 
-def predict_parts(training: TrainingSettings, spec: ModelSpec, longest: int) -> tuple[MemoryPart, ...]:
-    """The parts of the peak by the plain formula; `longest` is the longest row in tokens."""
-    formula = _formula(training, spec, longest)
+def predicted(
+    settings: Settings, spec: ModelSpec, machine: Machine, lengths: Lengths, correction: float = 1.0
+) -> MemoryEstimate:
+    """As `predict`, of the longest rows of the data."""
+    tokens = largest_batch(lengths, settings.training)
+    return predict(settings, spec, machine, lengths.longest, correction, tokens)
+
+
+def predict_parts(
+    training: TrainingSettings, spec: ModelSpec, longest: int, tokens: int = 0
+) -> tuple[MemoryPart, ...]:
+    """The parts of the peak by the plain formula, of rows as `predict` takes them."""
+    formula = _formula(training, spec, longest, tokens)
     found = formula.parts()
     return gpu_parts(found) if training.device == "cuda" else _cpu_parts(found, _heap(formula))
 

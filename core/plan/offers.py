@@ -26,6 +26,7 @@ MEMORY_FIELDS = (
     "training.batch_size",
     "training.gradient_accumulation_steps",
     "training.gradient_checkpointing",
+    "training.optimizer",
     "training.compute_dtype",
     "training.quantization",
     "training.sequence_length",
@@ -33,12 +34,13 @@ MEMORY_FIELDS = (
     "training.dropout",
 )
 """What decides memory, in the order in which it is given up: what costs only time comes first."""
-CHEAPER: Mapping[tuple[str, Any], Any] = {
-    ("training.gradient_checkpointing", False): True,
-    ("training.compute_dtype", "float32"): "bfloat16",
-    ("training.quantization", "none"): "nf4",
+CHEAPER: Mapping[str, tuple[Any, ...]] = {
+    "training.gradient_checkpointing": ("none", "mlp", "layers", "offload"),
+    "training.optimizer": ("adamw", "adamw_8bit"),
+    "training.compute_dtype": ("float32", "bfloat16"),
+    "training.quantization": ("none", "nf4"),
 }
-"""The value that needs less memory than another, by field."""
+"""Values by field, each needing less memory than the one before."""
 
 
 class Offers:
@@ -87,8 +89,9 @@ class Offers:
             yield from ({path: 1 << bit} for bit in range((value - 1).bit_length() - 1, 2, -1))
         elif path == "training.dropout" and value:
             yield {path: 0.0}
-        elif (path, value) in CHEAPER:
-            yield {path: CHEAPER[path, value]}
+        elif value in CHEAPER.get(path, ()):
+            steps = CHEAPER[path]
+            yield from ({path: less} for less in steps[steps.index(value) + 1 :])
 
     def _shorter(self) -> Offer | None:
         """The longest rows with which the plan fits, found by halving; at least half of the rows stay."""
@@ -128,6 +131,8 @@ class Offers:
         changes = {"training.device": "cuda" if training.device == "cpu" else "cpu"}
         if self._changed.get("training.compute_dtype") == "float16":
             changes["training.compute_dtype"] = "bfloat16"
+        if str(self._changed.get("training.optimizer")).startswith("paged"):
+            changes["training.optimizer"] = "adamw_8bit"
         plan = self._planned(changes)
         if plan is not None and plan.work.seconds <= A_DAY:
             device = "GPU" if training.device == "cpu" else "CPU"
@@ -163,6 +168,8 @@ class Offers:
             return "the base is held in 4 bit, so the adapter learns on slightly rounded weights"
         if path == "training.compute_dtype":
             return "half the bytes, with rounder sums"
+        if path == "training.optimizer":
+            return "the averages of the optimizer are rounded"
         if path == "training.dropout":
             return "no dropout; overfitting shows on the held-out rows"
         more = 100 * (plan.work.seconds / max(self._plan.work.seconds, 1e-9) - 1)

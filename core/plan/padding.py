@@ -71,6 +71,27 @@ def grouped_padding(lengths: Lengths, longest: int, batch_size: int) -> float:
     return 1 - sum(rows) / widest if rows else 0.0
 
 
+@lru_cache(256)
+def _longest_tokens(lengths: Lengths, longest: int, count: int) -> int:
+    """Tokens of the `count` longest rows, each taken as long as the step of the histogram allows."""
+    if not lengths.histogram:
+        shares = [1 - number / max(lengths.rows, 1) for number in range(min(count, lengths.rows))]
+        return sum(min(size, longest) for size in _quantiles(lengths, shares))
+    found, left = 0, min(count, lengths.rows)
+    for step in range(len(lengths.histogram), 0, -1):
+        here = min(lengths.histogram[step - 1], left)
+        found += here * min(LENGTH_STEP * step, lengths.longest, longest)
+        left -= here
+    return found
+
+
+def largest_batch(lengths: Lengths, training: TrainingSettings) -> int:
+    """Tokens of the micro-batch of the longest rows, without padding; packed sequences are full."""
+    if training.packing:
+        return training.batch_size * training.sequence_length
+    return _longest_tokens(lengths, training.sequence_length, training.batch_size)
+
+
 def _parts(rows: tuple[int, ...], size: int) -> list[tuple[int, ...]]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 

@@ -25,7 +25,7 @@ import psutil
 from ollama_tune.core.errors import TuneError, UsageError
 from ollama_tune.core.models.spec import check_config
 from ollama_tune.core.models.tokenizer_files import read_json
-from ollama_tune.core.plan.formula import Formula
+from ollama_tune.core.plan.fast_formula import formula_of
 from ollama_tune.core.plan.request import MemoryRequest
 from ollama_tune.core.plan.shape import Shape
 
@@ -96,7 +96,7 @@ def by_formula(config: Mapping[str, Any], request: MemoryRequest, *notes: str) -
     _check_covered(shape, request)
     if not shape.known:
         notes += (f"The formula is for layers like Llama's; it was not tried on {shape.model_type!r}.",)
-    return _prediction(Formula(shape, request).parts(), request, "formula", None, notes)
+    return _prediction(formula_of(shape, request).parts(), request, "formula", None, notes)
 
 
 def _check_covered(shape: Shape, request: MemoryRequest) -> None:

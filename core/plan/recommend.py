@@ -90,6 +90,9 @@ def _choose_adapter(draft: Draft) -> None:
     draft.choose("training.rank", rules.rank(draft.spec, draft.lengths))
     draft.choose("training.alpha", Choice(32, "with alpha 32 one learning rate suits every rank", rules.LWR))
     draft.choose("training.dropout", Choice(0.0, "only against overfitting: 0.05 or 0.1", rules.PRACTICE))
+    draft.choose("training.rslora", Choice(False, "pays from rank 64 on, and by one study only", rules.LWR))
+    draft.choose("training.dora", Choice(False, "slower, and seldom better than plain LoRA", rules.PRACTICE))
+    draft.choose("training.path", rules.path(draft.spec, draft.settings.training))
 
 
 def _rows_a_step(draft: Draft) -> int:
@@ -118,6 +121,8 @@ def _choose_optimizer(draft: Draft) -> None:
     draft.choose("training.max_gradient_norm", clip)
     draft.choose("training.seed", Choice(7, "any number; the same one repeats the run", rules.PRACTICE))
     draft.choose("training.evaluation_interval", rules.evaluation_interval(steps))
+    patience = Choice(3, "ends a run that only learns by heart; the best state is kept", rules.PRACTICE)
+    draft.choose("training.early_stopping", patience)
     minutes = Choice(5.0, "a crash then costs at most five minutes", rules.PRACTICE)
     draft.choose("training.checkpoint_minutes", minutes)
 

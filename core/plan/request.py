@@ -9,11 +9,12 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from ollama_tune.core.errors import UsageError
+from ollama_tune.core.plan.paths import Way
 from ollama_tune.core.plan.settings import ComputeDtype, TrainingSettings
 
 AdapterDtype = Literal["float32", "bfloat16", "float16"]
 Attention = Literal["sdpa", "flash", "eager"]
-Optimizer = Literal["adamw", "adamw_foreach", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
+AnyOptimizer = Literal["adamw", "adamw_foreach", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
 _ALIASES = {
     "checkpointing": "gradient_checkpointing",
     "attn_implementation": "attention",
@@ -59,7 +60,8 @@ _WORDED = {
 class MemoryRequest(TrainingSettings):
     """The `training` section of a run.yaml for a GPU, and what published runs do otherwise.
 
-    Every row has `sequence_length` tokens. What has no influence on memory is taken and not used.
+    Every row has `sequence_length` tokens, unless rows lie end to end and `tokens` tells how many there are.
+    What has no influence on memory is taken and not used.
     """
 
     device: Literal["cpu", "cuda"] = "cuda"
@@ -80,12 +82,16 @@ class MemoryRequest(TrainingSettings):
     """`sdpa` (torch picks the kernel), `flash` (FlashAttention, no mask), `eager` (all scores held)."""
     padded: bool = False
     """Rows are padded to the longest, so attention needs a mask."""
-    optimizer: Optimizer = "adamw"
+    apart: bool = False
+    """Rows lie end to end in one sequence and attend apart; on the fast path they always do."""
+    tokens: int = Field(0, ge=0)
+    """Tokens of a micro-batch whose rows lie end to end; 0: batch_size x sequence_length."""
+    optimizer: AnyOptimizer = "adamw"  # type: ignore[assignment]
     """`adamw` is fused; `adamw_foreach` copies; 8 bit states; paged states are not held on the GPU."""
     loss: Literal["chunked", "full"] = "chunked"
     """`chunked` holds the logits of a few hundred tokens; `full` is the usual loss of transformers."""
     path: Literal["general", "fast"] = "general"
-    """Which training code: `general` is transformers and peft."""
+    """Which training code: `general` is transformers and peft, `fast` this project's own."""
     gpu: str = ""
     """Name of the card, such as `H100`; decides cuBLAS' workspace."""
     expandable_segments: bool = False
@@ -93,8 +99,10 @@ class MemoryRequest(TrainingSettings):
 
     @model_validator(mode="after")
     def _possible(self) -> MemoryRequest:
-        if self.path == "fast":
-            raise ValueError("path fast has no code yet; general is what trains")
+        if self.path == "fast" and (self.method == "full" or self.dora or self.kbit_preparation):
+            raise ValueError("path fast trains adapters only, without dora or kbit_preparation")
+        if self.padded and self.laid:
+            raise ValueError(f"path {self.path} lays rows end to end here, so they are not padded")
         if self.device == "cpu":
             raise ValueError("device cpu has no simulation; predictions are for cuda")
         if self.method == "full" and self.quantization != "none":
@@ -105,6 +113,27 @@ class MemoryRequest(TrainingSettings):
         """The values that decide memory."""
         unused = set(TrainingSettings.model_fields) - _DECIDE
         return self.model_dump(exclude=unused)
+
+    @property
+    def laid(self) -> bool:
+        """Whether rows lie end to end."""
+        return self.apart or self.path == "fast"
+
+    @property
+    def micro_batch(self) -> int:
+        """Tokens computed at once, padding included."""
+        whole = self.batch_size * self.sequence_length
+        return min(self.tokens or whole, whole) if self.laid else whole
+
+    @property
+    def row_lengths(self) -> tuple[int, ...]:
+        """Lengths of the rows of a micro-batch: where they lie end to end, one longest and the rest alike."""
+        others = self.batch_size - 1
+        if not others or not self.laid:
+            return (self.sequence_length,) * self.batch_size
+        longest = min(self.sequence_length, self.micro_batch - others)
+        each, more = divmod(self.micro_batch - longest, others)
+        return longest, *(each + (place < more) for place in range(others))
 
     @property
     def trained_dtype(self) -> str:
@@ -122,18 +151,25 @@ class MemoryRequest(TrainingSettings):
         return any(name in self.gpu.upper() for name in ("H100", "H200", "H800", "H20", "GH200"))
 
 
-def as_request(training: TrainingSettings, longest: int) -> MemoryRequest:
-    """A run's own settings as a request: float32 adapters, rows of up to `longest` tokens, padded.
+def as_request(training: TrainingSettings, way: Way, longest: int, tokens: int = 0) -> MemoryRequest:
+    """A run's own settings as a request: float32 adapters, rows of up to `longest` tokens.
 
-    The CPU's attention holds no scores in any number format, as flash attention on a GPU. Packed sequences
-    are full; their rows attend apart, which takes no more than rows of that length padded.
+    Rows that lie end to end have `tokens` in the largest micro-batch; 0: all are as long as the longest.
+    The CPU's attention holds no scores in any number format, as flash attention on a GPU; on the fast path it
+    is made of products, row by row. Packed sequences are full; those of a model that has to pad take no more
+    than rows of that length padded.
     """
-    width, apart = training.sequence_length, training.batch_size == 1 or training.packing
+    width, packed, several = training.sequence_length, training.packing, training.batch_size > 1
+    padded = way.padded and (several or packed)
+    on_cpu = "eager" if way.path == "fast" else "flash" if packed or not padded else "sdpa"
     values: dict[str, Any] = training.model_dump() | {
         "device": "cuda",
-        "sequence_length": max(width if training.packing else min(longest, width), 16),
-        "padded": training.batch_size > 1 or training.packing,
-        "attention": "flash" if training.device == "cpu" and apart else "sdpa",
+        "sequence_length": max(width if packed else min(longest, width), 16),
+        "padded": padded,
+        "apart": way.path == "general" and not padded and (several or packed),
+        "tokens": 0 if packed or padded else tokens,
+        "attention": on_cpu if training.device == "cpu" else "sdpa",
+        "path": way.path,
     }
     return MemoryRequest(
         **{name: value for name, value in values.items() if name in MemoryRequest.model_fields}
@@ -190,6 +226,8 @@ _DECIDE = {
     "gradient_accumulation_steps",
     "sequence_length",
     "gradient_checkpointing",
+    "optimizer",
+    "path",
 }
 """The run's own settings that decide memory."""
 

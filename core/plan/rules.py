@@ -19,7 +19,8 @@ from ollama_tune.core.plan.gguf_types import K_TYPES, Room, TypeOffer, ollama_ro
 from ollama_tune.core.plan.memory import adapter_parameters
 from ollama_tune.core.plan.names import suggest_name
 from ollama_tune.core.plan.padding import grouped_padding, packed_rows, random_padding
-from ollama_tune.core.plan.settings import GgufType
+from ollama_tune.core.plan.paths import fast_obstacle, way_of
+from ollama_tune.core.plan.settings import GgufType, TrainingSettings
 from ollama_tune.core.plan.values import Choice
 from ollama_tune.core.text import human_bytes, human_count
 
@@ -110,6 +111,15 @@ def gpu_dtype(machine: Machine) -> Choice:
     return Choice(
         "float16", f"compute capability {capability[0]}.{capability[1]} has no fast bfloat16", MACHINE
     )
+
+
+def path(spec: ModelSpec, training: TrainingSettings) -> Choice:
+    """Left to the run, with what it will be."""
+    way = way_of(spec, training)
+    if way.path == "fast":
+        return Choice("auto", "fast: our own code knows this family, so no padding, less memory", MODEL)
+    why_not = fast_obstacle(spec, training.dora).removeprefix("The fast path ").removesuffix(".")
+    return Choice("auto", f"general (transformers): the fast code {why_not}", MODEL)
 
 
 def validation_split(rows: int) -> Choice:

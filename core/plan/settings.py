@@ -28,6 +28,11 @@ BUNDLED = "bundled"
 ALL_LINEAR: Literal["all-linear"] = "all-linear"
 
 Quantization = Literal["none", "nf4"]
+TrainingPath = Literal["auto", "fast", "general"]
+Recompute = Literal["none", "mlp", "layers", "offload"]
+"""What the backward pass computes again instead of keeping it: nothing, the feed-forward part of each layer,
+each layer from its input, or that with the inputs kept in the computer's memory."""
+Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
 Schedule = Literal["cosine", "linear", "constant"]
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
 GgufType = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_k_s", "q4_0"]
@@ -106,6 +111,9 @@ class DataSettings(_Section):
 class TrainingSettings(_Section):
     """How the adapter is trained."""
 
+    path: TrainingPath = "auto"
+    """Which code computes the model: `fast` (this project's own, for the families that it knows), `general`
+    (transformers and peft, for all others), or `auto`: fast where it can."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the training runs."""
     quantization: Quantization = "none"
@@ -120,6 +128,13 @@ class TrainingSettings(_Section):
     """Share of adapter inputs set to zero while training, against overfitting."""
     targets: Literal["all-linear"] | list[str] = ALL_LINEAR
     """Which linear layers get an adapter: `all-linear` or a list of names such as `q_proj`."""
+    rslora: bool = False
+    """Scale the adapter's output by alpha / sqrt(rank), so that high ranks are as strong as low ones."""
+    dora: bool = False
+    """Learn the length of each weight apart from its direction (DoRA): slower, at times better."""
+    optimizer: Optimizer = "adamw"
+    """What turns gradients into steps: `adamw`, `adamw_8bit` (its two averages held in 8 bit) or
+    `paged_adamw_8bit` (these move to the computer's memory when the GPU is full)."""
     learning_rate: float = Field(2e-4, gt=0.0, le=1.0)
     """Size of a step at the top of the schedule."""
     schedule: Schedule = "cosine"
@@ -138,16 +153,27 @@ class TrainingSettings(_Section):
     """Batches added up before a step; rows a step = batch_size x this."""
     sequence_length: int = Field(512, ge=16, le=1_048_576)
     """The longest row in tokens; longer ones lose their oldest turns or are left out, and are counted."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about 30 % more time."""
+    gradient_checkpointing: Recompute = "none"
+    """What is computed again in the backward pass instead of kept: `none`, `mlp` (the feed-forward part),
+    `layers` (all of a layer from its input) or `offload` (that, with the inputs in the computer's memory).
+    Each needs less memory and more time than the one before; true and false mean layers and none."""
     packing: bool = False
     """Lay rows end to end until a sequence is full; no row sees another. Saves padding on many rows."""
     seed: int = Field(7, ge=0, lt=2**31)
     """Start of every random number: adapter weights, order of rows, dropout."""
     evaluation_interval: int = Field(0, ge=0)
     """Steps between two measurements on the validation rows; 0 means about eight a run."""
+    early_stopping: int = Field(3, ge=0)
+    """So many measurements without a better one end the run; 0 means never."""
     checkpoint_minutes: float = Field(5.0, gt=0.0)
     """Longest time between two checkpoints; one is also written at every evaluation."""
+
+    @field_validator("gradient_checkpointing", mode="before")
+    @classmethod
+    def _former_words(cls, value: Any) -> Any:
+        """Until there was a choice, the setting was yes or no."""
+        word = str(value).strip().lower()
+        return {"true": "layers", "yes": "layers", "false": "none", "no": "none"}.get(word, value)
 
 
 class EvaluationSettings(_Section):
@@ -202,9 +228,16 @@ class Settings(_Section):
     export: ExportSettings = ExportSettings()
 
     @model_validator(mode="after")
-    def _dtype_fits_device(self) -> Settings:
-        if self.training.device == "cpu" and self.training.compute_dtype == "float16":
-            raise ValueError("compute_dtype float16 needs a GPU; use float32 or bfloat16 on the CPU")
+    def _possible(self) -> Settings:
+        training, reason = self.training, ""
+        if training.device == "cpu" and training.compute_dtype == "float16":
+            reason = "compute_dtype float16 needs a GPU; use float32 or bfloat16 on the CPU"
+        elif training.device == "cpu" and training.optimizer.startswith("paged"):
+            reason = "optimizer paged_adamw_8bit needs a GPU to move its states from; use adamw_8bit"
+        elif training.path == "fast" and training.dora:
+            reason = "path fast does not compute dora; use path auto or general"
+        if reason:
+            raise ValueError(reason)
         return self
 
     def get(self, path: str) -> Any:

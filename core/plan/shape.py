@@ -205,6 +205,23 @@ def model_config(spec: ModelSpec) -> dict[str, Any] | None:
     return text if isinstance(text, dict) else config
 
 
+def config_of(spec: ModelSpec) -> dict[str, Any]:
+    """A model's config.json; of a listed model that is not here the sizes that the list knows."""
+    return model_config(spec) or {
+        "architectures": [spec.architecture],
+        "model_type": spec.model_type,
+        "hidden_size": spec.hidden_size,
+        "intermediate_size": spec.intermediate_size,
+        "num_hidden_layers": spec.layers,
+        "num_attention_heads": spec.heads,
+        "num_key_value_heads": spec.key_value_heads,
+        "head_dim": spec.head_dim,
+        "vocab_size": spec.vocabulary_size,
+        "tie_word_embeddings": spec.tied_embeddings,
+        "pad_token_id": 0,
+    }
+
+
 def _number(config: Mapping[str, Any], name: str) -> int:
     value = config.get(name)
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:

@@ -11,11 +11,14 @@ from ollama_tune.core.files import read_table, write_atomic
 from ollama_tune.core.machine.values import Gpu, Machine
 from ollama_tune.core.paths import cache_dir
 from ollama_tune.core.plan.cards import Card, find_card
+from ollama_tune.core.plan.paths import PathName
 from ollama_tune.core.plan.settings import TrainingSettings
 
 CPU_CORE_FLOPS = {"float32": 80e9, "bfloat16": 60e9, "float16": 60e9}
-"""float32: 80 to 140 measured with transformers + peft on one core of an x86 server with AVX-512.
-bfloat16: 160 there with AMX, far less on a CPU without 16-bit units, so a low figure."""
+"""float32: 80 to 140 measured on one core of an x86 server with AVX-512. bfloat16: a low figure for a CPU
+without units for it."""
+AMX_CORE_FLOPS = {"general": 130e9, "fast": 180e9}
+"""bfloat16 with AMX on one core of such a server, by path: a model of 40 million parameters."""
 CPU_SCALING = 0.85
 """n cores do the work of n to that power."""
 CPU_LAYER_SECONDS = 1.6e-3
@@ -26,7 +29,8 @@ REACHED_HOPPER = 0.3
 """Share of a card's dense 16-bit rate that fine-tuning through transformers reaches; of Hopper's, whose
 matrix units wait for the rest sooner, less: 790 of 989 TFLOP/s is the most that was measured."""
 BANDWIDTH_REACHED = 0.6
-GPU_START, CPU_START = 20.0, 6.0
+START_SECONDS = {"cuda general": 20.0, "cuda fast": 12.0, "cpu general": 6.0, "cpu fast": 2.0}
+"""Until the first step, by device and path: imports and kernels; loading weights comes on top."""
 LOW_PEAKS = {
     (12, 0): 40e12,
     (10, 0): 800e12,
@@ -58,11 +62,11 @@ class Rate:
     ground: str
 
 
-def rate_of(training: TrainingSettings, machine: Machine, parameters: int) -> Rate:
+def rate_of(training: TrainingSettings, machine: Machine, path: PathName, parameters: int) -> Rate:
     """The device's rate for these settings, corrected by earlier runs of models of about that size."""
-    rate = expected_rate(training, machine)
+    rate = expected_rate(training, machine, path)
     device = "GPU" if training.device == "cuda" else "CPU"
-    ratio = _known().get(_key(training, machine, parameters))
+    ratio = _known().get(_key(training, machine, path, parameters))
     if ratio is None:
         return rate
     return replace(
@@ -75,26 +79,27 @@ def rate_of(training: TrainingSettings, machine: Machine, parameters: int) -> Ra
     )
 
 
-def remember(training: TrainingSettings, machine: Machine, parameters: int, ratio: float) -> None:
+def remember(
+    training: TrainingSettings, machine: Machine, path: PathName, parameters: int, ratio: float
+) -> None:
     """Keep measured / expected speed of a run for the next plans on this device; nonsense is not kept.
 
     `ratio` is against the expectation without earlier measurements.
     """
     if not TRUSTED[0] <= ratio <= TRUSTED[1]:
         return
-    found = {_key(training, machine, parameters): round(ratio, 4)}
+    found = {_key(training, machine, path, parameters): round(ratio, 4)}
     write_atomic(_path(), json.dumps(_known() | found, indent=1))
 
 
-def expected_rate(training: TrainingSettings, machine: Machine) -> Rate:
+def expected_rate(training: TrainingSettings, machine: Machine, path: PathName = "general") -> Rate:
     """The rate without earlier measurements, which `remember` compares with."""
     if training.device == "cpu" or not machine.gpu.gpus:
-        return _cpu(training, machine)
+        return _cpu(training, machine, path)
     gpu = machine.gpu.gpus[0]
     card = find_card(gpu.name)
-    if card is None:
-        return _unknown(gpu)
-    return _carded(gpu, card)
+    found = _unknown(gpu) if card is None else _carded(gpu, card)
+    return replace(found, start_seconds=START_SECONDS[f"cuda {path}"])
 
 
 def _path() -> Path:
@@ -109,22 +114,24 @@ def _known() -> dict[str, float]:
     }
 
 
-def _key(training: TrainingSettings, machine: Machine, parameters: int) -> str:
-    """Device, number formats, and the model's size as a power of ten: small models mostly wait."""
+def _key(training: TrainingSettings, machine: Machine, path: PathName, parameters: int) -> str:
+    """Device, number formats, path, and the model's size as a power of ten: small models mostly wait."""
     gpus = machine.gpu.gpus
     if training.device == "cuda" and gpus:
         device = gpus[0].name
     else:
         device = f"{machine.host.cores} x {machine.host.cpu}"
     size = round(math.log10(max(parameters, 1)))
-    return f"{device}, {training.compute_dtype} {training.quantization}, 1e{size}"
+    return f"{device}, {training.compute_dtype} {training.quantization} {path}, 1e{size}"
 
 
-def _cpu(training: TrainingSettings, machine: Machine) -> Rate:
+def _cpu(training: TrainingSettings, machine: Machine, path: PathName) -> Rate:
     cores, per_core = machine.host.cores, CPU_CORE_FLOPS[training.compute_dtype]
+    if training.compute_dtype == "bfloat16" and machine.host.bfloat16 == "AMX":
+        per_core = AMX_CORE_FLOPS[path]
     words = f"{cores} cores at {per_core / 1e9:.0f} GFLOP/s a core, measured elsewhere"
     rate = per_core * cores**CPU_SCALING
-    return Rate(rate, CPU_BANDWIDTH, CPU_LAYER_SECONDS, CPU_START, KNOWN, words)
+    return Rate(rate, CPU_BANDWIDTH, CPU_LAYER_SECONDS, START_SECONDS[f"cpu {path}"], KNOWN, words)
 
 
 def _carded(gpu: Gpu, card: Card) -> Rate:
@@ -135,7 +142,7 @@ def _carded(gpu: Gpu, card: Card) -> Rate:
     part = f", {share:.0%} of the chip" if gpu.mig else ""
     words = f"{reached:.0%} of the {card.name}'s {card.teraflops:g} TFLOP/s{part}; not measured on this GPU"
     bandwidth = BANDWIDTH_REACHED * card.bandwidth * 1e9 * share
-    return Rate(reached * peak, bandwidth, GPU_LAYER_SECONDS, GPU_START, KNOWN, words)
+    return Rate(reached * peak, bandwidth, GPU_LAYER_SECONDS, 0.0, KNOWN, words)
 
 
 def _unknown(gpu: Gpu) -> Rate:
@@ -143,4 +150,4 @@ def _unknown(gpu: Gpu) -> Rate:
     peak = next((peak for least, peak in LOW_PEAKS.items() if own and own >= least), 10e12)
     kind = f"compute capability {own[0]}.{own[1]}" if own else "an unknown GPU"
     words = f"a low figure for {kind}: {REACHED:.0%} of {peak / 1e12:.0f} TFLOP/s"
-    return Rate(REACHED * peak, LOW_BANDWIDTH, GPU_LAYER_SECONDS, GPU_START, UNMEASURED, words)
+    return Rate(REACHED * peak, LOW_BANDWIDTH, GPU_LAYER_SECONDS, 0.0, UNMEASURED, words)

@@ -23,6 +23,29 @@ def request_stop(folder: RunFolder) -> None:
     folder.stop_path.touch(mode=0o600)
 
 
+def request_pause(folder: RunFolder) -> None:
+    """Ask the worker to write a checkpoint after its step and wait; it keeps its memory and the run.
+
+    Only training waits, an export goes on. Raises `UsageError` where nothing is being trained.
+    """
+    if not folder.alive():
+        raise UsageError(
+            f"The run {folder.name} is not going.", f"Go on with it by `ollama-tune resume {folder.name}`."
+        )
+    if folder.status().stage == "export":
+        raise UsageError("An export does not pause.", f"End it with `ollama-tune stop {folder.name}`.")
+    folder.pause_path.touch(mode=0o600)
+
+
+def continue_run(folder: RunFolder) -> bool:
+    """Take back the wish to pause; False where there was none. The worker goes on within a second."""
+    try:
+        folder.pause_path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def wait_until_free(folder: RunFolder, seconds: float) -> bool:
     """Wait for the worker to end; False when it still holds the run after that time."""
     deadline = time.monotonic() + seconds
@@ -34,8 +57,10 @@ def wait_until_free(folder: RunFolder, seconds: float) -> bool:
 
 
 def resume(folder: RunFolder, warm: WarmWorker | None = None) -> None:
-    """Go on with what is not done: training from the last checkpoint with the same order of rows, or the
-    export that was to follow it."""
+    """Go on with what is not done: a paused worker at once, else training from the last checkpoint with the
+    same order of rows, or the export that was to follow it."""
+    if continue_run(folder) and folder.alive():
+        return
     left = _left(folder.events())
     if not left:
         raise UsageError(f"The run {folder.name} is finished.", "Start a new one with `ollama-tune`.")

@@ -6,17 +6,24 @@ Kinds and their fields (units: bytes, seconds, tokens; every event also has `n`,
                   model, total_steps, resumed_from (step or null), train_rows, validation_rows, left_out,
                   path, path_reason. Written at once; what is known only after reading the data is null
                   here and follows in `data`. Steps after `resumed_from` are done again and come again:
-                  the last `step` event of a step counts.
+                  `effective` leaves out what they were before.
     data          total_steps, train_rows, validation_rows, left_out, tokens (one epoch), longest (row),
-                  predicted{name: bytes} (the peak of memory, by part)
+                  predicted{name: bytes} (the peak of memory, by part), path, path_reason, and where the
+                  card's rate is known: flops_per_token, peak_flops (a second), card
     phase         name, text (one sentence for a person)
     progress      name, done, total, unit ("B", "rows", "tokens")
     step          step, total_steps, epoch, loss (a supervised token), learning_rate, gradient_norm,
-                  useful_tokens (without padding), supervised_tokens, seconds, cpu_seconds
+                  useful_tokens (without padding), supervised_tokens, seconds, cpu_seconds, and mfu where
+                  the card's rate is known: useful_tokens x flops_per_token / seconds / peak_flops. loss
+                  or gradient_norm is null where it was not finite: such a step changed no weight
     evaluation    step, loss, exact_match (0..1 or null), rows, model ("base" | "tuned"); `rows` is what
-                  exact_match was measured on, else what the loss was
-    sample        prompt, reference, base, tuned (each text; base or tuned may be null)
-    memory        device, used, peak, free, total, and parts{name: bytes} where known; once before the
+                  exact_match was measured on, else what the loss was. In between also best_step,
+                  best_loss, without_better (evaluations since the loss had clearly fallen; early
+                  stopping counts them), patience (how many of them end the run; 0 never)
+    sample        prompt, reference, base, tuned (each text; base or tuned may be null); in between also
+                  step and cut (the answer was not ended by the model)
+    memory        device, used, peak, free, total, and parts{name: bytes} of the peak where known (weights,
+                  adapter, gradients, optimizer, libraries, activations, cache); once before the
                   first step also probe{predicted, measured, ratio, limit, on a GPU allocated and
                   reserved}: the peak of the worst micro-batch against what may be used
     checkpoint    step, folder (relative), bytes, best (bool), reason
@@ -25,29 +32,39 @@ Kinds and their fields (units: bytes, seconds, tokens; every event also has `n`,
                   "evaluation" | "answers" | "checkpoint" | "reference"), batch_before and batch_after
                   (rows at once, or null), kept (whether for good), allocated and free (bytes at that
                   moment, or null), wish (what the allocator was asked for, as text, or null)
-    warning       what, fix
+    paused        step, reason ("request" | "disk"), what, fix: the worker waits, with its memory held
+    continued     step, seconds (how long it waited)
+    warning       what, fix, and back_to where the run went back to that step: later ones come again
     error         what, fix, details (technical text for the log view)
     verification  the Verification of an export as a dictionary
     stopped       stage, step, reason, resumable (bool)
     done          stage, and for train: steps, best_step, best_loss, base_exact_match,
-                  tuned_exact_match, and imported (the folder an adapter of another program was taken
+                  tuned_exact_match, early (why the run ended before its last step, one sentence, or
+                  null), and imported (the folder an adapter of another program was taken
                   from); for export: files{}, ollama_name (or null), commands[]
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import math
 import os
 import threading
 import time
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 MAX_LINE = 60_000
 CHUNK = 1 << 20
+RESERVE = 1 << 17
+"""Bytes of disk kept for the log's next lines: the last words of a run on a full disk."""
+KEEP_SIZE = 1
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @dataclass(frozen=True)
@@ -79,34 +96,82 @@ def parse_line(line: bytes) -> Event | None:
 class EventWriter:
     """Appends events; each is one `os.write` on an `O_APPEND` descriptor, from any thread.
 
-    Opening cuts a torn last line that a killed worker left, and goes on counting after the last one.
+    Opening cuts a torn last line that a killed worker left, and goes on counting after the last one. On a
+    full disk no line is torn or lost: what does not fit waits in memory, in order, for the next call.
     """
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
         self._next = _repair(path)
+        self._waiting: deque[bytes] = deque()
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self._reserved, self._low = 0, False
+        self._reserve()
 
     def write(self, kind: str, **data: Any) -> Event:
-        """Append one event and return it; on a full disk `OSError`, and the log is as it was before."""
+        """Append one event and return it; it waits in memory while the disk is full."""
         with self._lock:
             event = Event(self._next, time.time(), kind, data)
-            line = _encode(event)
-            written = os.write(self._descriptor, line)
-            if written < len(line):
-                os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._next += 1
+            self._waiting.append(_encode(event))
+            self._write_waiting()
             return event
 
+    def flush(self) -> bool:
+        """Write what waits for room; False while the disk is full or has none to keep for last words."""
+        with self._lock:
+            self._write_waiting()
+            return not (self._waiting or self._low)
+
     def sync(self) -> None:
-        """Force the log to disk; called at checkpoints and at the end."""
+        """Force the log to disk; called before checkpoints and at the end."""
         os.fsync(self._descriptor)
 
     def close(self) -> None:
-        """Sync and close."""
+        """Sync, give back the room that was kept, and close."""
+        self.flush()
+        os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size)
         self.sync()
         os.close(self._descriptor)
+
+    def _write_waiting(self) -> None:
+        while self._waiting and self._append(self._waiting[0]):
+            self._waiting.popleft()
+        self._reserve()
+
+    def _append(self, line: bytes) -> bool:
+        """True when the line is in the log whole; False on a full disk, then the log is as it was before."""
+        written = 0
+        try:
+            while written < len(line):
+                written += os.write(self._descriptor, line[written:])
+        except OSError as error:
+            if written:
+                os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
+            if error.errno not in FULL:
+                raise
+        return written == len(line)
+
+    def _reserve(self) -> None:
+        """Have the file system keep room behind the log's end, where it can."""
+        end = os.fstat(self._descriptor).st_size
+        start = max(end, self._reserved)
+        if start - end < RESERVE // 2:
+            self._low = not allocate(self._descriptor, start, RESERVE)
+            self._reserved = start if self._low else start + RESERVE
+
+
+def allocate(descriptor: int, start: int, length: int) -> bool:
+    """Let Linux' `fallocate` keep room for an open file without changing its size; False on a full disk.
+
+    True too where the system or the file system cannot do that: then nothing is known.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "fallocate"):
+        return True
+    libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    failed = libc.fallocate(descriptor, KEEP_SIZE, start, length) != 0
+    return not (failed and ctypes.get_errno() in FULL)
 
 
 def _encode(event: Event) -> bytes:
@@ -207,3 +272,50 @@ def last_event(path: Path) -> Event | None:
 def read_events(path: Path) -> list[Event]:
     """The whole log."""
     return EventReader(path).poll()
+
+
+def back_to(event: Event) -> int | None:
+    """The step that a run was at again with this event: what it told of later ones counts no more.
+
+    None where it went on as it was. A resume goes back to its checkpoint, and so does a run whose loss
+    became infinite.
+    """
+    if event.kind == "start" and event.get("stage") == "train":
+        return int(event.get("resumed_from") or 0)
+    found = event.get("back_to") if event.kind == "warning" else None
+    return None if found is None else int(found)
+
+
+def effective(events: Iterable[Event]) -> list[Event]:
+    """The log of a run as if nothing had interrupted it: each step, evaluation, checkpoint and sample once.
+
+    Steps that were done again count as they were done last, and so does what was measured or written twice
+    because the worker ended before the next checkpoint. All other events stay, in order.
+    """
+    kept: dict[tuple[Any, ...], Event] = {}
+    for event in events:
+        step = back_to(event)
+        if step is not None:
+            kept = {
+                key: old
+                for key, old in kept.items()
+                if key[0] not in _STEPS or (old.get("step") or 0) <= step
+            }
+        key = (event.kind, *_SAME.get(event.kind, _number)(event))
+        kept.pop(key, None)
+        kept[key] = event
+    return list(kept.values())
+
+
+def _number(event: Event) -> tuple[Any, ...]:
+    return (event.n,)
+
+
+_STEPS = frozenset({"step", "evaluation", "checkpoint", "sample"})
+_SAME: dict[str, Callable[[Event], tuple[Any, ...]]] = {
+    "step": lambda event: (event["step"],),
+    "checkpoint": lambda event: (event["step"],),
+    "evaluation": lambda event: (event["model"], event["step"], event.get("exact_match") is None),
+    "sample": lambda event: (event["prompt"], event.get("step"), event.get("tuned") is None),
+}
+"""What two events of a kind have in common when the later one takes the place of the earlier."""

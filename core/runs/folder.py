@@ -20,7 +20,7 @@ from ollama_tune.core.errors import BusyError, TuneError, UsageError
 from ollama_tune.core.files import write_atomic
 from ollama_tune.core.paths import runs_dir
 from ollama_tune.core.plan.settings import BUNDLED, ExportSettings, Settings, load, parse, read_yaml
-from ollama_tune.core.runs.events import Event, last_event, read_events
+from ollama_tune.core.runs.events import Event, effective, last_event, read_events
 from ollama_tune.core.runs.lock import is_held
 
 SILENCE = 60.0
@@ -33,11 +33,16 @@ class State(str, Enum):
 
     NEW = "not started"
     RUNNING = "running"
+    PAUSED = "paused"
     SILENT = "no sign of life"
     FINISHED = "finished"
     STOPPED = "stopped"
     FAILED = "failed"
     CRASHED = "crashed"
+
+
+ALIVE = (State.RUNNING, State.PAUSED, State.SILENT)
+"""The states in which a worker holds the run."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class RunStatus:
     @property
     def alive(self) -> bool:
         """True while a worker holds the run."""
-        return self.state in (State.RUNNING, State.SILENT)
+        return self.state in ALIVE
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,11 @@ class RunFolder:
     def stop_path(self) -> Path:
         """Its existence is the wish to stop."""
         return self.path / "stop"
+
+    @property
+    def pause_path(self) -> Path:
+        """Its existence is the wish to wait."""
+        return self.path / "pause"
 
     @property
     def log_path(self) -> Path:
@@ -157,9 +167,9 @@ class RunFolder:
             known = self.events()  # the worker wrote its last words after the reader's last poll
         return _status(alive, known, self)
 
-    def state(self, end: Event | None) -> State:
-        """The state alone, for a reader that follows the log and knows its last event."""
-        return _state(self.alive(), [end] if end else [], self)
+    def state(self, end: Event | None, *, paused: bool = False) -> State:
+        """The state alone, for a reader that knows the log's last event and whether the run waits."""
+        return _state(self.alive(), [end] if end else [], self, paused=paused)
 
     def log_tail(self, lines: int = TAIL) -> str:
         """The last lines that libraries printed in the worker."""
@@ -319,10 +329,12 @@ def _last(events: list[Event], *kinds: str) -> Event | None:
     return next((event for event in reversed(events) if event.kind in kinds), None)
 
 
-def _status(alive: bool, events: list[Event], folder: RunFolder) -> RunStatus:
+def _status(alive: bool, log: list[Event], folder: RunFolder) -> RunStatus:
+    events = effective(log)
     start, step = _last(events, "start"), _last(events, "step")
     evaluation = _last([e for e in events if e.get("model") == "tuned"], "evaluation")
-    state = _state(alive, events, folder)
+    turn = _last(events, "paused", "continued", "start")
+    state = _state(alive, log, folder, paused=turn is not None and turn.kind == "paused")
     return RunStatus(
         state=state,
         stage=str(start["stage"]) if start else "",
@@ -335,7 +347,9 @@ def _status(alive: bool, events: list[Event], folder: RunFolder) -> RunStatus:
     )
 
 
-def _state(alive: bool, events: list[Event], folder: RunFolder) -> State:
+def _state(alive: bool, events: list[Event], folder: RunFolder, *, paused: bool) -> State:
+    if alive and paused:
+        return State.PAUSED
     if alive:
         return State.SILENT if time.time() - _sign_of_life(events, folder) > SILENCE else State.RUNNING
     if not events:
@@ -357,8 +371,10 @@ def _message(state: State, events: list[Event], folder: RunFolder) -> str:
         return f"{events[-1]['what']} {events[-1]['fix']}"
     if state is State.CRASHED:
         return f"The worker ended without a word. Its last lines:\n{folder.log_tail()}"
-    phase = _last(events, "phase")
-    return str(phase["text"]) if phase else ""
+    said = _last(events, "phase", "paused") if state is State.PAUSED else _last(events, "phase")
+    if said is None:
+        return ""
+    return str(said["text"]) if said.kind == "phase" else f"{said['what']} {said['fix']}"
 
 
 def write_export_request(folder: RunFolder, values: dict[str, Any]) -> ExportSettings:

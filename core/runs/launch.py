@@ -14,19 +14,24 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import psutil
 
 from ollama_tune.core.errors import BusyError, TuneError
 from ollama_tune.core.paths import state_dir
-from ollama_tune.core.runs.folder import RunFolder
+
+if TYPE_CHECKING:
+    from ollama_tune.core.plan.settings import Settings
+    from ollama_tune.core.runs.folder import RunFolder
 
 WORKER = "ollama_tune.core.train.worker"
 PATIENCE = 20.0
 NICE = 10
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 """What asks a worker to write a checkpoint and end."""
+
+NONE = "null"
 
 Process = subprocess.Popen[bytes]
 
@@ -52,13 +57,14 @@ def _spawn(arguments: list[str], log: Path) -> Process:
 class WarmWorker:
     """A worker that imports the heavy libraries while the person is still choosing.
 
-    It lives in a folder of the state directory, ends by itself when its parent is gone, and becomes
-    the run's worker when `hand_over` names one.
+    It lives in a folder of the state directory, ends by itself when its parent is gone, loads what `prepare`
+    names, and becomes the run's worker when `hand_over` names one.
     """
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="warm-", dir=state_dir()))
         self._given = False
+        self._draft = NONE
         parent = psutil.Process()
         self.process = _spawn(
             ["--warm", str(self._folder), str(parent.pid), repr(parent.create_time())],
@@ -70,6 +76,17 @@ class WarmWorker:
         """True when the imports are done and no run was given yet."""
         return not self._given and self.process.poll() is None and (self._folder / "ready").exists()
 
+    def prepare(self, draft: Settings | None) -> None:
+        """Tell it which run is likely, or that none is: it loads that model and lets go of another one.
+
+        Whatever goes wrong there stays silent, and the run is started as if nothing had been prepared.
+        """
+        text = draft.model_dump_json() if draft is not None else NONE
+        if text != self._draft and not self._given:
+            self._draft = text
+            with contextlib.suppress(OSError):
+                _put(self._folder / "prepare", text)
+
     def hand_over(self, folder: RunFolder, stage: str) -> bool:
         """Give it the run; False when it did not take it, and then it never will.
 
@@ -78,19 +95,16 @@ class WarmWorker:
         if self._given or self.process.poll() is not None:
             return False
         order = self._folder / "order"
-        part = self._folder / "order.part"
-        part.write_text(json.dumps({"folder": str(folder.path.absolute()), "stage": stage}))
-        part.rename(order)
+        _put(order, json.dumps({"folder": str(folder.path.absolute()), "stage": stage}))
         deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline and order.exists() and self.process.poll() is None:
-            time.sleep(0.01)
         try:
-            order.unlink()
-        except FileNotFoundError:
-            self._given = True
-            return True
-        self.close()
-        return False
+            while time.monotonic() < deadline and order.exists() and self.process.poll() is None:
+                time.sleep(0.01)
+        finally:
+            self._given = not _withdraw(order)
+        if not self._given:
+            self.close()
+        return self._given
 
     def close(self) -> None:
         """End it, unless it has become a run's worker."""
@@ -106,18 +120,39 @@ class WarmWorker:
         return self.process.pid
 
 
+def _put(path: Path, text: str) -> None:
+    """Write a file that the worker sees whole; it need not survive a power cut, so nothing is synced."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def _withdraw(order: Path) -> bool:
+    """Take an order back; False when the worker was faster."""
+    try:
+        order.unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def start(folder: RunFolder, stage: str = "train", warm: WarmWorker | None = None) -> None:
     """Start a worker on a run (stage `train`, `export` or `all`) and return when it holds the run.
 
-    Raises `BusyError` if one holds it already, `TuneError` with its last lines if it died at once.
+    Raises `BusyError` if one holds it already, `TuneError` with its last lines if it died at once. A worker
+    whose start is interrupted from the keyboard ends as soon as it is up.
     """
     if folder.alive():
         raise _busy(folder)
     folder.stop_path.unlink(missing_ok=True)
-    if warm is not None and warm.hand_over(folder, stage):
-        _wait(folder, warm.process)
-        return
-    _wait(folder, _spawn([str(folder.path.absolute()), "--stage", stage], folder.log_path))
+    try:
+        if warm is not None and warm.hand_over(folder, stage):
+            _wait(folder, warm.process)
+        else:
+            _wait(folder, _spawn([str(folder.path.absolute()), "--stage", stage], folder.log_path))
+    except KeyboardInterrupt:
+        folder.stop_path.touch(mode=0o600)
+        raise
 
 
 def become(folder: RunFolder, stage: str, lock: int) -> NoReturn:

@@ -25,13 +25,14 @@ class StepPlan:
     """The micro-batches (lists of row numbers) of every optimizer step of a run.
 
     Each epoch shuffles the rows. Packed, they are laid into full sequences, and `batch_size` sequences make
-    a micro-batch; else rows are sorted by length within groups of 64 batches so that little is padded. Then
-    the batches are shuffled. The most expensive batch comes first in the first epoch: if memory does not
-    suffice, that shows at once.
+    a micro-batch; else `batch_size` rows do. Where those are padded, rows are sorted by length within groups
+    of 64 batches so that little is padded. Then the batches are shuffled. The most expensive batch comes
+    first in the first epoch: if memory does not suffice, that shows at once.
     """
 
-    def __init__(self, lengths: Sequence[int], training: TrainingSettings) -> None:
+    def __init__(self, lengths: Sequence[int], training: TrainingSettings, *, padded: bool = True) -> None:
         self._lengths = lengths
+        self._padded = padded
         self._batch_size = training.batch_size
         self._accumulation = training.gradient_accumulation_steps
         self._seed = training.seed
@@ -55,13 +56,17 @@ class StepPlan:
 
     def longest(self, count: int) -> list[int]:
         """Rows such that no micro-batch of at most so many needs more memory, in any epoch."""
-        rows = sorted(range(len(self._lengths)), key=self._lengths.__getitem__, reverse=True)[:count]
+        rows = self._longest_first(range(len(self._lengths)))[:count]
         if not self._capacity:
             return rows
         while len(lay([self._lengths[row] for row in rows], self._capacity)) > self._batch_size:
             rows.pop()
         fullest = self._fullest[:count]
         return fullest if self._cost(fullest) > self._cost(rows) else rows
+
+    def most_tokens(self, count: int) -> int:
+        """The tokens of `longest(count)`, without padding."""
+        return sum(self._lengths[row] for row in self.longest(count))
 
     def shortest(self) -> list[int]:
         """The shortest row, as a micro-batch."""
@@ -83,12 +88,14 @@ class StepPlan:
         return batches
 
     def _grouped(self, rows: list[int]) -> list[list[int]]:
-        batches: list[list[int]] = []
-        group = GROUP * self._batch_size
-        for start in range(0, len(rows), group):
-            part = sorted(rows[start : start + group], key=self._lengths.__getitem__, reverse=True)
-            batches += [part[i : i + self._batch_size] for i in range(0, len(part), self._batch_size)]
-        return batches
+        if self._padded:
+            group = GROUP * self._batch_size
+            parts = [rows[start : start + group] for start in range(0, len(rows), group)]
+            rows = [row for part in parts for row in self._longest_first(part)]
+        return [rows[start : start + self._batch_size] for start in range(0, len(rows), self._batch_size)]
+
+    def _longest_first(self, rows: Sequence[int]) -> list[int]:
+        return sorted(rows, key=self._lengths.__getitem__, reverse=True)
 
     def _packed(self, rows: list[int], chance: random.Random) -> list[list[int]]:
         """Rows of equal length change places in each epoch; the number of sequences is always the same."""
@@ -111,6 +118,8 @@ class StepPlan:
     def _cost(self, batch: Sequence[int]) -> int:
         """Tokens computed, padding included."""
         lengths = [self._lengths[row] for row in batch]
+        if not self._padded:
+            return sum(lengths)
         widths = [sum(group) for group in lay(lengths, self._capacity)] if self._capacity else lengths
         return len(widths) * max(widths)
 
@@ -148,6 +157,18 @@ class Batch:
     positions: torch.Tensor | None = None
     rows: tuple[tuple[int, ...], ...] = ()
 
+    @property
+    def real(self) -> torch.Tensor | None:
+        """Which tokens are no padding, over all sequences; None where every one is real."""
+        import torch
+
+        if self.attention is not None:
+            return self.attention.reshape(-1).bool()
+        lengths, width = [sum(group) for group in self.rows], self.ids.shape[1]
+        if all(length == width for length in lengths):
+            return None
+        return (torch.arange(width) < torch.tensor(lengths)[:, None]).reshape(-1).to(self.ids.device)
+
     def inputs(self) -> dict[str, Any]:
         """What a model is called with; packed rows are told apart by their positions."""
         told = {"attention_mask": self.attention} | (
@@ -156,13 +177,15 @@ class Batch:
         return {"input_ids": self.ids, "use_cache": False} | told
 
 
-def collate(examples: Sequence[Example], pad_id: int, device: str, capacity: int = 0) -> Batch:
+def collate(
+    examples: Sequence[Example], pad_id: int, device: str, capacity: int = 0, least_width: int = 0
+) -> Batch:
     """Make the tensors of one micro-batch on `device`; packed into sequences where a capacity is given."""
     import torch
 
     lengths = [len(example.ids) for example in examples]
     laid = lay(lengths, capacity) if capacity else [[length] for length in lengths]
-    width = max(map(sum, laid))
+    width = max(least_width, *map(sum, laid))
     ids = torch.full((len(laid), width), pad_id, dtype=torch.long)
     trained = torch.zeros((len(laid), width), dtype=torch.bool)
     waiting = iter(examples)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ollama_tune.core.errors import TuneError
-from ollama_tune.core.files import sync_folder
+from ollama_tune.core.files import sync_folder, write_atomic
 from ollama_tune.core.runs.folder import RunFolder
+from ollama_tune.core.train.path import Recompute, TrainPath
 
 if TYPE_CHECKING:
     import torch
@@ -32,8 +31,10 @@ class TrainState:
 
     The place in the data and all random numbers follow from `step` and the seed. `evaluated_step` is the
     last step measured on the validation rows; `rows` names the training rows and their order. What running
-    out of memory changed for good: the rows computed at once, checkpointing, offload; besides the steps of
-    late shortages and the step at which the worker began again.
+    out of memory changed for good: the rows computed at once, what is recomputed; besides the steps of
+    late shortages and the step at which the worker began again. Early stopping: the last evaluation whose
+    loss had clearly fallen, and the evaluations since. Late steps that were not finite, and what every
+    learning rate is multiplied with since the run went back because of them.
     """
 
     step: int = 0
@@ -43,10 +44,14 @@ class TrainState:
     rows: str = ""
     scaler: dict[str, Any] = field(default_factory=dict)
     micro_batch: int | None = None
-    checkpointing: bool = False
-    offload: bool = False
+    recompute: Recompute | None = None
     shortages: list[int] = field(default_factory=list)
     restarted_at: int | None = None
+    fallen_step: int | None = None
+    fallen_loss: float | None = None
+    without_better: int = 0
+    not_finite: list[int] = field(default_factory=list)
+    rate_factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -72,10 +77,11 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
         return None
 
 
-def newest(folder: RunFolder) -> tuple[Checkpoint | None, list[str]]:
-    """The newest whole checkpoint, and the names of damaged newer ones."""
+def newest(folder: RunFolder, below: int | None = None) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint, of a step below that one if given, and the names of damaged newer ones."""
     damaged: list[str] = []
-    for path in sorted(folder.checkpoints.glob("step-*"), key=_step_of, reverse=True):
+    paths = [path for path in folder.checkpoints.glob("step-*") if below is None or _step_of(path) < below]
+    for path in sorted(paths, key=_step_of, reverse=True):
         found = read_checkpoint(path)
         if found is not None:
             return found, damaged
@@ -83,14 +89,23 @@ def newest(folder: RunFolder) -> tuple[Checkpoint | None, list[str]]:
     return None, damaged
 
 
+def remove_later(folder: RunFolder, step: int) -> None:
+    """Remove the checkpoints of later steps, which a run that went back does not want to meet again."""
+    for path in folder.checkpoints.glob("step-*"):
+        if _step_of(path) > step:
+            shutil.rmtree(path.rename(path.with_name(f".{path.name}.gone")), ignore_errors=True)
+
+
 def _step_of(path: Path) -> int:
     number = path.name.removeprefix("step-")
     return int(number) if number.isdigit() else -1
 
 
-def save(folder: RunFolder, state: TrainState, model: Any, optimizer: torch.optim.Optimizer) -> int:
+def save(folder: RunFolder, state: TrainState, path: TrainPath, optimizer: torch.optim.Optimizer) -> int:
     """Write the checkpoint of `state.step` in one piece, remove older ones, and return its bytes."""
     from safetensors.torch import save_file
+
+    from ollama_tune.core.train.optimizer import optimizer_tensors
 
     folder.checkpoints.mkdir(mode=0o700, exist_ok=True)
     final = checkpoint_path(folder, state.step)
@@ -98,17 +113,32 @@ def save(folder: RunFolder, state: TrainState, model: Any, optimizer: torch.opti
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(mode=0o700)
     try:
-        write_adapter(part, model)
-        save_file(_optimizer_tensors(model, optimizer), part / OPTIMIZER)
+        path.write_adapter(part)
+        save_file(optimizer_tensors(optimizer, path.weights), part / OPTIMIZER)
         names = (ADAPTER, ADAPTER_CONFIG, OPTIMIZER)
         digests = {name: _digest(part / name) for name in names}
         (part / STATE).write_text(json.dumps({"state": asdict(state), "files": digests}))
         _publish(part, final)
     except OSError as error:
-        shutil.rmtree(part, ignore_errors=True)
         raise _disk_error(final, error) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     _remove_old(folder, state)
     return sum(file.stat().st_size for file in final.iterdir())
+
+
+def save_state(folder: RunFolder, state: TrainState) -> int | None:
+    """Write only the state of the checkpoint of `state.step`, whose tensors are as they were; its bytes.
+
+    None where there is no such checkpoint. At no moment is there less than one of the two states.
+    """
+    path = checkpoint_path(folder, state.step)
+    try:
+        files = json.loads((path / STATE).read_text())["files"]
+    except (OSError, ValueError, KeyError):
+        return None
+    write_atomic(path / STATE, json.dumps({"state": asdict(state), "files": files}))
+    return sum(file.stat().st_size for file in path.iterdir())
 
 
 def _disk_error(path: Path, error: OSError) -> TuneError:
@@ -141,65 +171,35 @@ def _remove_old(folder: RunFolder, state: TrainState) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def write_adapter(folder: Path, model: Any) -> None:
-    """The adapter in PEFT's format: its weights and its configuration."""
-    from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
-
-    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
-    whole = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
-    save_file(whole, folder / ADAPTER, metadata={"format": "pt"})
-    config = copy.copy(model.peft_config["default"])
-    config.inference_mode = True
-    config.save_pretrained(str(folder))
-
-
-def load(checkpoint: Checkpoint, model: Any, optimizer: torch.optim.Optimizer) -> None:
-    """Put a checkpoint's adapter and optimizer state into the model and the optimizer."""
+def load(checkpoint: Checkpoint, path: TrainPath, optimizer: torch.optim.Optimizer) -> None:
+    """Put a checkpoint's adapter and optimizer state into the path's weights and the optimizer."""
     from safetensors.torch import load_file
 
-    load_weights(checkpoint, model)
-    tensors = load_file(checkpoint.path / OPTIMIZER)
-    if not tensors:
-        return  # written before the first step
-    for name, weight in _trained(model).items():
-        moments = {key: tensors[f"{key}:{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-        steps = moments.pop("step")
-        on_device = {key: value.to(weight.device) for key, value in moments.items()}
-        optimizer.state[weight] = {"step": steps.to(weight.device), **on_device}
+    from ollama_tune.core.train.optimizer import load_optimizer_tensors
+
+    load_weights(checkpoint, path)
+    load_optimizer_tensors(optimizer, path.weights, load_file(checkpoint.path / OPTIMIZER))
 
 
-def load_weights(checkpoint: Checkpoint, model: Any) -> None:
-    """Put a checkpoint's adapter into the model."""
-    from peft import set_peft_model_state_dict
+def load_weights(checkpoint: Checkpoint, path: TrainPath) -> None:
+    """Put a checkpoint's adapter into the path's weights."""
     from safetensors.torch import load_file
 
-    set_peft_model_state_dict(model, load_file(checkpoint.path / ADAPTER))
+    path.load_adapter(load_file(checkpoint.path / ADAPTER))
 
 
-def _trained(model: Any) -> Mapping[str, Any]:
-    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-
-
-def _optimizer_tensors(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    return {
-        f"{key}:{name}": value.detach().cpu().contiguous()
-        for name, weight in _trained(model).items()
-        for key, value in optimizer.state[weight].items()
-    }
-
-
-def publish_adapter(folder: RunFolder, model: Any) -> None:
+def publish_adapter(folder: RunFolder, path: TrainPath) -> None:
     """Write the finished adapter as the run's `adapter` folder, in one piece."""
     part = folder.path / ".adapter.part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(mode=0o700)
     try:
-        write_adapter(part, model)
+        path.write_adapter(part)
         _publish(part, folder.adapter)
     except OSError as error:
-        shutil.rmtree(part, ignore_errors=True)
         raise _disk_error(folder.adapter, error) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _digest(path: Path) -> str:

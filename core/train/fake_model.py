@@ -15,23 +15,16 @@ from typing import Any
 
 import bitsandbytes
 import torch
-from bitsandbytes.functional import QuantState
 from peft import prepare_model_for_kbit_training
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.quantizers.auto import AutoHfQuantizer
 
-from ollama_tune.core.errors import TuneError
 from ollama_tune.core.plan.request import MemoryRequest
 from ollama_tune.core.train.cuda_like import FLASH
+from ollama_tune.core.train.fake_nf4 import empty_nf4
+from ollama_tune.core.train.memtrace import NotSimulated
 from ollama_tune.core.train.model import add_adapter
-
-QUANTIZED_BLOCK = 64
-SCALES_BLOCK = 256
-
-
-class NotSimulated(TuneError):
-    """The installed libraries cannot build or run this model on fake tensors."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +100,7 @@ def on_meta(config: Any, request: MemoryRequest) -> Any:
             add_adapter(causal, request, "")
         else:
             causal.requires_grad_(True)
-            if request.gradient_checkpointing:
+            if request.gradient_checkpointing != "none":
                 causal.gradient_checkpointing_enable({"use_reentrant": False})
     return causal
 
@@ -162,30 +155,11 @@ def _empty(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 def _quantize(module: Any) -> list[torch.Tensor]:
     """Give a 4-bit layer its packed weight and scales, as loading does; returns the scales' tensors."""
-    shape = module.weight.shape
-    count = shape.numel()
-    blocks = count // QUANTIZED_BLOCK
-
-    def empty(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.empty(size, dtype=dtype, device="cpu")
-
-    outer = QuantState(
-        absmax=empty(-(-blocks // SCALES_BLOCK)), blocksize=SCALES_BLOCK, code=empty(256), dtype=torch.float32
-    )
-    state = QuantState(
-        absmax=empty(blocks, dtype=torch.uint8),
-        shape=shape,
-        code=empty(16),
-        blocksize=QUANTIZED_BLOCK,
-        quant_type="nf4",
-        dtype=module.compute_dtype,
-        offset=empty(),
-        state2=outer,
-    )
-    weight = torch.nn.Parameter(empty(count // 2, 1, dtype=torch.uint8), requires_grad=False)
+    packed, state, held = empty_nf4(module.weight.shape, module.compute_dtype)
+    weight = torch.nn.Parameter(packed, requires_grad=False)
     weight.quant_state = state  # type: ignore[attr-defined]
     module._parameters["weight"] = weight
-    return [state.absmax, state.code, state.offset, outer.absmax, outer.code]
+    return held
 
 
 def changes_logits(config: Any) -> bool:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,11 +14,14 @@ from ollama_tune.core.data.values import Example
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.plan.settings import TrainingSettings
 from ollama_tune.core.train import checkpoint
-from ollama_tune.core.train.batches import Batch, StepPlan, collate, fingerprint
+from ollama_tune.core.train.batches import StepPlan, fingerprint
 from ollama_tune.core.train.checkpoint import Checkpoint, TrainState
+from ollama_tune.core.train.guard import Guard, not_finite
+from ollama_tune.core.train.hold import Hold
 from ollama_tune.core.train.importance import LayerInputs
-from ollama_tune.core.train.loss import Objective
-from ollama_tune.core.train.model import compute_dtype, trainable
+from ollama_tune.core.train.judge import Judge, is_better
+from ollama_tune.core.train.optimizer import forget_half_made, make_optimizer, updates
+from ollama_tune.core.train.path import Batch, TrainPath
 from ollama_tune.core.train.probe import unchanged
 from ollama_tune.core.train.recovery import OutOfMemory, Recovery, Restart, Rows
 from ollama_tune.core.train.session import Session, Stopped
@@ -41,15 +43,8 @@ def learning_rate(step: int, total: int, training: TrainingSettings) -> float:
     return training.learning_rate * share
 
 
-def autocast(training: TrainingSettings) -> Any:
-    """16-bit arithmetic around float32 adapter weights; nothing where the run computes in float32."""
-    if training.compute_dtype == "float32":
-        return contextlib.nullcontext()
-    return torch.autocast(training.device, dtype=compute_dtype(training))
-
-
 class Trainer:
-    """Trains the adapter of a model on rows, from the start or from a checkpoint.
+    """Trains the adapter of a path's model on rows, from the start or from a checkpoint.
 
     All random numbers of a step (dropout) come from the seed and the step's number, so a step repeated
     after a resume is the same step.
@@ -58,66 +53,52 @@ class Trainer:
     def __init__(
         self,
         session: Session,
-        model: Any,
+        path: TrainPath,
         examples: Sequence[Example],
         validation: Sequence[Example],
-        pad_id: int,
     ) -> None:
         self._session = session
         self._training = session.settings.training
-        self._device = self._training.device
-        self._model = model
+        self._path = path
         self._examples = counted(examples)
         self._validation = sorted(validation[:VALIDATION_ROWS], key=lambda example: -len(example.ids))
-        self._pad_id = pad_id
-        self._weights = trainable(model)
-        self._optimizer = torch.optim.AdamW(
-            self._weights.values(),
-            lr=self._training.learning_rate,
-            weight_decay=self._training.weight_decay,
-            fused=True,
-        )
+        self._weights = list(path.weights.values())
+        self._optimizer = make_optimizer(self._training, path.weights)
         self._scaler = self._new_scaler()
         self._saved = time.monotonic()
         self._saved_step = 0
-        self.plan = StepPlan(self._examples.counts, self._training)
-        self.objective = Objective(model.get_base_model())
+        self.plan = self._new_plan()
         self.state = TrainState(rows=fingerprint(self._examples))
-        self.recovery = Recovery(session, model, self.state, self.discard, self.plan.most_rows)
+        self.recovery = Recovery(session, path, self.state, self.discard, self.plan.most_rows)
+        self.hold = Hold(session)
+        self.judge = Judge(session, self.plan.total_steps)
+        self._guard = Guard(session, path)
+        self._checkpoint_bytes = 3 * sum(weight.nbytes for weight in self._weights)
+        self.on_measured: Callable[[], object] = lambda: None
+        """Called after each measurement, once its checkpoint is written."""
+
+    def _new_plan(self) -> StepPlan:
+        return StepPlan(self._examples.counts, self._training, padded=self._path.padded)
 
     def _new_scaler(self) -> torch.amp.GradScaler:
         half = self._training.compute_dtype == "float16"
-        return torch.amp.GradScaler(self._device, enabled=half)
+        return torch.amp.GradScaler(self._path.device, enabled=half)
 
     @property
     def interval(self) -> int:
         """Steps between two measurements."""
         return self._training.evaluation_interval or max(math.ceil(self.plan.total_steps / EVALUATIONS), 1)
 
-    def check_objective(self) -> bool:
-        """Whether the fast way to the loss is right for this model; the slow one is used where it is not.
+    def check(self) -> str:
+        """Let the path compare what it takes for granted on the two shortest rows; a remark, or nothing.
 
-        Raises `TuneError` where rows are packed and the model would let them see each other.
+        Raises `TuneError` where the model cannot be trained like this.
         """
-        self._model.eval()
-        alone = collate([self._examples[row] for row in self.plan.shortest()], self._pad_id, self._device)
-        with autocast(self._training):
-            right = self.objective.check(alone)
-            if self._training.packing:
-                self._check_packing(alone)
-        return right
-
-    def _check_packing(self, alone: Batch) -> None:
-        """Compare the shortest row behind another one with the same row alone."""
-        self.objective.pack()
         (last,) = self.plan.shortest()
-        pair = [self._examples[row] for row in (last - 1, last)]
-        packed = collate(pair, self._pad_id, self._device, sum(len(example.ids) for example in pair))
-        if not self.objective.keeps_rows_apart(packed, alone):
-            raise TuneError(
-                "This model carries something over from one row of a packed sequence to the next.",
-                "Start a run with training.packing set to no.",
-            )
+        remark = self._path.check([self._examples[row] for row in (last - 1, last)])
+        self.plan = self._new_plan()  # rows may have to be padded now
+        self.judge = Judge(self._session, self.plan.total_steps)
+        return remark
 
     def restore(self, found: Checkpoint) -> None:
         """Go on from a checkpoint; refused when the rows are not those it was trained on."""
@@ -126,7 +107,8 @@ class Trainer:
                 "The training rows are not those this run was started with.",
                 "Put the former data file back, or start a new run.",
             )
-        checkpoint.load(found, self._model, self._optimizer)
+        self._optimizer.state.clear()
+        checkpoint.load(found, self._path, self._optimizer)
         self.state = found.state
         self.recovery.adopt(found.state)
         self._saved_step = self._session.step = found.state.step
@@ -134,10 +116,14 @@ class Trainer:
             self._scaler.load_state_dict(self.state.scaler)
 
     def run(self) -> None:
-        """Train to the last step; asked to stop, write a checkpoint of the last whole step and raise."""
+        """Train to the last step, or until the held-out loss no longer falls; asked to stop, write a
+        checkpoint of the last whole step and raise."""
+        if self.state.step == 0:
+            self._guard.remember_start()
         try:
             self._measure_if_due()
-            while self.state.step < self.plan.total_steps:
+            while self.state.step < self.plan.total_steps and not self.judge.ended(self.state):
+                self._pause_if_asked()
                 self._step()
                 self._measure_if_due()
                 if self.recovery.changed:
@@ -147,20 +133,33 @@ class Trainer:
         except (Stopped, OutOfMemory) as end:
             self.discard()
             if self.state.step != self._saved_step:
-                self._save("stop" if isinstance(end, Stopped) else "out_of_memory")
+                self._save("stop" if isinstance(end, Stopped) else "out_of_memory", wait=False)
             raise
         except Restart as restart:
             if not self._save("out_of_memory"):
                 raise OutOfMemory.at(self.state.step + 1) from restart
             raise
 
+    def _pause_if_asked(self) -> None:
+        """Wait while the run is asked to, with a checkpoint written, or the log has no room."""
+        self.hold.until_logged()
+        if self.hold.asked:
+            if self.state.step != self._saved_step:
+                self._save("pause")
+            self.hold.until_continued()
+
     def _step(self) -> None:
         start, cpu, step = time.perf_counter(), time.process_time(), self.state.step
-        rate = learning_rate(step, self.plan.total_steps, self._training)
+        rate = self.state.rate_factor * learning_rate(step, self.plan.total_steps, self._training)
         self._optimizer.param_groups[0]["lr"] = rate
         window = self.plan.window(step)
         loss, norm = self.recovery.window(step + 1, window, lambda parts: self.compute(parts, step))
+        bad = self._not_finite(loss, norm)
+        if bad and not self._guard.leave_out(self.state, step + 1, bad):
+            self._go_back(step + 1, bad)
+            return
         rows = [row for batch in window for row in batch]
+        useful, seconds = sum(self._examples.counts[row] for row in rows), time.perf_counter() - start
         self.state.step = self._session.step = step + 1
         self._session.emit(
             "step",
@@ -170,16 +169,17 @@ class Trainer:
             loss=loss,
             learning_rate=rate,
             gradient_norm=norm,
-            useful_tokens=sum(self._examples.counts[row] for row in rows),
+            useful_tokens=useful,
             supervised_tokens=sum(self._examples.supervised[row] for row in rows),
-            seconds=round(time.perf_counter() - start, 6),
+            seconds=round(seconds, 6),
             cpu_seconds=round(time.process_time() - cpu, 6),
+            **self.judge.step(useful, seconds),
         )
 
     def collate(self, rows: Sequence[int]) -> Batch:
-        """The tensors of a micro-batch of training rows."""
+        """A micro-batch of training rows."""
         capacity = self._training.sequence_length if self._training.packing else 0
-        return collate([self._examples[row] for row in rows], self._pad_id, self._device, capacity)
+        return self._path.collate([self._examples[row] for row in rows], capacity)
 
     def compute(self, window: Rows, step: int) -> tuple[float, float]:
         """Compute a whole window and step; the loss, and the gradient's norm before clipping.
@@ -190,7 +190,7 @@ class Trainer:
         torch.manual_seed(self._training.seed * 1_000_003 + step)
         batches = [self.collate(rows) for rows in window]
         loss = self._accumulate(batches, sum(batch.supervised_tokens for batch in batches))
-        return loss, self._update(loss, step)
+        return loss, self._update(loss)
 
     def rehearse(self, *, thorough: bool) -> None:
         """Compute two steps with the longest rows and a rate of zero, and one evaluation batch; undo it all.
@@ -205,7 +205,7 @@ class Trainer:
         windows: list[Rows] = [[other], [other, worst] if waiting else [worst]]
         if thorough and waiting:
             windows[0] = windows[1]
-        with unchanged(self._weights.values(), self._optimizer, self._device):
+        with unchanged(self._weights, self._optimizer, self._path.device):
             known = self._scaler.state_dict()
             self._optimizer.param_groups[0]["lr"] = 0.0
             try:
@@ -218,39 +218,52 @@ class Trainer:
     def discard(self, scaler: dict[str, Any] | None = None) -> None:
         """Forget a window that was not computed to its end: gradients, and states half made or unscaled."""
         self._optimizer.zero_grad(set_to_none=True)
-        states = self._optimizer.state
-        for weight in [weight for weight, state in states.items() if "exp_avg_sq" not in state]:
-            del states[weight]
+        forget_half_made(self._optimizer)
         known, self._scaler = scaler or self._scaler.state_dict(), self._new_scaler()
         self._scaler.load_state_dict(known)
 
     def _accumulate(self, batches: Sequence[Batch], supervised: int) -> float:
         """Add up the gradients of the mean loss over the supervised tokens of the whole step."""
-        self._model.train()
-        total = torch.zeros((), device=self._device)
+        self._path.train(True)
+        total = torch.zeros((), device=self._path.device)
         for batch in batches:
             self._session.check_stop()
-            with autocast(self._training):
-                loss = self.objective(batch) / supervised
-            self._scaler.scale(loss).backward()
+            loss = self._path.loss(batch) / supervised
+            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         return float(total)
 
-    def _update(self, loss: float, step: int) -> float:
-        """Clip and step; returns the gradient norm before clipping."""
+    def _update(self, loss: float) -> float:
+        """Clip, and step if all is finite; returns the gradient norm before clipping."""
         self._scaler.unscale_(self._optimizer)
-        weights = list(self._weights.values())
-        norm = float(torch.nn.utils.clip_grad_norm_(weights, self._training.max_gradient_norm))
-        if not math.isfinite(loss) or not (math.isfinite(norm) or self._scaler.is_enabled()):
-            raise TuneError(
-                f"In step {step + 1} the {'gradient' if math.isfinite(loss) else 'loss'} became infinite.",
-                f"Start a run with a learning rate below {self._training.learning_rate:g}, "
-                "and with bfloat16 if this one used float16.",
-            )
+        norm = float(torch.nn.utils.clip_grad_norm_(self._weights, self._training.max_gradient_norm))
+        if self._not_finite(loss, norm):
+            self.discard()
+            return norm
         self._apply()
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def _not_finite(self, loss: float, norm: float) -> str | None:
+        return not_finite(loss, norm, self._scaler.get_scale() if self._scaler.is_enabled() else None)
+
+    def _go_back(self, step: int, what: str) -> None:
+        """Return to a checkpoint or to the beginning because of a step that was not finite, and save that."""
+        kept, found = self.state, self._guard.refuge(self.state)
+        if found is None:
+            self._guard.load_start()
+            self._optimizer.state.clear()
+            self.state = TrainState(rows=kept.rows, micro_batch=kept.micro_batch, recompute=kept.recompute)
+            self.state.restarted_at = kept.restarted_at
+            self.recovery.adopt(self.state)
+            self._session.step = 0
+        else:
+            self.restore(found)
+        self.state.not_finite, self.state.rate_factor = kept.not_finite, kept.rate_factor
+        self._guard.tell_return(step, what, self.state)
+        checkpoint.remove_later(self._session.folder, self.state.step)
+        self._save("not_finite")
 
     def _apply(self) -> None:
         """Change the weights, exactly once.
@@ -258,17 +271,13 @@ class Trainer:
         The optimizer's last act is the update itself, which allocates nothing: memory can run out before
         its counter moves, then nothing has changed; or after, in a hook, then the step is done.
         """
-        before = self._updates()
+        before = updates(self._optimizer, self._weights[-1])
         try:
             self._scaler.step(self._optimizer)
         except Exception as error:
-            if not is_out_of_memory(error) or self._updates() == before:
+            if not is_out_of_memory(error) or updates(self._optimizer, self._weights[-1]) == before:
                 raise
-
-    def _updates(self) -> float:
-        """How often the last weight was updated."""
-        state = self._optimizer.state.get(list(self._weights.values())[-1], {})
-        return float(state["step"]) if "step" in state else 0.0
+        torch.autograd.graph.increment_version(self._weights)  # fused kernels do not, and caches go by it
 
     def _measure_if_due(self) -> None:
         """Measure and write a checkpoint at every interval and at the end."""
@@ -278,19 +287,25 @@ class Trainer:
             return
         inputs, loss = self.recovery.evaluation(step, self._measure) or (None, None)
         left_out = loss is None and bool(self._validation)
-        if not left_out and (loss is None or self.state.best_loss is None or loss < self.state.best_loss):
+        if not left_out and (loss is None or is_better(loss, self.state.best_loss)):
             self.state.best_step, self.state.best_loss = step, loss
             if inputs is not None:
-                inputs.write(self._session.folder.importance_path)
+                target = self._session.folder.importance_path
+                self.hold.write(0, lambda: inputs.write(target))
         self.state.evaluated_step = step
         if loss is not None:
-            rows = len(self._validation)
-            self._session.emit("evaluation", step=step, loss=loss, exact_match=None, rows=rows, model="tuned")
+            told = {"exact_match": None, "rows": len(self._validation), "model": "tuned"}
+            told |= self.judge.evaluated(self.state, loss)
+            self._session.emit("evaluation", step=step, loss=loss, **told)
         self._save("evaluation")
+        self.on_measured()
+        self.judge.sample(self.state)
 
     def _measure(self, size: int) -> tuple[LayerInputs, float | None]:
-        wanted = self._session.settings.export.importance
-        with LayerInputs(self._model.get_base_model(), wanted) as inputs:
+        inputs = LayerInputs()
+        if not self._session.settings.export.importance:
+            return inputs, self.mean_loss(size)
+        with self._path.watched(inputs.observe):
             return inputs, self.mean_loss(size)
 
     def validation_loss(self) -> float | None:
@@ -302,31 +317,42 @@ class Trainer:
         """Mean loss over the supervised tokens of the (first) validation rows, `size` rows at once."""
         if not self._validation:
             return None
-        self._model.eval()
+        self._path.train(False)
         total, tokens, chosen = 0.0, 0, self._validation[:rows]
         for start in range(0, len(chosen), size):
             self._session.check_stop()
-            batch = collate(chosen[start : start + size], self._pad_id, self._device)
-            with autocast(self._training):
-                total += float(self.objective(batch))
+            batch = self._path.collate(chosen[start : start + size])
+            total += float(self._path.loss(batch))
             tokens += batch.supervised_tokens
         return total / tokens
 
     def base_loss(self) -> float | None:
         """The validation loss of the model without its adapter."""
-        with self._model.disable_adapter():
+        with self._path.without_adapter():
             return self.validation_loss()
 
-    def _save(self, reason: str) -> bool:
-        """Write a checkpoint; False when memory did not suffice, then the former one stays."""
+    def _save(self, reason: str, *, wait: bool = True) -> bool:
+        """Write a checkpoint; False when memory did not suffice, then the former one stays.
+
+        With no room on the disk the run waits for it or, where it shall not, goes without, too.
+        """
+        self._session.writer.sync()
         self.state.scaler = self._scaler.state_dict()
         step, folder = self.state.step, self._session.folder
-        arguments = (folder, self.state, self._model, self._optimizer)
+        arguments = (folder, self.state, self._path, self._optimizer)
         given_up = "the former checkpoint stays the newest."
-        size = self.recovery.twice("checkpoint", step, lambda: checkpoint.save(*arguments), given_up)
+        write = self.hold.write if wait else self.hold.write_now
+
+        def work() -> int:
+            known = checkpoint.save_state(folder, self.state) if step == self._saved_step else None
+            return known or checkpoint.save(*arguments)
+
+        size = self.recovery.twice("checkpoint", step, lambda: write(self._checkpoint_bytes, work), given_up)
         self._saved = time.monotonic()
         if size is None:
             return False
+        self._checkpoint_bytes = size
+        self._guard.saved()
         self._saved_step, self.recovery.changed = step, False
         self._session.emit(
             "checkpoint",
@@ -336,5 +362,4 @@ class Trainer:
             best=self.state.best_step == step,
             reason=reason,
         )
-        self._session.writer.sync()
         return True

@@ -13,8 +13,53 @@ from ollama_tune.core.train.attention import FAR, packed_inputs, use_rows_apart
 from ollama_tune.core.train.batches import Batch
 
 CHUNK = 512
+EVEN = 128
+"""In 16 bit the head gets tokens in multiples of this: its product is compiled anew for each other number."""
 
 Logits = Callable[[torch.Tensor], torch.Tensor]
+
+
+def _up(count: int, step: int) -> int:
+    return -(-count // step) * step
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """The same where the head is a frozen product and no more: softmax minus one-hot, times the head.
+
+    All chunks share their buffers, because making tensors of that size costs more than what is done in them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+        gradient = torch.empty_like(hidden)
+        even = EVEN if head.dtype.itemsize == 2 else 1
+        states = hidden.new_zeros(min(CHUNK, _up(len(targets), even)), hidden.shape[1], dtype=head.dtype)
+        logits = states.new_empty(len(states), len(head))
+        wide = logits.to(torch.promote_types(head.dtype, torch.float32))
+        shares = torch.empty_like(wide)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        for start in range(0, len(targets), CHUNK):
+            part = slice(start, start + CHUNK)
+            wanted = targets[part, None]
+            count, laid = len(wanted), slice(_up(len(wanted), even))
+            states[:count] = hidden[part]
+            if wide is not logits:
+                wide[laid].copy_(torch.mm(states[laid], head.t(), out=logits[laid]))
+            else:
+                torch.mm(states[laid], head.t(), out=logits[laid])
+            torch.softmax(wide[laid], -1, out=shares[laid])
+            sums = wide[:count].amax(-1) - shares[:count].amax(-1).log()  # the largest logit tells its share
+            total += (sums - wide[:count].gather(1, wanted)[:, 0]).sum()
+            shares[:count].scatter_add_(1, wanted, -torch.ones_like(wanted, dtype=shares.dtype))
+            chosen = shares[laid] if wide is logits else logits[laid].copy_(shares[laid])
+            gradient[part] = (chosen @ head)[:count]
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * outer[0]).to(gradient.dtype), None, None
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -54,6 +99,8 @@ def summed_loss(
     A head that is itself trained needs gradients of its own weights: then each chunk is recomputed.
     """
     if torch.is_grad_enabled() and not train_head:
+        if type(logits) is torch.nn.Linear and getattr(logits, "bias", None) is None:
+            return _CrossEntropy.apply(hidden, targets, logits.weight)  # type: ignore[no-untyped-call]
         return _ChunkedCrossEntropy.apply(hidden, targets, logits)  # type: ignore[no-untyped-call]
     total = torch.zeros((), dtype=torch.float32, device=hidden.device)
     for start in range(0, len(targets), CHUNK):
@@ -84,9 +131,10 @@ class Objective:
         self._whole = False
         self._apart = False
 
-    def pack(self) -> None:
-        """Get ready for packed batches: where the model can, its attention goes row by row."""
+    def pack(self) -> bool:
+        """Get ready for several rows in a sequence: where the model can (True), attention goes row by row."""
         self._apart = use_rows_apart(self._causal)
+        return self._apart
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         return batch.inputs() | (packed_inputs(batch) if batch.rows and self._apart else {})

@@ -43,7 +43,7 @@ def measure_tuned(
     answers = _ask(session, generator, held, tuned=True)
     before = {event["prompt"]: event["base"] for event in session.folder.events() if event.kind == "sample"}
     for row, answer in list(zip(held.rows, answers, strict=True))[:SAMPLES]:
-        session.emit("sample", **_sample(row, base=before.get(_question(row)), tuned=answer.text))
+        session.emit("sample", **_sample(row, base=before.get(question(row)), tuned=answer.text))
     return _report(session, held, answers, loss, step=step, model="tuned")
 
 
@@ -73,12 +73,13 @@ def _report(
     return rate
 
 
-def _question(row: Row) -> str:
+def question(row: Row) -> str:
+    """What a row asks: the text of its last turn."""
     return row.prompt[-1].content if row.prompt else ""
 
 
 def _sample(row: Row, *, base: str | None, tuned: str | None) -> dict[str, Any]:
-    return {"prompt": _question(row), "reference": row.answer, "base": base, "tuned": tuned}
+    return {"prompt": question(row), "reference": row.answer, "base": base, "tuned": tuned}
 
 
 def write_reference(session: Session, generator: Generator, held: Held) -> None:

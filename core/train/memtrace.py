@@ -15,12 +15,17 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from ollama_tune.core.errors import TuneError
 from ollama_tune.core.train.workspaces import is_suspicious, workspaces
 
 BLOCK = 512
 """PyTorch rounds every request up to a multiple of this many bytes."""
 
 Workspaces = Callable[[str, tuple[Any, ...]], list[int]]
+
+
+class NotSimulated(TuneError):
+    """The installed libraries cannot build or run this model on fake tensors."""
 
 
 def rounded(size: int) -> int:
@@ -132,6 +137,11 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         known = self._known.get(tensor.untyped_storage()._cdata)
         if known is not None:
             self.trace.move(known[0], part)
+
+    def note_gradient(self, weight: torch.Tensor) -> None:
+        """A hook for trained weights: their gradients are a part of their own."""
+        if weight.grad is not None:
+            self.move(weight.grad, "gradients")
 
     def stop(self) -> None:
         """Count nothing more: what dies from now on dies with the model."""

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
 
 from ollama_tune.core.errors import TuneError
-from ollama_tune.core.plan.settings import ALL_LINEAR, TrainingSettings
+from ollama_tune.core.plan.settings import ALL_LINEAR, Recompute, TrainingSettings
 
 
 def compute_dtype(training: TrainingSettings) -> torch.dtype:
@@ -22,6 +23,13 @@ def compute_dtype(training: TrainingSettings) -> torch.dtype:
     dtype = getattr(torch, training.compute_dtype)
     assert isinstance(dtype, torch.dtype)
     return dtype
+
+
+def autocast(training: TrainingSettings) -> Any:
+    """16-bit arithmetic around float32 adapter weights; nothing where the run computes in float32."""
+    if training.compute_dtype == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(training.device, dtype=compute_dtype(training))
 
 
 def load_base(folder: Path, training: TrainingSettings) -> Any:
@@ -42,7 +50,19 @@ def load_base(folder: Path, training: TrainingSettings) -> Any:
     model = _load(folder, options)
     model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     model.requires_grad_(False)
+    _keep_differentiable(model)
     return model.train(False)
+
+
+def _keep_differentiable(model: Any) -> None:
+    """Keep bitsandbytes from laying its weights out anew on the CPU at the first evaluation.
+
+    It never turns them back, and what it computes with them passes no gradient on: all later steps would be
+    wrong (measured with its 0.50.2 on a CPU with AVX512-BF16).
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _load(folder: Path, options: dict[str, Any]) -> Any:
@@ -90,20 +110,45 @@ def add_adapter(base: Any, training: TrainingSettings, name: str) -> PeftModel:
         lora_dropout=training.dropout,
         target_modules=training.targets,
         task_type="CAUSAL_LM",
+        use_rslora=training.rslora,
+        use_dora=training.dora,
     )
     with _old_names():
         model = get_peft_model(base, config)
-    if training.gradient_checkpointing:
-        enable_checkpointing(base)
+    recompute(base, training.gradient_checkpointing)
     return model
 
 
-def enable_checkpointing(base: Any) -> None:
-    """Recompute activations in the backward pass from now on; a second call changes nothing."""
+def recompute(base: Any, what: Recompute) -> None:
+    """From now on compute again in the backward pass what is named; a second call changes nothing.
+
+    `mlp` is every layer's part of that name; where the layers have none, and for `offload`, the whole layers.
+    """
+    parts = [module for name, module in base.named_modules() if name.endswith(".mlp")]
+    if what == "none":
+        return
+    if what == "mlp" and parts:
+        for part in parts:
+            if not hasattr(part.forward, "plain"):
+                part.forward = _recomputed(part)
+        return
+    for part in parts:
+        part.forward = getattr(part.forward, "plain", part.forward)
     with _old_names():
         if not base.is_gradient_checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": False})
             base.enable_input_require_grads()
+
+
+def _recomputed(part: Any) -> Any:
+    """The part's forward pass, of which only the input is kept for the backward pass."""
+    plain = part.forward
+
+    def forward(*inputs: Any) -> Any:
+        return checkpoint(plain, *inputs, use_reentrant=False) if torch.is_grad_enabled() else plain(*inputs)
+
+    forward.plain = plain  # type: ignore[attr-defined]
+    return forward
 
 
 def load_adapter(base: Any, folder: Path) -> PeftModel:

@@ -72,9 +72,14 @@ def unchanged(weights: Iterable[Any], optimizer: Any, device: str) -> Iterator[N
 
     kept = [(weight, weight.detach().to("cpu", copy=True)) for weight in weights]
     states = {
-        weight: {name: (tensor, tensor.to("cpu", copy=True)) for name, tensor in state.items()}
+        weight: {
+            name: (tensor, tensor.to("cpu", copy=True))
+            for name, tensor in state.items()
+            if isinstance(tensor, torch.Tensor)
+        }
         for weight, state in optimizer.state.items()
     }
+    counts = [(state, state["step"]) for state in optimizer.state.values()]
     rates = [group["lr"] for group in optimizer.param_groups]
     with torch.random.fork_rng([torch.cuda.current_device()] if device == "cuda" else []), torch.no_grad():
         try:
@@ -83,6 +88,9 @@ def unchanged(weights: Iterable[Any], optimizer: Any, device: str) -> Iterator[N
         finally:
             for weight, copy in [*kept, *(pair for state in states.values() for pair in state.values())]:
                 weight.copy_(copy)
+            for state, count in counts:
+                if isinstance(count, int):
+                    state["step"] = count
             for weight in [weight for weight in optimizer.state if weight not in states]:
                 del optimizer.state[weight]
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -101,9 +109,11 @@ def probe(session: Session, trainer: Trainer, spec: ModelSpec, longest: int, bud
         share = recovery.micro_batch / recovery.most_rows
         now = {
             "batch_size": math.ceil(training.batch_size * share),
-            "gradient_checkpointing": recovery.checkpointing,
+            "gradient_checkpointing": recovery.recompute,
         }
-        return sum(part.bytes for part in predict_parts(training.model_copy(update=now), spec, longest))
+        tokens = trainer.plan.most_tokens(recovery.micro_batch)
+        parts = predict_parts(training.model_copy(update=now), spec, longest, tokens)
+        return sum(part.bytes for part in parts)
 
     if trainer.state.step >= trainer.plan.total_steps or not _worth_it(session, trainer, predicted, budget):
         return

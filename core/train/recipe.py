@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ollama_tune.core.data.chat.render import ChatFormat
@@ -26,16 +27,21 @@ from ollama_tune.core.runs.chat import store_chat
 from ollama_tune.core.train import checkpoint
 from ollama_tune.core.train.batches import StepPlan
 from ollama_tune.core.train.checkpoint import Checkpoint
+from ollama_tune.core.train.choose import choose_path, make_path
+from ollama_tune.core.train.former import tell_former_end
+from ollama_tune.core.train.judge import in_parts
 from ollama_tune.core.train.measure import Held, measure_base, measure_tuned, write_reference
 from ollama_tune.core.train.pace import learn_pace
+from ollama_tune.core.train.path import PathName, TrainPath
+from ollama_tune.core.train.prepared import base_name
 from ollama_tune.core.train.probe import probe, read_budget
 from ollama_tune.core.train.session import Session, host_memory
 
 if TYPE_CHECKING:
     from ollama_tune.core.evaluate.generate import Generator
+    from ollama_tune.core.plan.utilisation import Utilisation
     from ollama_tune.core.train.loop import Trainer
 
-PATH = "transformers + peft"
 SMALL_PRODUCT = 0.2e9
 """Arithmetic operations of a matrix product that one core does in about two milliseconds."""
 
@@ -48,6 +54,7 @@ class Material:
     validation: Examples
     held: Held
     left_out: int
+    utilisation: Utilisation | None = None
 
     @property
     def longest(self) -> int:
@@ -63,7 +70,9 @@ class Material:
 def train(session: Session, stages: Sequence[str]) -> dict[str, Any]:
     """Train the run's adapter, measure before and after, publish it; returns the `done` event's fields."""
     found, damaged = checkpoint.newest(session.folder)
-    _start(session, stages, found)
+    chosen = _choose(session)
+    _start(session, stages, found, chosen)
+    tell_former_end(session, found)
     for name in damaged:
         session.warn(f"The checkpoint {name} is damaged.", "The run goes on from the one before it.")
     spec = _base_model(session)
@@ -71,24 +80,31 @@ def train(session: Session, stages: Sequence[str]) -> dict[str, Any]:
     data = session.settings.data
     rows = load_dataset(data.path, data.reading()).rows
     chat = store_chat(session.folder, spec.folder, rows)
-    material = _read(session, chat, spec, rows)
+    chosen = chosen or choose_path(spec, session.settings.training)
+    material = _read(session, chat, spec, rows, chosen)
     session.phase("loading_model", "Loading the libraries and the model.")
     budget = read_budget(session.settings.training.device)
-    model = _load(session, spec, material.longest)
-    trainer, generator = _prepare(session, model, chat, material, found)
+    path = _load(session, spec, chosen, material.longest)
+    trainer, generator = _prepare(session, path, chat, material, found)
     probe(session, trainer, spec, material.longest, budget)
-    base = _measure_base(session, trainer, generator, material)
-    session.phase("training", f"Training on {len(material.training)} rows.")
+    base = cache(lambda: _measure_base(session, trainer, generator, material))
+    trainer.on_measured = base
+    _training(session, material)
     trainer.run()
+    early = trainer.judge.reason(trainer.state)
+    if early is not None:
+        session.phase("early_stopping", early)
     learn_pace(session, spec, material.training)
-    _load_best(session, trainer, model)
+    _load_best(session, trainer, path)
+    base()
     tuned = _measure_tuned(session, trainer, generator, material)
     session.phase("saving", "Saving the adapter.")
-    checkpoint.publish_adapter(session.folder, model)
+    adapter = path.parts()["adapter"]
+    trainer.hold.write(adapter, lambda: checkpoint.publish_adapter(session.folder, path))
     trainer.recovery.twice(
         "reference",
         trainer.state.step,
-        lambda: write_reference(session, generator, material.held),
+        lambda: trainer.hold.write(0, lambda: write_reference(session, generator, material.held)),
         "the answers that an export is compared with are left out.",
     )
     return {
@@ -96,12 +112,25 @@ def train(session: Session, stages: Sequence[str]) -> dict[str, Any]:
         "steps": trainer.state.step,
         "best_step": trainer.state.best_step,
         "best_loss": trainer.state.best_loss,
-        "base_exact_match": base,
+        "base_exact_match": base(),
         "tuned_exact_match": tuned,
+        "early": early,
     }
 
 
-def _start(session: Session, stages: Sequence[str], found: Checkpoint | None) -> None:
+def _choose(session: Session) -> tuple[PathName, str] | None:
+    """How the model will be computed; None while its files are not here, or are not what they should be."""
+    model, training = session.settings.model, session.settings.training
+    try:
+        spec = read_spec(model.source, model.revision)
+    except TuneError:
+        return None  # downloaded, or told, in a moment
+    return choose_path(spec, training)
+
+
+def _start(
+    session: Session, stages: Sequence[str], found: Checkpoint | None, chosen: tuple[PathName, str] | None
+) -> None:
     session.start(
         "train",
         stages,
@@ -110,8 +139,8 @@ def _start(session: Session, stages: Sequence[str], found: Checkpoint | None) ->
         train_rows=None,
         validation_rows=None,
         left_out=None,
-        path=PATH,
-        path_reason="It trains every architecture that transformers knows.",
+        path=chosen and chosen[0],
+        path_reason=chosen and chosen[1],
     )
 
 
@@ -134,28 +163,27 @@ def useful_threads(spec: ModelSpec, training: TrainingSettings, longest: int) ->
     return 1 if product < SMALL_PRODUCT else read_host().cores
 
 
-def _load(session: Session, spec: ModelSpec, longest: int) -> Any:
+def _load(session: Session, spec: ModelSpec, chosen: tuple[PathName, str], longest: int) -> TrainPath:
     """The model with a fresh adapter; from here on the signs of life tell its parts in memory."""
     import torch
-
-    from ollama_tune.core.train.model import add_adapter, load_base, tensor_bytes, trainable
 
     settings = session.settings
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(useful_threads(spec, settings.training, longest))
-    base = load_base(spec.folder, settings.training)
-    weights = tensor_bytes(base.parameters())
-    name = settings.model.source if is_hub_id(settings.model.source) else str(spec.folder)
-    model = add_adapter(base, settings.training, name)
-    adapter = tensor_bytes(trainable(model).values())
-    parts = {"weights": weights, "adapter": adapter, "gradients": adapter, "optimizer": 2 * adapter}
+    where = spec.folder, settings.training, base_name(settings.model, spec)
+    path = session.prepared.take(*where)
+    if path is None:
+        path = make_path(chosen, *where, session.progress("loading_model", "B"))
+    parts = path.parts()
+    held = 0 if settings.training.device == "cuda" else host_memory()["used"] - sum(parts.values())
+    parts |= {"gradients": parts["adapter"], "optimizer": 2 * parts["adapter"], "libraries": max(held, 0)}
 
     def gauge() -> dict[str, Any]:
         figures = _cuda_memory(torch) if settings.training.device == "cuda" else host_memory()
-        return figures | {"parts": parts}
+        return in_parts(figures, parts)
 
     session.gauge = gauge
-    return model
+    return path
 
 
 def _cuda_memory(torch: Any) -> dict[str, Any]:
@@ -164,12 +192,15 @@ def _cuda_memory(torch: Any) -> dict[str, Any]:
         "device": "cuda",
         "used": torch.cuda.memory_reserved(),
         "peak": torch.cuda.max_memory_reserved(),
+        "allocated": torch.cuda.max_memory_allocated(),
         "free": free,
         "total": total,
     }
 
 
-def _read(session: Session, chat: ChatFormat, spec: ModelSpec, rows: Sequence[Row]) -> Material:
+def _read(
+    session: Session, chat: ChatFormat, spec: ModelSpec, rows: Sequence[Row], chosen: tuple[PathName, str]
+) -> Material:
     """Split and encode the rows, leave out those that are too long, and tell the figures."""
     settings = session.settings
     held_out = held_out_numbers(rows, settings.data.validation_split, settings.data.seed)
@@ -182,19 +213,37 @@ def _read(session: Session, chat: ChatFormat, spec: ModelSpec, rows: Sequence[Ro
         )
     held = _held(chat, (rows[number] for number in sorted(held_out)), limit, settings.evaluation.rows)
     used = {*training.rows, *validation.rows}
-    material = Material(training, validation, held, len(rows) - len(used))
-    parts = predict_parts(settings.training, spec, material.longest)
+    known = _utilisation(session, spec, training)
+    material = Material(training, validation, held, len(rows) - len(used), known)
+    if not material.measured:
+        session.warn("No rows are held out, so nothing is measured.", "Set data.validation_split above 0.")
+    plan = StepPlan(training.counts, settings.training)
+    parts = predict_parts(settings.training, spec, material.longest, plan.most_tokens(plan.most_rows))
     session.emit(
         "data",
-        total_steps=StepPlan(training.counts, settings.training).total_steps,
+        total_steps=plan.total_steps,
         train_rows=len(training),
         validation_rows=len(validation),
         left_out=material.left_out,
         tokens=sum(training.counts),
         longest=material.longest,
         predicted={part.name: part.bytes for part in parts},
+        path=chosen[0],
+        path_reason=chosen[1],
+        **(asdict(known) if known else {}),
     )
     return material
+
+
+def _utilisation(session: Session, spec: ModelSpec, examples: Examples) -> Utilisation | None:
+    """What the share of the card's arithmetic is reckoned with; None where the card is not known."""
+    if session.settings.training.device == "cpu":
+        return None
+    from ollama_tune.core.data.tokens.lengths import measure
+    from ollama_tune.core.machine.gpus import read_gpus
+    from ollama_tune.core.plan.utilisation import utilisation
+
+    return utilisation(session.settings, spec, measure(examples), next(iter(read_gpus().gpus), None))
 
 
 def _encode(
@@ -231,38 +280,46 @@ def _held(chat: ChatFormat, rows: Iterable[Row], limit: int, count: int) -> Held
 
 
 def _prepare(
-    session: Session, model: Any, chat: ChatFormat, material: Material, found: Checkpoint | None
+    session: Session, path: TrainPath, chat: ChatFormat, material: Material, found: Checkpoint | None
 ) -> tuple[Trainer, Generator]:
     """Build the loop, check its loss against the model's own, and restore the checkpoint."""
     from ollama_tune.core.evaluate.generate import Generator
-    from ollama_tune.core.train.loop import Trainer, autocast
+    from ollama_tune.core.train.loop import Trainer
 
-    training = session.settings.training
-    trainer = Trainer(session, model, material.training, material.validation, chat.pad_id)
-    if not trainer.check_objective():
-        session.warn(
-            "This model changes its logits after the head, so the loss needs more memory and time.",
-            "Nothing has to be done; a smaller batch_size helps if memory does not suffice.",
-        )
+    trainer = Trainer(session, path, material.training, material.validation)
+    remark = trainer.check()
+    if remark:
+        session.warn(remark, "Nothing has to be done; a smaller batch_size helps if memory does not suffice.")
     if found is not None:
         trainer.restore(found)
-    told = trainer.recovery.answers
-    return trainer, Generator(model, chat, autocast=autocast(training), on_shortage=told)
+    generator = Generator(path.engine, chat, on_shortage=trainer.recovery.answers)
+    trainer.judge.ask(material.held, generator)
+    trainer.judge.utilisation = material.utilisation
+    return trainer, generator
+
+
+def _training(session: Session, material: Material) -> None:
+    session.phase("training", f"Training on {len(material.training)} rows.")
 
 
 def _measure_base(
     session: Session, trainer: Trainer, generator: Generator, material: Material
 ) -> float | None:
-    """Measure the base model, once in a run's life; a resumed run reads it from its log."""
+    """Measure the base model, once in a run's life; a resumed run reads it from its log.
+
+    It is asked after the first measurement of the tuned one: nobody waits for it to see a first loss.
+    """
     known = [event for event in session.history if event.kind == "evaluation" and event["model"] == "base"]
     if known:
         rate: float | None = known[-1]["exact_match"]
         return rate
     if not material.measured:
-        session.warn("No rows are held out, so nothing is measured.", "Set data.validation_split above 0.")
         return None
     session.phase("evaluating_base", "Asking the base model the held-out questions.")
-    return measure_base(session, generator, material.held, trainer.base_loss())
+    found = measure_base(session, generator, material.held, trainer.base_loss())
+    if trainer.state.step < trainer.plan.total_steps and not trainer.judge.ended(trainer.state):
+        _training(session, material)
+    return found
 
 
 def _measure_tuned(
@@ -275,7 +332,7 @@ def _measure_tuned(
     return measure_tuned(session, generator, material.held, state.best_loss, state.best_step or state.step)
 
 
-def _load_best(session: Session, trainer: Trainer, model: Any) -> None:
+def _load_best(session: Session, trainer: Trainer, path: TrainPath) -> None:
     """Go back to the best checkpoint's adapter; the last one's stays where the best is damaged."""
     state = trainer.state
     if state.best_step is None or state.best_step == state.step:
@@ -287,4 +344,4 @@ def _load_best(session: Session, trainer: Trainer, model: Any) -> None:
         )
         state.best_step, state.best_loss = state.step, trainer.validation_loss()
         return
-    checkpoint.load_weights(best, model)
+    checkpoint.load_weights(best, path)

@@ -8,10 +8,9 @@ last the process begins again from a checkpoint: a fresh process has no fragment
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 import psutil
 
@@ -19,8 +18,9 @@ from ollama_tune.core.errors import TuneError
 from ollama_tune.core.machine.host import read_memory
 from ollama_tune.core.text import human_bytes
 from ollama_tune.core.train.checkpoint import TrainState
+from ollama_tune.core.train.path import STEPS_DOWN, Recompute, TrainPath
 from ollama_tune.core.train.session import Session, peak_memory
-from ollama_tune.core.train.shortage import Offload, Shortage, free_memory, halved, is_out_of_memory
+from ollama_tune.core.train.shortage import Shortage, free_memory, halved, is_out_of_memory
 
 T = TypeVar("T")
 Rows = Sequence[Sequence[int]]
@@ -33,6 +33,11 @@ LOOK = 1.0
 """Seconds between two looks at the computer's free memory."""
 LEAST_FREE = 192 << 20
 """The kernel begins to end processes when about that much is left."""
+RECOMPUTED: dict[Recompute, str] = {
+    "mlp": "the feed-forward parts are recomputed in the backward pass, which takes a little longer.",
+    "layers": "activations are recomputed in the backward pass, which takes longer.",
+    "offload": "activations are kept in the computer's memory, which takes longer.",
+}
 
 
 class OutOfMemory(TuneError):
@@ -59,15 +64,16 @@ def split(window: Rows, rows: int) -> list[Sequence[int]]:
 class Recovery:
     """Does the work of a run such that running out of memory does not end it.
 
-    What is kept for good stands in `state` (a `TrainState`), which checkpoints carry along: `micro_batch`,
-    `checkpointing`, `offload`. `discard` forgets a half-done window: gradients and the like. `changed`
-    is True when something was changed for good since the last checkpoint.
+    What is kept for good stands in `state` (a `TrainState`), which checkpoints carry along: `micro_batch`
+    and `recompute`. `discard` forgets a half-done window: gradients and the like. `changed` is True when
+    something was changed for good since the last checkpoint. `steps_down` are the ways to keep less for
+    the backward pass; where the CPU trains its memory is no other place to keep something.
     """
 
     def __init__(
         self,
         session: Session,
-        model: Any,
+        path: TrainPath,
         state: TrainState,
         discard: Callable[[], None],
         most_rows: int | None = None,
@@ -77,7 +83,7 @@ class Recovery:
         self._session = session
         self._training = session.settings.training
         self.most_rows = most_rows or self._training.batch_size
-        self._model = model
+        self._path = path
         self._discard = discard
         self._looked = 0.0
         self._warned = False
@@ -87,7 +93,7 @@ class Recovery:
         self.state = state
         self.changed = False
         self.evaluation_rows = self._training.batch_size
-        self.offload: Offload | None = Offload(model) if self._training.device == "cuda" else None
+        self.steps_down = STEPS_DOWN[: -1 if self._training.device == "cpu" else None]
 
     @property
     def micro_batch(self) -> int:
@@ -95,15 +101,14 @@ class Recovery:
         return self.state.micro_batch or self.most_rows
 
     @property
-    def checkpointing(self) -> bool:
-        """True when activations are recomputed, by the settings or since memory ran out."""
-        return self._training.gradient_checkpointing or self.state.checkpointing
+    def recompute(self) -> Recompute:
+        """What the backward pass computes again, by the settings or since memory ran out."""
+        return self.state.recompute or self._training.gradient_checkpointing
 
     def adopt(self, state: TrainState) -> None:
         """Go on with a checkpoint's state: what was changed for good stays changed."""
         self.state = state
-        if self.checkpointing:
-            self._recompute()
+        self._path.recompute(self.recompute)
 
     def window(self, step: int, window: Rows, work: Callable[[Rows], T]) -> T:
         """Let `work` compute the window of a step (counted from 1), in smaller parts where it must be.
@@ -118,8 +123,7 @@ class Recovery:
         failed = False
         while True:
             try:
-                with self._context():
-                    result = work(split(window, rows))
+                result = work(split(window, rows))
                 if failed or rows < most:
                     self._note(step, rows, most)
                 return result
@@ -141,11 +145,6 @@ class Recovery:
         """
         self._older.backward(self._one, retain_graph=True)  # type: ignore[no-untyped-call]
 
-    def _context(self) -> Any:
-        if self.state.offload and self.offload is not None:
-            return self.offload.hooks()
-        return contextlib.nullcontext()
-
     def _need_less(self, step: int, rows: int, shortage: Shortage) -> int:
         """Take the next rung of the ladder and say so; returns the rows to compute at once now."""
         if rows > 1:
@@ -153,15 +152,10 @@ class Recovery:
             change = f"the step is done again with {_rows(after)} at once instead of {rows}."
             self._tell("training", step, change, shortage, before=rows, after=after)
             return after
-        if not self.checkpointing:
-            self._recompute()
-            self.state.checkpointing = self.changed = True
-            change = "from now on activations are recomputed in the backward pass, which takes longer."
-        elif self.offload is not None and not self.state.offload:
-            self.state.offload = self.changed = True
-            change = "from now on activations are kept in the computer's memory, which takes longer."
-        else:
+        what = self._keep_less()
+        if what is None:
             self._begin_again(step, shortage)
+        change = f"from now on {what}"
         self._tell("training", step, change, shortage, before=1, after=1, kept=True)
         return 1
 
@@ -177,24 +171,23 @@ class Recovery:
         raise Restart
 
     def cheaper(self) -> str | None:
-        """Settle for less from the start: fewer rows at once, then checkpointing; what, None if neither."""
+        """Settle for less from the start: fewer rows at once, then kept; what, None if neither."""
         rows = self.micro_batch
         if rows > 1:
             self.state.micro_batch = halved(rows)
             what = f"{_rows(halved(rows))} at once are computed instead of {rows}; rows a step stay the same."
-        elif not self.checkpointing:
-            self._recompute()
-            self.state.checkpointing = True
-            what = "activations are recomputed in the backward pass, which takes longer."
-        else:
+            self.changed = True
+            return what
+        return self._keep_less()
+
+    def _keep_less(self) -> str | None:
+        """Take the next step down of what is kept for the backward pass; what, None at the lowest."""
+        below = self.steps_down[STEPS_DOWN.index(self.recompute) + 1 :]
+        if not below:
             return None
-        self.changed = True
-        return what
-
-    def _recompute(self) -> None:
-        from ollama_tune.core.train.model import enable_checkpointing
-
-        enable_checkpointing(self._model.get_base_model())
+        self.state.recompute, self.changed = below[0], True
+        self._path.recompute(below[0])
+        return RECOMPUTED[below[0]]
 
     def _note(self, step: int, rows: int, most: int) -> None:
         """Remember a window that needed less; the third among 50 steps settles it for good."""

@@ -20,8 +20,10 @@ from ollama_tune.core.plan.settings import Settings
 from ollama_tune.core.runs.events import Event, EventWriter
 from ollama_tune.core.runs.folder import RunFolder
 from ollama_tune.core.runs.launch import SIGNALS, environment
+from ollama_tune.core.train.prepared import Prepared
 
 HEARTBEAT = 2.0
+WAITING = 10
 PROGRESS_INTERVAL = 0.5
 
 Progress = Callable[[int, int], None]
@@ -90,17 +92,22 @@ def host_memory() -> dict[str, Any]:
 class Session:
     """One worker's work on one run.
 
-    `history` is the log as it was before this worker; `gauge` gives the figures of the `memory` event
-    that a thread writes every two seconds, so that loading shows life too.
+    `prepared` is what was loaded before there was a run, `history` the log as it was before this worker.
+    `gauge` gives the figures of the `memory` event that a thread writes every two seconds, so that loading
+    shows life too; more rarely while the run is `waiting`. `takes_over` is True when this process has just
+    replaced the worker before it.
     """
 
-    def __init__(self, folder: RunFolder, stop: StopWish) -> None:
+    def __init__(self, folder: RunFolder, stop: StopWish, prepared: Prepared | None = None) -> None:
         self.folder = folder
+        self.prepared = prepared or Prepared()
         self.writer = EventWriter(folder.events_path)
         self.history: list[Event] = folder.events()
         self.gauge: Gauge = host_memory
         self.stage = "train"
         self.step = 0
+        self.waiting = False
+        self.takes_over = False
         self._stop = stop
         self._over = threading.Event()
         self._heart = threading.Thread(target=self._beat, daemon=True)
@@ -181,8 +188,10 @@ class Session:
             self._heart.join()
 
     def _beat(self) -> None:
-        while not self._over.wait(HEARTBEAT):
+        while not self._over.wait(HEARTBEAT * (WAITING if self.waiting else 1)):
             try:
+                if not self.writer.flush():
+                    continue  # the disk is full: its last room is for what matters
                 self.emit("memory", **self.gauge())
-            except OSError:
+            except (OSError, RuntimeError):  # a GPU that broke can no longer be asked
                 continue

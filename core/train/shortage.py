@@ -1,10 +1,11 @@
-"""Telling that memory ran out, with figures; freeing it; and keeping activations elsewhere.
+"""Telling what ran out (memory, with figures, or the disk) or broke (the GPU); freeing memory.
 
 Imports torch only where it is used, so that a worker can ask before it is loaded.
 """
 
 from __future__ import annotations
 
+import errno
 import gc
 import re
 import sys
@@ -23,6 +24,8 @@ _WORDS = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "Error out of memory",
 )
+_NO_ROOM = re.compile(r"os error (28|122)\b|No space left on device|Disk quota exceeded")
+_BROKEN = re.compile(r"(CUDA|HIP|NCCL|CUBLAS|cuDNN|CUDNN) ?(driver )?(error|failure|_STATUS_)[\w: -]*")
 _WISH = re.compile(r"[Tt]ried to allocate ([\d.]+ ?[KMGT]?i?(?:B|bytes))")
 
 
@@ -30,6 +33,26 @@ def is_out_of_memory(error: BaseException) -> bool:
     """True for Python's, the GPU allocator's, the CPU allocator's and the CUDA libraries' ways to say it."""
     names = {kind.__name__ for kind in type(error).__mro__}
     return bool(names & _KINDS) or any(word in str(error) for word in _WORDS)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """True where a file could not be written for want of room or quota, as Python or safetensors says it."""
+    causes = [each for each in (error, error.__cause__) if each is not None]
+    return any(
+        getattr(each, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or _NO_ROOM.search(str(each))
+        for each in causes
+    )
+
+
+def device_failure(error: BaseException) -> str | None:
+    """The driver's words for what broke on the GPU, after which this process can compute no more; else None.
+
+    Only the words up to the first punctuation: what follows may be anything.
+    """
+    if is_out_of_memory(error):
+        return None
+    found = _BROKEN.search(str(error))
+    return found.group(0) if found else None
 
 
 def free_memory() -> None:

@@ -1,9 +1,9 @@
 """Simulates the memory of a training step: `python -m ollama_tune.core.train.simulate`.
 
 One JSON request a line on stdin (`config`: the tree of a config.json, `settings`: a `MemoryRequest`), one
-JSON answer a line on stdout. The installed transformers, peft and bitsandbytes and our own loss run on
-fake tensors; no weights, no GPU, little RAM. A step runs with few layers and is extrapolated to all:
-each phase's peak is linear in the number of layers, their maximum is not.
+JSON answer a line on stdout. What the worker would run runs on fake tensors: our own model, or the installed
+transformers, peft and bitsandbytes; no weights, no GPU, little RAM. A step runs with few layers and is
+extrapolated to all: each phase's peak is linear in the number of layers, their maximum is not.
 """
 
 from __future__ import annotations
@@ -12,21 +12,18 @@ import json
 import os
 import sys
 import time
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TextIO
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ollama_tune.core.errors import TuneError
+from ollama_tune.core.models.blueprint import read_blueprint
+from ollama_tune.core.plan.paths import named
 from ollama_tune.core.plan.request import MemoryRequest, parse_request
-from ollama_tune.core.train.batches import Batch
-from ollama_tune.core.train.cuda_like import cuda_like
-from ollama_tune.core.train.fake_model import NotSimulated, build, layer_kinds, read_config, shortened
-from ollama_tune.core.train.memtrace import Trace, Tracker
+from ollama_tune.core.train.memtrace import NotSimulated, Tracker
 from ollama_tune.core.train.replay import LAYERS, NotUniform, replayed
-from ollama_tune.core.train.traced_step import hold, train_step, watched
 
 MOST_KINDS = 4
 """With more kinds of layers than this a model runs whole."""
@@ -35,37 +32,34 @@ Peaks = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
-class Run:
-    """What a step did: each phase's peak by part, the whole trace, operators without a known footprint."""
+class Subject:
+    """A model to simulate: what tells each of its layers from another, and a step with some of them."""
 
-    peaks: Peaks
-    trace: Trace
-    unknown: frozenset[str]
-
-
-def run(config: Any, request: MemoryRequest) -> Run:
-    """One optimizer step on fake tensors with every layer of the configuration."""
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    model = build(config, request, fake)
-    tracker = Tracker(Trace())
-    with cuda_like(padded=request.padded), fake:
-        hold(model, request, tracker)
-        batch = _batch(request)
-        for tensor in (batch.ids, batch.trained, batch.attention):
-            if tensor is not None:
-                tracker.track(tensor, "activations")
-        with tracker, watched(model, tracker):
-            train_step(model, request, batch, tracker.trace)
-        tracker.stop()
-    return Run(tracker.trace.peaks, tracker.trace, frozenset(tracker.unknown))
+    kinds: Sequence[Hashable]
+    trace: Callable[[Sequence[int]], Tracker]
 
 
-def _batch(request: MemoryRequest) -> Batch:
-    """Rows of the full length; without padding transformers gets no marks, as it would drop them."""
-    shape = (request.batch_size, request.sequence_length)
-    attention: Any = torch.ones(shape, dtype=torch.long) if request.padded else None
-    ids, trained = torch.zeros(shape, dtype=torch.long), torch.ones(shape, dtype=torch.bool)
-    return Batch(ids, attention, trained, shape[0] * shape[1], shape[0] * (shape[1] - 1))
+def subject(config: Mapping[str, Any], request: MemoryRequest) -> Subject:
+    """The model of a config.json on the path of the request; `TuneError` where it cannot be computed."""
+    if request.path == "general":
+        return _general(config, request)
+    from ollama_tune.core.train.fast_step import trace_fast
+
+    blueprint = read_blueprint(named(config))
+
+    def trace(layers: Sequence[int]) -> Tracker:
+        kinds = tuple(blueprint.kinds[index] for index in layers)
+        return trace_fast(replace(blueprint, layers=len(layers), kinds=kinds), request)
+
+    return Subject(blueprint.kinds, trace)
+
+
+def _general(config: Mapping[str, Any], request: MemoryRequest) -> Subject:
+    from ollama_tune.core.train.fake_model import layer_kinds, read_config, shortened
+    from ollama_tune.core.train.traced_step import trace_general
+
+    whole = read_config(config)
+    return Subject(layer_kinds(whole), lambda layers: trace_general(shortened(whole, layers), request))
 
 
 def layer_choices(kinds: Sequence[Hashable]) -> tuple[list[int], dict[Hashable, list[int]]]:
@@ -102,11 +96,11 @@ def simulate(config: Mapping[str, Any], request: MemoryRequest) -> dict[str, Any
 
     `reserved_bytes` is None where the trace does not tell it.
     """
-    whole = read_config(config)
-    kinds = layer_kinds(whole)
+    model = subject(config, request)
+    kinds = model.kinds
     few, more = layer_choices(kinds)
-    runs = {tuple(layers): run(shortened(whole, layers), request) for layers in [few, *more.values()]}
-    peaks = extrapolate(kinds, {layers: done.peaks for layers, done in runs.items()})
+    runs = {tuple(layers): model.trace(layers) for layers in [few, *more.values()]}
+    peaks = extrapolate(kinds, {layers: done.trace.peaks for layers, done in runs.items()})
     phase = max(peaks, key=lambda name: sum(peaks[name].values()))
     parts = {part: round(size) for part, size in peaks[phase].items() if size}
     return {
@@ -119,7 +113,7 @@ def simulate(config: Mapping[str, Any], request: MemoryRequest) -> dict[str, Any
 
 
 def _reserved(
-    runs: Mapping[tuple[int, ...], Run], kinds: Sequence[Hashable], request: MemoryRequest
+    runs: Mapping[tuple[int, ...], Tracker], kinds: Sequence[Hashable], request: MemoryRequest
 ) -> int | None:
     """What the caching allocator would hold; None where the trace of few layers does not tell."""
     traced = [done for layers, done in runs.items() if len(layers) == LAYERS]

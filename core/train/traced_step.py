@@ -1,32 +1,59 @@
-"""One training step under a tracker: phases, parts of the memory, and the layers' sections of the trace."""
+"""A training step of transformers and peft under a tracker: phases, parts, and the sections of each layer."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
 
 from ollama_tune.core.plan.request import MemoryRequest
 from ollama_tune.core.train.batches import Batch
-from ollama_tune.core.train.fake_model import FakeModel
+from ollama_tune.core.train.cuda_like import cuda_like
+from ollama_tune.core.train.fake_model import FakeModel, build
 from ollama_tune.core.train.loss import Objective
 from ollama_tune.core.train.memtrace import Trace, Tracker
-from ollama_tune.core.train.workspaces import CUBLAS, CUBLAS_HOPPER
+from ollama_tune.core.train.optimizer import state_sizes
+from ollama_tune.core.train.shortage import Offload
+from ollama_tune.core.train.workspaces import hold_workspaces
 
-SMALL_STATE = 4096
-"""bitsandbytes keeps the states of tensors with fewer elements in float32."""
-SMALL_PAGE = 100_000
-"""States with fewer elements stay on the GPU with paged optimizers."""
-STATE_BLOCK = 256
+
+def trace_general(config: Any, request: MemoryRequest) -> Tracker:
+    """The trace of one optimizer step on fake tensors with every layer of the configuration."""
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    model = build(config, request, fake)
+    tracker = Tracker(Trace())
+    with cuda_like(padded=request.padded), fake:
+        hold(model, request, tracker)
+        batch = _batch(request)
+        for tensor in (batch.ids, batch.trained, batch.attention, batch.positions):
+            if tensor is not None:
+                tracker.track(tensor, "activations")
+        with tracker, watched(model, tracker):
+            train_step(model, request, batch, tracker.trace)
+        tracker.stop()
+    return tracker
+
+
+def _batch(request: MemoryRequest) -> Batch:
+    """Rows of the full length, or end to end; without padding there are no marks, transformers drops them."""
+    laid, tokens = request.apart, request.micro_batch
+    shape = (1, tokens) if laid else (request.batch_size, request.sequence_length)
+    attention: Any = torch.ones(shape, dtype=torch.long) if request.padded else None
+    ids, trained = torch.zeros(shape, dtype=torch.long), torch.ones(shape, dtype=torch.bool)
+    positions = torch.zeros(shape, dtype=torch.long) if laid else None
+    rows = (request.row_lengths,) if laid else ()
+    return Batch(ids, attention, trained, tokens, tokens - request.batch_size, positions, rows)
 
 
 def hold(model: FakeModel, request: MemoryRequest, tracker: Tracker) -> None:
     """Count what lives through the whole training: weights, adapter, optimizer states, cuBLAS' workspaces."""
     trace = tracker.trace
-    for _ in range(2):
-        trace.allocate(CUBLAS_HOPPER if request.hopper else CUBLAS, "workspaces")
+    hold_workspaces(trace, request.hopper)
     scales: dict[torch.nn.Module, list[torch.Tensor]] = {}
     for module, scale in model.quantization:
         scales.setdefault(module, []).append(scale)
@@ -39,7 +66,7 @@ def hold(model: FakeModel, request: MemoryRequest, tracker: Tracker) -> None:
                     tracker.track(tensor, "adapter" if adapter else "weights")
     for part in _modules(model, trace, "states"):
         for weight in _trained(part):
-            for size in _states(weight, request):
+            for size in state_sizes(weight, request.optimizer):
                 trace.allocate(size, "optimizer")
 
 
@@ -59,18 +86,6 @@ def _trained(part: list[torch.nn.Module]) -> list[torch.nn.Parameter]:
     return [weight for weight in dict.fromkeys(own) if weight.requires_grad]
 
 
-def _states(weight: torch.Tensor, request: MemoryRequest) -> list[int]:
-    """Bytes on the GPU of the optimizer's states of a weight."""
-    count = weight.numel()
-    paged = request.optimizer.startswith("paged") and count >= SMALL_PAGE
-    if request.optimizer.endswith("8bit") and count >= SMALL_STATE:
-        scales = 4 * -(-count // STATE_BLOCK)
-        return [scales, scales] if paged else [count, count, scales, scales]
-    if request.optimizer == "paged_adamw" or request.optimizer.endswith("8bit"):
-        return [] if paged else [4 * count, 4 * count]
-    return [count * weight.element_size()] * 2
-
-
 @contextlib.contextmanager
 def watched(model: FakeModel, tracker: Tracker) -> Iterator[None]:
     """While it lasts, the trace learns where the decoder and each layer begin, forward and backward."""
@@ -81,7 +96,7 @@ def watched(model: FakeModel, tracker: Tracker) -> Iterator[None]:
         handles += [layer.register_forward_pre_hook(before), layer.register_forward_hook(after)]
     for weight in model.trained:
         hooked: Any = weight
-        handles.append(hooked.register_post_accumulate_grad_hook(_gradient_hook(tracker)))
+        handles.append(hooked.register_post_accumulate_grad_hook(tracker.note_gradient))
     try:
         yield
     finally:
@@ -93,10 +108,15 @@ def _layer_hooks(trace: Trace, index: int) -> tuple[Callable[..., None], Callabl
     def before(*_: Any) -> None:
         trace.section("forward", index)
 
+    def backward() -> None:
+        trace.section("backward", index)
+        if index == 0:
+            trace.phase("first layer", "activations")
+
     def after(_module: Any, _inputs: Any, output: Any) -> None:
         hidden = output if isinstance(output, torch.Tensor) else output[0]
         if hidden.requires_grad:
-            hidden.register_hook(lambda _: trace.section("backward", index))
+            hidden.register_hook(lambda _: backward())
 
     return before, after
 
@@ -115,14 +135,6 @@ def _decoder_hook(trace: Trace) -> Callable[..., None]:
     return after
 
 
-def _gradient_hook(tracker: Tracker) -> Callable[[torch.Tensor], None]:
-    def ready(weight: torch.Tensor) -> None:
-        if weight.grad is not None:
-            tracker.move(weight.grad, "gradients")
-
-    return ready
-
-
 def train_step(model: FakeModel, request: MemoryRequest, batch: Batch, trace: Trace) -> None:
     """One optimizer step, as the worker takes it; of several accumulated batches the first two.
 
@@ -133,7 +145,8 @@ def train_step(model: FakeModel, request: MemoryRequest, batch: Batch, trace: Tr
     for _ in range(min(request.gradient_accumulation_steps, 2)):
         trace.phase("forward", "activations")
         trace.section("batch")
-        with torch.autocast("cpu", dtype=dtype if request.mixed else None, enabled=request.mixed):
+        autocast = torch.autocast("cpu", dtype=dtype if request.mixed else None, enabled=request.mixed)
+        with autocast, _away(model) if request.gradient_checkpointing == "offload" else nullcontext():
             loss = compute(batch)
         trace.phase("loss backward", "loss")
         trace.section("loss backward")
@@ -152,10 +165,32 @@ def train_step(model: FakeModel, request: MemoryRequest, batch: Batch, trace: Tr
         weight.grad = None
 
 
+def _away(model: FakeModel) -> Any:
+    """What the forward pass saves is elsewhere, as `shortage.Offload` does: only its sizes are known."""
+    tensors = [*model.causal.parameters(), *model.causal.buffers()]
+    own = {tensor.untyped_storage()._cdata for tensor in tensors}
+
+    def pack(tensor: torch.Tensor) -> Any:
+        small = tensor.numel() * tensor.element_size() < Offload.SMALL
+        if small or tensor.untyped_storage()._cdata in own:
+            return tensor
+        return tensor.size(), tensor.stride(), tensor.dtype
+
+    def unpack(packed: Any) -> torch.Tensor:
+        if isinstance(packed, torch.Tensor):
+            return packed
+        size, stride, dtype = packed
+        return torch.empty_strided(size, stride, dtype=dtype)
+
+    return saved_tensors_hooks(pack, unpack)
+
+
 def _loss(model: FakeModel, request: MemoryRequest) -> Callable[[Batch], Any]:
     if request.loss == "full":
         return lambda batch: _usual_loss(model.causal, batch)
     objective = Objective(model.causal)
+    if request.apart:
+        objective.pack()
     return objective.reference if model.changes_logits else objective
 
 

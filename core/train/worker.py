@@ -7,7 +7,7 @@ status 0 (done or stopped), 1 (an error, in the log) or 75 (another worker holds
 from __future__ import annotations
 
 import argparse
-import errno
+import contextlib
 import sys
 import traceback
 from collections.abc import Sequence
@@ -17,9 +17,10 @@ from typing import Any
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.runs.folder import RunFolder, RunLock
 from ollama_tune.core.runs.launch import become, nice_worker
+from ollama_tune.core.train.prepared import Prepared
 from ollama_tune.core.train.recovery import Restart
 from ollama_tune.core.train.session import Session, Stopped, StopWish
-from ollama_tune.core.train.shortage import is_out_of_memory
+from ollama_tune.core.train.shortage import device_failure, is_disk_full, is_out_of_memory
 
 STAGES = {"train": ("train",), "export": ("export",), "all": ("train", "export")}
 
@@ -36,16 +37,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from ollama_tune.core.train.warm import wait_for_order
 
         order = wait_for_order(Path(given.warm[0]), int(given.warm[1]), float(given.warm[2]))
-        return 0 if order is None else serve(*order)
+        return 0 if order is None else serve(order.folder, order.stage, prepared=order.prepared)
     if given.folder is None:
         parser.error("the run's folder is missing")
     return serve(RunFolder(given.folder.absolute()), given.stage, given.lock)
 
 
-def serve(folder: RunFolder, stage: str, held: int | None = None) -> int:
+def serve(folder: RunFolder, stage: str, held: int | None = None, prepared: Prepared | None = None) -> int:
     """Hold the run and do its stages; every way it can end but SIGKILL leaves a last event.
 
-    `held` is the lock's descriptor when this process has just replaced a worker that ran out of memory.
+    `held` is the lock's descriptor when this process has just replaced a worker that ran out of memory;
+    `prepared` is what a warm worker has loaded.
     """
     stop = StopWish(folder)
     stop.listen()
@@ -55,7 +57,8 @@ def serve(folder: RunFolder, stage: str, held: int | None = None) -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     nice_worker()
-    session = Session(folder, stop)
+    session = Session(folder, stop, prepared)
+    session.takes_over = held is not None
     session.live()
     try:
         last = _work(session, stage)
@@ -68,11 +71,11 @@ def serve(folder: RunFolder, stage: str, held: int | None = None) -> int:
         session.rest()
         become(folder, stage, lock.descriptor)
     except TuneError as error:
-        print(error, error.details, sep="\n", file=sys.stderr)
+        _print(error, error.details)
         session.finish("error", what=error.what, fix=error.fix, details=error.details)
         return 1
     except BaseException as error:
-        traceback.print_exc()
+        _print(traceback.format_exc())
         _fail(session, error)
         return 1
     session.finish("done", **last)
@@ -99,6 +102,12 @@ def _work(session: Session, stage: str) -> dict[str, Any]:
     return done
 
 
+def _print(*lines: object) -> None:
+    """For `stdout.log`; on a full disk the last event matters more."""
+    with contextlib.suppress(OSError):
+        print(*lines, sep="\n", file=sys.stderr)
+
+
 def _fail(session: Session, error: BaseException) -> None:
     """The event of an unforeseen error; never its message, which may quote a row of the data."""
     folder = session.folder
@@ -109,9 +118,15 @@ def _fail(session: Session, error: BaseException) -> None:
         session.emit("out_of_memory", step=session.step, change=None)
         what = "The memory of the device was used up."
         fix = "Start a run with a smaller batch_size or sequence_length, or with gradient_checkpointing."
-    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    elif is_disk_full(error):
         what = "The disk is full."
         fix = f"Free some space on the disk of {folder.path}; `ollama-tune resume {folder.name}` goes on."
+    elif broken := device_failure(error):
+        what = f"The GPU failed ({broken}), after which this process can compute nothing more."
+        fix = (
+            f"`ollama-tune resume {folder.name}` goes on from the last checkpoint; if it fails again, look "
+            "for Xid in the system's log (`sudo dmesg`), and update the driver or run another card."
+        )
     place = f"{type(error).__name__} in {Path(frame.filename).name}, line {frame.lineno}"
     session.finish("error", what=what, fix=fix, details=f"{place}; see {folder.log_path}")
 

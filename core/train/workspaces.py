@@ -7,13 +7,24 @@ up to a multiple of n.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 CUBLAS = 4096 * 1024 * 2 + 16 * 1024 * 8
 """cuBLAS' workspace of one thread and stream; a training step has two (forward, backward)."""
 CUBLAS_HOPPER = 4096 * 1024 * 8
+
+
+class _Counts(Protocol):
+    def allocate(self, size: int, part: str | None = None) -> int: ...
+
+
+def hold_workspaces(trace: _Counts, hopper: bool) -> None:
+    """Count cuBLAS' workspaces of the forward and of the backward thread."""
+    for _ in range(2):
+        trace.allocate(CUBLAS_HOPPER if hopper else CUBLAS, "workspaces")
+
 
 _MAY_ALLOCATE = (
     "attention",
@@ -85,8 +96,9 @@ _TABLE: dict[str, Callable[[tuple[Any, ...]], list[int]]] = {
 _WITHOUT = {
     "aten._scaled_dot_product_flash_attention",
     "aten._scaled_dot_product_efficient_attention",
+    "aten.linalg_vector_norm",
 }
-"""Attention that writes its results only."""
+"""Kernels that write their results only."""
 _NAMESPACES = ("aten.", "prim", "bitsandbytes.", "profiler.", "inductor.")
 
 

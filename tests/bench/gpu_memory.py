@@ -32,14 +32,14 @@ RESULTS = Path(__file__).parent / "results"
 GIB = 1 << 30
 STEPS = 2
 LIMIT = 900.0
-QLORA: dict[str, Any] = {"quantization": "nf4", "gradient_checkpointing": True}
-LORA: dict[str, Any] = {"gradient_checkpointing": True}
+QLORA: dict[str, Any] = {"quantization": "nf4", "gradient_checkpointing": "layers"}
+LORA: dict[str, Any] = {"gradient_checkpointing": "layers"}
 SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("Llama-3.2-1B", {**LORA, "sequence_length": 512}),
     ("Llama-3.2-1B", {"sequence_length": 2048}),
     ("Llama-3.2-1B", {**QLORA, "sequence_length": 8192}),
     ("Llama-3.2-1B", {**LORA, "sequence_length": 1024, "batch_size": 8, "padded": True}),
-    ("Llama-3.2-1B", {"method": "full", "gradient_checkpointing": True, "sequence_length": 1024}),
+    ("Llama-3.2-1B", {"method": "full", "gradient_checkpointing": "layers", "sequence_length": 1024}),
     ("Llama-3.2-3B", {**LORA, "sequence_length": 2048, "adapter_dtype": "bfloat16"}),
     ("Llama-3.2-3B", {"quantization": "nf4", "sequence_length": 1024, "dropout": 0.05}),
     ("Qwen3-4B", {**QLORA, "sequence_length": 1024, "batch_size": 8, "padded": True}),

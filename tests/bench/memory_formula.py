@@ -96,7 +96,7 @@ KINDS: list[dict[str, Any]] = [
 def grid(model: str) -> Iterator[dict[str, Any]]:
     """The settings of a model: base weights, checkpointing, sizes of a batch, and one thing changed."""
     for quantization, checkpointing, (rows, tokens), kind in itertools.product(
-        ("nf4", "none"), (True, False), SIZES, KINDS
+        ("nf4", "none"), ("layers", "none"), SIZES, KINDS
     ):
         found = {
             "quantization": quantization,

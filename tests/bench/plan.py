@@ -21,7 +21,7 @@ EDITS: dict[str, Any] = {
     "rank": {"training.rank": 512},
     "batch": {"training.batch_size": 64},
     "length": {"training.sequence_length": 8192},
-    "much": {"training.batch_size": 64, "training.rank": 512, "training.gradient_checkpointing": False},
+    "much": {"training.batch_size": 64, "training.rank": 512, "training.gradient_checkpointing": "none"},
 }
 
 

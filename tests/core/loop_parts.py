@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ollama_tune.core.data.values import Example
 from ollama_tune.core.plan.settings import parse
 from ollama_tune.core.runs.folder import RunFolder, create_run
 from ollama_tune.core.train.checkpoint import newest
+from ollama_tune.core.train.choose import make_path
 from ollama_tune.core.train.loop import Trainer
-from ollama_tune.core.train.model import add_adapter, load_base
+from ollama_tune.core.train.path import PathName
 from ollama_tune.core.train.session import Session, StopWish
 
 
@@ -39,6 +41,7 @@ class Run:
         model: Path,
         folder: RunFolder | None = None,
         validation: list[Example] = VALIDATION,
+        computed: PathName = "general",
         **training: Any,
     ) -> None:
         quick = {"batch_size": 2, "gradient_accumulation_steps": 2, "rank": 4, "learning_rate": 5e-3}
@@ -46,8 +49,10 @@ class Run:
         self.folder = folder or create_run(parse(made), "loop")
         self.session = Session(self.folder, StopWish(self.folder))
         settings = self.session.settings.training
-        self.model = add_adapter(load_base(model, settings), settings, str(model))
-        self.trainer = Trainer(self.session, self.model, TRAIN, validation, pad_id=0)
+        chosen = (computed, "")
+        self.path: Any = make_path(chosen, model, settings, str(model), lambda *_: None)
+        self.model: Any = self.path.model
+        self.trainer = Trainer(self.session, self.path, TRAIN, validation)
 
     def resume(self) -> list[str]:
         found, damaged = newest(self.folder)
@@ -57,16 +62,16 @@ class Run:
 
     def stop_after(self, step: int) -> None:
         """Ask for the end while the step after that one is computed."""
-        objective, calls = self.trainer.objective, 0
+        loss, calls = self.path.loss, 0
 
         def counted(batch: Any) -> Any:
             nonlocal calls
-            calls += self.model.training
+            calls += torch.is_grad_enabled()
             if calls == 2 * step + 1:
                 self.folder.stop_path.touch()
-            return objective(batch)
+            return loss(batch)
 
-        self.trainer.objective = counted  # type: ignore[assignment]
+        self.path.loss = counted
 
 
 def finished_run(model: Path, home: Path, **training: Any) -> Run:

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ollama_tune.core.runs.events import Event
+from ollama_tune.core.train.path import Recompute
 from tests.core.loop_parts import Run
-from tests.core.memory_limit import Fault
+from tests.core.memory_limit import DeviceLimit, Fault
 from tests.core.train_parts import curve
 
 SETTINGS: dict[str, Any] = {"batch_size": 4, "gradient_accumulation_steps": 2, "dropout": 0.0}
 TOLERANCE = 2e-5
 """Relative difference of losses and gradient norms: the sums of a split batch are added in another order."""
-WHOLE, HALF, ONE, LEAST = 1_739_560, 879_792, 413_852, 224_912
-"""Bytes a step's tensors need with 4, 2 and 1 rows at once, and with one row and checkpointing."""
+
+
+def needed(model: Path, rows: int, recompute: Recompute) -> int:
+    """Bytes that the steps of a run need with so many rows at once, besides what was there before."""
+    run = Run(model, **SETTINGS)
+    run.trainer.state.micro_batch = rows
+    run.path.recompute(recompute)
+    with DeviceLimit() as device:
+        for _ in range(run.trainer.plan.total_steps):
+            run.trainer._step()
+    return device.peak
 
 
 def shortages(run: Run) -> list[Event]:

@@ -15,10 +15,12 @@ import psutil
 import pytest
 import torch
 
+from ollama_tune.core.evaluate.chat import load_engine
 from ollama_tune.core.evaluate.client import ChatProcess
 from ollama_tune.core.runs.folder import RunFolder
 from ollama_tune.core.train.checkpoint import publish_adapter
-from ollama_tune.core.train.model import add_adapter, load_base
+from ollama_tune.core.train.fast.path import make_fast
+from ollama_tune.core.train.general import make_general
 from tests.core.train_parts import make_run, wait_for, write_rows
 from tests.tiny import build_model
 
@@ -34,12 +36,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
         patch.setenv("OLLAMA_TUNE_HOME", str(place / "home"))
         run = make_run(model_folder, write_rows(place / "rows.jsonl"))
     training = run.settings().training
-    model = add_adapter(load_base(model_folder, training), training, str(model_folder))
+    path = make_fast(model_folder, training, str(model_folder))
     torch.manual_seed(3)
-    for name, weight in model.named_parameters():
+    for name, weight in path.weights.items():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.3)
-    publish_adapter(run, model)
+    publish_adapter(run, path)
     return run
 
 
@@ -82,6 +84,26 @@ def test_base_and_tuned_model_answer_one_after_the_other(chat: ChatProcess) -> N
     assert all(end["tokens"] == 12 and end["seconds"] > 0 for end in ends)
     assert text(answers, "base") != text(answers, "tuned")
     assert chat.alive
+
+
+def test_the_fast_engine_is_taken_where_it_can_be_and_both_give_the_same_answers(folder: RunFolder) -> None:
+    settings = folder.settings()
+    base, adapter = Path(settings.model.source), folder.adapter
+    fast = load_engine(base, adapter, settings.training)
+    general = load_engine(base, adapter, settings.training.model_copy(update={"path": "general"}))
+    assert type(fast).__name__ == "FastEngine" and type(general).__name__ == "GeneralEngine"
+    asked = {"prompts": [[1, 40, 41, 42, 2]], "max_new_tokens": 8, "tuned": True, "stop_ids": [2]}
+    assert fast.decode(**asked) == general.decode(**asked)
+
+
+def test_an_adapter_that_the_fast_path_does_not_compute_is_asked_by_peft(
+    folder: RunFolder, tmp_path: Path
+) -> None:
+    settings = folder.settings()
+    base = Path(settings.model.source)
+    training = settings.training.model_copy(update={"dora": True, "path": "auto"})
+    make_general(base, training, str(base), "").write_adapter(tmp_path)
+    assert type(load_engine(base, tmp_path, training)).__name__ == "GeneralEngine"
 
 
 def test_one_seed_gives_one_answer(chat: ChatProcess) -> None:
@@ -158,6 +180,7 @@ def test_a_killed_process_is_told_once(folder: RunFolder) -> None:
 INTERFACE = """
 import sys, time
 from pathlib import Path
+from ollama_tune.core.evaluate.chat import load_engine
 from ollama_tune.core.evaluate.client import ChatProcess
 from ollama_tune.core.runs.folder import RunFolder
 chat = ChatProcess(RunFolder(Path(sys.argv[1])))

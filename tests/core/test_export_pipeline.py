@@ -361,12 +361,13 @@ def test_a_model_too_large_to_be_asked_is_proved_by_its_file_alone(
 @pytest.fixture(scope="module")
 def four_bit(trained: Trained) -> Any:
     """Answers of the adapter on 4-bit weights, as a QLoRA training stores them."""
+    from ollama_tune.core.evaluate.general_engine import GeneralEngine
     from ollama_tune.core.evaluate.generate import Generator
     from ollama_tune.core.plan.settings import TrainingSettings
     from ollama_tune.core.train.model import load_adapter, load_base
 
     base = load_base(trained.base, TrainingSettings(quantization="nf4"))
-    generator = Generator(load_adapter(base, trained.adapter), trained.chat)
+    generator = Generator(GeneralEngine(load_adapter(base, trained.adapter)), trained.chat)
     return tuple(verify._filled(generator, answer, lambda: False) for answer in trained.reference)
 
 

@@ -17,6 +17,7 @@ HEAVY = {"torch", "transformers", "datasets", "peft"}
 MAY_TORCH = {
     "train",
     "evaluate/generate.py",
+    "evaluate/general_engine.py",
     "evaluate/compare.py",
     "evaluate/chat.py",
     "export/adapter.py",

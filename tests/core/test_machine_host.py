@@ -38,6 +38,19 @@ def test_the_cpu_name_comes_from_the_kernel(tmp_path: Path) -> None:
     assert read_host(tmp_path).cpu == "Fast CPU 9000␛[2J @ 5GHz"
 
 
+@pytest.mark.parametrize(
+    ("flags", "unit"),
+    [("fpu avx512f avx512_bf16 amx_bf16", "AMX"), ("avx512_bf16 avx2", "AVX-512"), ("avx2 amx_int8", "")],
+)
+def test_units_for_bfloat16_come_from_the_kernel(flags: str, unit: str, tmp_path: Path) -> None:
+    write(tmp_path, {"proc/cpuinfo": f"processor\t: 0\nmodel name\t: CPU\nflags\t\t: {flags}\n"})
+    assert read_host(tmp_path).bfloat16 == unit
+
+
+def test_units_of_another_system_are_not_known(tmp_path: Path) -> None:
+    assert read_host(tmp_path).bfloat16 == ""
+
+
 def namespace(root: Path, name: str) -> None:
     link = root / "proc/self/ns/pid"
     link.parent.mkdir(parents=True)

@@ -54,6 +54,27 @@ def test_gpu_memory_that_ollama_holds_is_named_with_how_to_free_it() -> None:
     assert plan(replace(GPU, ollama=replace(local, local=False))).warnings == ()
 
 
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"dora": True}, "no dora for the experts"),
+        ({"dropout": 0.1}, "no dropout for the experts"),
+        ({"path": "fast"}, "does not compute Qwen3MoeForCausalLM"),
+        ({"gradient_checkpointing": "offload"}, "saves no more than layers"),
+    ],
+)
+def test_what_the_training_code_refuses_is_told_before(values: dict[str, Any], words: str) -> None:
+    experts = replace(TINY, architecture="Qwen3MoeForCausalLM", model_type="qwen3_moe")
+    changed = {f"training.{name}": value for name, value in values.items()}
+    assert any(words in warning for warning in plan(model=experts, changed=changed).warnings)
+    named = changed | {"training.targets": ["q_proj"]}
+    left = [warning for warning in plan(model=experts, changed=named).warnings if "experts" in warning]
+    assert left == []
+    assert not any(
+        "does not compute" in warning for warning in plan(changed={"training.path": "fast"}).warnings
+    )
+
+
 # disks: what is written is added up for each file system
 
 

@@ -44,7 +44,7 @@ def test_tokens_are_the_training_rows_times_epochs() -> None:
 def test_arithmetic_of_an_8b_agrees_with_the_reference() -> None:
     """31.2 GFLOP a token at 2,048 tokens with 55 % supervised, 45.8 with full recomputation."""
     rows = lengths(1000, 2048, 1126, 2048)
-    for checkpointing, expected in ((False, 31.2e9), (True, 45.8e9)):
+    for checkpointing, expected in (("none", 31.2e9), ("layers", 45.8e9)):
         chosen = settings(training__sequence_length=2048, training__gradient_checkpointing=checkpointing)
         assert sum(token_flops(chosen, LLAMA_8B, rows)) == pytest.approx(expected, rel=0.06)
 
@@ -70,7 +70,7 @@ def test_an_8b_on_a_large_gpu_takes_a_plausible_time() -> None:
     [
         ("training.epochs", 1.0, 3.0),
         ("training.rank", 8, 256),
-        ("training.gradient_checkpointing", False, True),
+        ("training.gradient_checkpointing", "none", "layers"),
         ("evaluation.rows", 0, 40),
         ("evaluation.max_new_tokens", 16, 512),
     ],
@@ -148,7 +148,7 @@ def reached(chosen: Settings, box: Machine) -> float:
     """Tokens a second in training, by a plan that measures and answers nothing."""
     plain = chosen.with_values({"evaluation.rows": 0, "data.validation_split": 0.0})
     work = estimate(plain, LLAMA_8B, CHAT, box)
-    start = 20.0 + LLAMA_8B.weight_bytes / 1e9
+    start = 12.0 + LLAMA_8B.weight_bytes / 1e9
     return work.tokens / (work.seconds - start)
 
 
@@ -179,7 +179,13 @@ def test_nonsense_is_not_learned(tokens_per_second: float) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{", '{"2 x A CPU, float32 none, 1e6": "fast"}', '{"2 x A CPU, float32 none, 1e6": -3}'],
+    [
+        "",
+        "[]",
+        "{",
+        '{"2 x A CPU, float32 none fast, 1e6": "fast"}',
+        '{"2 x A CPU, float32 none fast, 1e6": -3}',
+    ],
 )
 def test_a_damaged_file_of_speeds_is_no_obstacle(text: str) -> None:
     before = estimate(settings(), TINY, SHORT, machine())

@@ -38,7 +38,7 @@ def parts(memory: MemoryEstimate) -> dict[str, int]:
 )
 def test_a_16_bit_base_agrees_with_the_simulation_and_is_never_low(model: ModelSpec, gib: float) -> None:
     """Simulated: bf16 base, fp32 rank 16 on all linear layers, checkpointing, 1 x 2048."""
-    memory = predict(on_gpu(gradient_checkpointing=True, sequence_length=2048), model, GPU, 2048)
+    memory = predict(on_gpu(gradient_checkpointing="layers", sequence_length=2048), model, GPU, 2048)
     allocated = memory.needed - parts(memory)["context"] - parts(memory)["other"]
     assert gib <= allocated / GIB <= 1.08 * gib
 
@@ -52,7 +52,7 @@ def test_nf4_is_at_most_a_gib_above_the_simulation(
     model: ModelSpec, gib: tuple[float, ...], length: int
 ) -> None:
     """The simulation has 16-bit adapters and states (0.3 GiB less) and another loss."""
-    chosen = on_gpu(gradient_checkpointing=True, sequence_length=length, quantization="nf4")
+    chosen = on_gpu(gradient_checkpointing="layers", sequence_length=length, quantization="nf4")
     memory = predict(chosen, model, GPU, length)
     allocated = (memory.needed - parts(memory)["context"] - parts(memory)["other"]) / GIB
     expected = gib[(1024, 2048, 4096, 8192).index(length)]
@@ -74,7 +74,8 @@ def test_figures_that_can_be_counted_by_hand() -> None:
     assert LLAMA_8B.parameters == 8_030_261_248
     found = parts(predict(on_gpu(rank=16), LLAMA_8B, GPU, 100))
     assert found["weights"] == 2 * LLAMA_8B.parameters
-    assert found["adapter"] == found["gradients"] == 4 * 41_943_040
+    assert found["gradients"] == 4 * 41_943_040
+    assert 1.4 * found["gradients"] < found["adapter"] < 2 * found["gradients"], "with its 16-bit copy"
     assert found["optimizer"] == 8 * 41_943_040
     assert weight_bytes(TINY, settings().training) == 4 * TINY.parameters
 
@@ -87,11 +88,11 @@ def test_nf4_shrinks_the_linear_layers_only() -> None:
 
 @pytest.mark.parametrize("model", [TINY, LLAMA_8B])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", ["none", "layers"])
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 @pytest.mark.parametrize("name", ["batch_size", "sequence_length", "rank"])
 def test_more_never_needs_less(
-    model: ModelSpec, device: str, checkpointing: bool, quantization: str, name: str
+    model: ModelSpec, device: str, checkpointing: str, quantization: str, name: str
 ) -> None:
     base = {"device": device, "gradient_checkpointing": checkpointing, "quantization": quantization}
     base |= {"compute_dtype": "bfloat16", "batch_size": 2, "sequence_length": 256}
@@ -108,10 +109,14 @@ def test_rows_shorter_than_the_limit_need_no_more_for_a_higher_limit() -> None:
 
 def test_checkpointing_and_dropout_change_the_activations() -> None:
     plain = parts(predict(on_gpu(sequence_length=2048), LLAMA_8B, GPU, 2048))["activations"]
-    less = parts(predict(on_gpu(sequence_length=2048, gradient_checkpointing=True), LLAMA_8B, GPU, 2048))
-    more = parts(predict(on_gpu(sequence_length=2048, dropout=0.1), LLAMA_8B, GPU, 2048))["activations"]
+    less = parts(predict(on_gpu(sequence_length=2048, gradient_checkpointing="layers"), LLAMA_8B, GPU, 2048))
     assert less["activations"] < plain / 5
-    assert more > plain
+    apart = {"sequence_length": 2048, "path": "general"}
+    general, more = (
+        parts(predict(on_gpu(**apart, dropout=share), LLAMA_8B, GPU, 2048))["activations"]
+        for share in (0.0, 0.1)
+    )
+    assert more > general > 1.8 * plain
 
 
 def test_free_memory_is_the_device_that_trains() -> None:

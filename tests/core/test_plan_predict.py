@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from ollama_tune.core.errors import TuneError, UsageError
+from ollama_tune.core.plan.paths import Way
 from ollama_tune.core.plan.predict import Simulator, by_formula, predict_peak, read_model_config
 from ollama_tune.core.plan.request import MemoryRequest, as_request, parse_request, request_help
 from ollama_tune.core.plan.settings import TrainingSettings
@@ -47,7 +48,7 @@ def test_keys_are_those_of_run_yaml_with_and_without_their_section() -> None:
     asked = parse_request(
         {"training.rank": 8, "quantization": "nf4", "checkpointing": True, "learning_rate": 1e-4}
     )
-    assert (asked.rank, asked.quantization, asked.gradient_checkpointing) == (8, "nf4", True)
+    assert (asked.rank, asked.quantization, asked.gradient_checkpointing) == (8, "nf4", "layers")
     assert parse_request({"targets": "q_proj, v_proj"}).targets == ["q_proj", "v_proj"]
     assert set(TrainingSettings.model_fields) <= set(MemoryRequest.model_fields)
 
@@ -96,7 +97,15 @@ def test_a_wrong_key_or_value_names_the_nearest_right_one(key: str, value: Any, 
 
 
 @pytest.mark.parametrize(
-    "values", [{"path": "fast"}, {"method": "full", "quantization": "nf4"}, {"device": "cpu"}]
+    "values",
+    [
+        {"path": "auto"},
+        {"path": "fast", "method": "full"},
+        {"path": "fast", "dora": True},
+        {"path": "fast", "padded": True},
+        {"method": "full", "quantization": "nf4"},
+        {"device": "cpu"},
+    ],
 )
 def test_what_cannot_be_predicted_is_refused_by_name(values: dict[str, Any]) -> None:
     with pytest.raises(UsageError) as caught:
@@ -115,7 +124,7 @@ def test_every_key_that_decides_memory_is_explained() -> None:
 
 def test_a_run_is_predicted_as_the_worker_trains() -> None:
     training = TrainingSettings(batch_size=4, sequence_length=512, compute_dtype="bfloat16")
-    asked = as_request(training, 300)
+    asked = as_request(training, Way("general", "", True), 300)
     assert (asked.sequence_length, asked.padded, asked.trained_dtype, asked.loss) == (
         300,
         True,
@@ -151,7 +160,7 @@ def test_every_family_that_can_be_exported_is_covered_by_the_formula() -> None:
 def test_of_a_mixture_the_experts_are_neither_quantized_nor_small() -> None:
     """Their 16-bit weights, an adapter on each, and in a layer their weights made anew with it."""
     config = MODELS["Mixtral-8x7B"]
-    parts = by_formula(config, MemoryRequest(quantization="nf4", gradient_checkpointing=True)).parts
+    parts = by_formula(config, MemoryRequest(quantization="nf4", gradient_checkpointing="layers")).parts
     experts = 32 * 8 * 3 * 4096 * 14336
     assert parts["weights"] > 2 * experts
     assert parts["adapter"] > 4 * 16 * 32 * 8 * (3 * 4096 + 5 * 14336)
@@ -189,18 +198,31 @@ def test_a_folder_without_a_usable_config_is_refused(tmp_path: Path) -> None:
 # -- both methods
 
 
+LAID: dict[str, Any] = {"apart": True, "batch_size": 4, "sequence_length": 512, "tokens": 1600}
+"""Rows that lie end to end."""
+
+
 @pytest.mark.parametrize(
     ("model", "values"),
     [
-        ("Llama-3.1-8B", {"quantization": "nf4", "gradient_checkpointing": True, "sequence_length": 8192}),
-        ("Llama-3.2-1B", {"dropout": 0.1, "gradient_checkpointing": True, "sequence_length": 4096}),
+        (
+            "Llama-3.1-8B",
+            {"quantization": "nf4", "gradient_checkpointing": "layers", "sequence_length": 8192},
+        ),
+        ("Llama-3.2-1B", {"dropout": 0.1, "gradient_checkpointing": "layers", "sequence_length": 4096}),
         ("Mistral-7B", {"quantization": "nf4", "adapter_dtype": "bfloat16", "sequence_length": 2048}),
-        ("Qwen3-4B", {"gradient_checkpointing": True, "rank": 128, "padded": True, "batch_size": 4}),
-        ("Qwen2.5-7B", {"quantization": "nf4", "loss": "full", "gradient_checkpointing": True}),
+        ("Qwen3-4B", {"gradient_checkpointing": "layers", "rank": 128, "padded": True, "batch_size": 4}),
+        ("Qwen2.5-7B", {"quantization": "nf4", "loss": "full", "gradient_checkpointing": "layers"}),
         ("Phi-4-mini", {"targets": ["qkv_proj"], "sequence_length": 2048}),
-        ("Gemma-2-9B", {"quantization": "nf4", "gradient_checkpointing": True, "sequence_length": 2048}),
+        ("Gemma-2-9B", {"quantization": "nf4", "gradient_checkpointing": "layers", "sequence_length": 2048}),
         ("SmolLM3-3B", {"optimizer": "adamw_8bit", "gradient_accumulation_steps": 4, "batch_size": 2}),
-        ("Llama-3.2-3B", {"method": "full", "gradient_checkpointing": True, "sequence_length": 1024}),
+        ("Llama-3.2-3B", {"method": "full", "gradient_checkpointing": "layers", "sequence_length": 1024}),
+        ("Llama-3.2-1B", LAID | {"gradient_checkpointing": "mlp"}),
+        ("Llama-3.1-8B", LAID | {"path": "fast", "apart": False}),
+        ("Qwen3-4B", LAID | {"path": "fast", "gradient_checkpointing": "mlp", "quantization": "nf4"}),
+        ("Gemma-3-4B", LAID | {"path": "fast", "gradient_checkpointing": "layers", "rank": 64}),
+        ("Mistral-7B", LAID | {"path": "fast", "gradient_checkpointing": "offload", "quantization": "nf4"}),
+        ("Phi-4-mini", LAID | {"path": "fast", "attention": "eager", "dropout": 0.1}),
     ],
 )
 def test_the_formula_agrees_with_the_simulation(
@@ -273,7 +295,7 @@ def test_the_command_refuses_wrong_keys_and_folders(folder: Path) -> None:
     [
         (("--set", "rnk=8"), "rnk"),
         (("--set", "rank"), "'='"),
-        (("--set", "path=fast"), "path fast"),
+        (("--set", "path=fast", "--set", "method=full"), "path fast"),
         (("--set", "method=full", "--set", "quantization=nf4"), "method full"),
         (("--set", "batch_size=0"), "batch_size"),
         (("--set", "targets=q_porj", "--method", "formula"), "q_porj"),

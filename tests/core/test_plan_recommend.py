@@ -33,7 +33,17 @@ MODELS = {"tiny": TINY, "1B": LLAMA_1B, "4B": QWEN3_4B, "8B": LLAMA_8B, "70B": L
 DATA = {"short": SHORT, "chat": CHAT, "few": lengths(12), "many": lengths(100_000, 400, 200, 4000, 900)}
 
 
-SMALLEST = {"training.batch_size": 1, "training.gradient_checkpointing": True}
+FITTED = (
+    "compute_dtype",
+    "quantization",
+    "sequence_length",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "optimizer",
+    "rank",
+)
+"""What is chosen together, besides the recomputation."""
+SMALLEST = {"training.batch_size": 1, "training.gradient_checkpointing": "layers"}
 
 
 def plan(
@@ -77,7 +87,7 @@ def test_the_bundled_model_gets_large_steps_small_batches_and_no_loss_of_precisi
     assert (training.device, training.compute_dtype, training.quantization) == ("cpu", "float32", "none")
     assert training.learning_rate == pytest.approx(2.5e-3, rel=0.02)
     assert (training.batch_size, training.gradient_accumulation_steps) == (8, 1)
-    assert (training.rank, training.alpha, training.gradient_checkpointing) == (16, 32, False)
+    assert (training.rank, training.alpha, training.gradient_checkpointing) == (16, 32, "none")
     assert made.settings.data.validation_split == 0.1
     assert made.settings.evaluation.rows == 40
     assert made.settings.export.type == "f16"
@@ -209,13 +219,58 @@ def test_about_eight_measurements_are_made() -> None:
 # devices and memory
 
 
-def test_an_8b_on_24_gib_keeps_whole_weights_with_checkpointing() -> None:
+def test_an_8b_on_24_gib_keeps_whole_weights_and_computes_half_of_each_layer_twice() -> None:
     made = plan(GPU, LLAMA_8B, CHAT)
     training = made.settings.training
     assert (training.device, training.compute_dtype, training.quantization) == ("cuda", "bfloat16", "none")
-    assert training.gradient_checkpointing
+    assert training.gradient_checkpointing == "mlp"
     assert made.memory.needed <= 0.9 * made.memory.free
-    assert any("gradient checkpointing" in warning for warning in made.warnings)
+    assert any("half of each layer computed twice" in warning for warning in made.warnings)
+    assert "% more time" in made.choices["training.gradient_checkpointing"].reason
+
+
+def test_the_least_recomputation_that_fits_is_chosen() -> None:
+    modes = ("none", "mlp", "layers", "offload")
+    found = []
+    for gpu in (80, 48, 24, 16, 12, 10, 8):
+        made = plan(machine(gpu=gpu), LLAMA_8B, CHAT)
+        training = made.settings.training
+        found.append((training.quantization, modes.index(training.gradient_checkpointing)))
+        for less in modes[: found[-1][1]]:
+            mine = {name: getattr(training, name) for name in FITTED} | {"gradient_checkpointing": less}
+            other = plan(machine(gpu=gpu), LLAMA_8B, CHAT, {f"training.{n}": v for n, v in mine.items()})
+            assert other.memory.needed > 0.9 * other.memory.free
+    for weights in ("none", "nf4"):
+        steps = [mode for quantization, mode in found if quantization == weights]
+        assert steps == sorted(steps) and len(set(steps)) > 1
+
+
+def test_an_optimizer_in_8_bit_only_where_its_averages_are_much_memory() -> None:
+    small, large = (plan(machine(gpu=gpu), LLAMA_8B, CHAT, {"training.rank": 256}) for gpu in (20, 80))
+    assert small.settings.training.optimizer == "adamw_8bit" and small.memory.fits
+    assert "5.0 GiB" in small.choices["training.optimizer"].reason
+    assert large.settings.training.optimizer == "adamw"
+    assert plan(machine(gpu=12), LLAMA_8B, CHAT).settings.training.optimizer == "adamw"
+    assert plan(machine(ram=4), LLAMA_1B, CHAT).settings.training.optimizer == "adamw"
+
+
+@pytest.mark.parametrize(("unit", "dtype"), [("AMX", "bfloat16"), ("AVX-512", "bfloat16"), ("", "float32")])
+def test_a_cpu_with_units_for_bfloat16_computes_in_it(unit: str, dtype: str) -> None:
+    box = machine()
+    made = plan(replace(box, host=replace(box.host, bfloat16=unit)))
+    choice = made.choices["training.compute_dtype"]
+    assert choice.value == dtype
+    assert unit in choice.reason
+
+
+def test_the_path_is_left_to_the_run_and_told() -> None:
+    assert plan().settings.training.path == "auto"
+    assert plan().choices["training.path"].reason.startswith("fast: ")
+    odd = replace(TINY, architecture="GPT2LMHeadModel", model_type="gpt2")
+    reason = plan(box=machine(), model=odd).choices["training.path"].reason
+    assert reason.startswith("general") and "GPT2LMHeadModel" in reason
+    dora = plan(machine(), TINY, SHORT, {"training.dora": True})
+    assert "DoRA" in dora.choices["training.path"].reason
 
 
 def test_an_8b_on_12_gib_is_quantized() -> None:
@@ -227,10 +282,10 @@ def test_an_8b_on_12_gib_is_quantized() -> None:
 
 def test_much_memory_is_used_for_speed() -> None:
     training = plan(BOXES["80 GiB GPU"], LLAMA_1B, CHAT).settings.training
-    assert not training.gradient_checkpointing
+    assert training.gradient_checkpointing == "none"
     assert (training.packing, training.batch_size, training.sequence_length) == (True, 4, 2048)
     rows = plan(BOXES["80 GiB GPU"], LLAMA_1B, CHAT, {"training.packing": False}).settings.training
-    assert (rows.batch_size, rows.gradient_checkpointing) == (8, False)
+    assert (rows.batch_size, rows.gradient_checkpointing) == (16, "none")
 
 
 @pytest.mark.parametrize("gpu", [24, 80])
@@ -299,7 +354,7 @@ CHANGES: list[dict[str, Any]] = [
     {"training.batch_size": 5, "training.gradient_accumulation_steps": 7},
     {"training.rank": 64, "training.alpha": 7},
     {"training.sequence_length": 4096},
-    {"training.gradient_checkpointing": True},
+    {"training.gradient_checkpointing": "layers"},
     {"training.compute_dtype": "bfloat16", "training.quantization": "nf4"},
     {"training.device": "cpu"},
     {"training.epochs": 0.5, "data.validation_split": 0.3},

@@ -11,7 +11,17 @@ from typing import Any
 
 import pytest
 
-from ollama_tune.core.runs.events import MAX_LINE, EventReader, EventWriter, parse_line, read_events
+from ollama_tune.core.runs.events import (
+    MAX_LINE,
+    Event,
+    EventReader,
+    EventWriter,
+    back_to,
+    effective,
+    parse_line,
+    read_events,
+)
+from tests.small_disk import small_disk
 
 
 @pytest.fixture
@@ -158,3 +168,86 @@ def test_a_full_disk_leaves_whole_lines(log: Path, tmp_path: Path) -> None:
     written(log, 1)
     found = numbers(log)
     assert found == list(range(len(found))) and len(found) >= 2
+
+
+def test_events_wait_for_room_on_a_full_disk_and_none_is_lost_torn_or_out_of_order(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        log = disk.path / "events.jsonl"
+        writer = EventWriter(log)
+        writer.write("step", step=0)
+        disk.fill()
+        told = 0
+        while writer.flush():
+            told += writer.write("step", text="x" * 900).n > 0
+        assert told > 10, "the room kept for the log is there although the disk is full"
+        last = writer.write("stopped", step=told).n
+        assert numbers(log)[-1] == last, "last words have room when the disk is full"
+        while writer.write("step", text="x" * 900).n in numbers(log):
+            pass
+        waiting = writer.write("step", text="waits").n
+        assert log.read_bytes().endswith(b"\n") and numbers(log) == list(range(len(numbers(log))))
+        assert not writer.flush() and len(numbers(log)) < waiting
+        reader, seen = EventReader(log), []
+        seen += reader.poll()
+        disk.free()
+        assert writer.flush() and writer.write("step", text="after").n == waiting + 1
+        seen += reader.poll()
+        writer.close()
+        assert [event.n for event in seen] == numbers(log) == list(range(waiting + 2))
+        assert log.stat().st_blocks * 512 < log.stat().st_size + 8192, "no room is kept for an ended run"
+
+
+def history(*told: tuple[str, dict[str, Any]]) -> list[Event]:
+    return [Event(number, float(number), kind, data) for number, (kind, data) in enumerate(told)]
+
+
+def start(resumed_from: int | None, stage: str = "train") -> tuple[str, dict[str, Any]]:
+    return "start", {"stage": stage, "resumed_from": resumed_from}
+
+
+def step(number: int, loss: float = 1.0) -> tuple[str, dict[str, Any]]:
+    return "step", {"step": number, "loss": loss}
+
+
+def evaluation(number: int, exact: float | None = None, model: str = "tuned") -> tuple[str, dict[str, Any]]:
+    return "evaluation", {"step": number, "exact_match": exact, "model": model}
+
+
+def test_the_effective_history_has_every_step_once_as_it_was_done_last() -> None:
+    warning = "warning", {"what": "Infinite.", "fix": "Back.", "back_to": 1}
+    told = history(
+        start(None),
+        ("phase", {"text": "Training."}),
+        evaluation(0, 0.1, "base"),
+        *(step(number, 9.0) for number in (1, 2)),
+        evaluation(2),
+        ("checkpoint", {"step": 2}),
+        step(3, 9.0),
+        start(2),  # killed after step 3
+        *(step(number) for number in (3, 4)),
+        warning,  # back to the checkpoint of step 1
+        *(step(number) for number in (2, 3, 4)),
+        start(4),  # killed after the last step
+        evaluation(2, 0.5),
+        start(4),  # killed before `done`
+        evaluation(2, 0.5),
+        start(None, "export"),
+        ("done", {"stage": "export"}),
+    )
+    kept = effective(told)
+    assert [(event["step"], event["loss"]) for event in kept if event.kind == "step"] == [
+        (1, 9.0),
+        *((number, 1.0) for number in (2, 3, 4)),
+    ]
+    assert [event["exact_match"] for event in kept if event.kind == "evaluation"] == [0.1, 0.5]
+    assert not [event for event in kept if event.kind == "checkpoint"]
+    assert [event.n for event in kept] == sorted(event.n for event in kept)
+    others = {"start", "phase", "warning", "done"}
+    assert [e for e in kept if e.kind in others] == [e for e in told if e.kind in others]
+    assert [back_to(event) for event in told if back_to(event) is not None] == [0, 2, 1, 4, 4]
+    assert effective(kept) == kept
+
+
+def test_what_was_measured_in_between_and_at_the_end_are_two_things() -> None:
+    told = history(start(None), step(2), evaluation(2), evaluation(2, 0.5))
+    assert effective(told) == told

@@ -213,6 +213,49 @@ def test_only_a_run_that_is_going_can_be_asked_to_stop(folder: RunFolder) -> Non
     assert control.wait_until_free(folder, 0.1)
 
 
+def test_a_run_that_waits_is_paused_and_says_why(folder: RunFolder) -> None:
+    waits = {"step": 3, "reason": "disk", "what": "The disk is full.", "fix": "Free some space."}
+    write(folder, ("start", {"stage": "train"}), ("step", {"step": 3, "loss": 1.0}), ("paused", waits))
+    lock = RunLock(folder)
+    status = folder.status()
+    assert status.alive and (status.state, status.message) == (
+        State.PAUSED,
+        "The disk is full. Free some space.",
+    )
+    last = folder.events()[-1]
+    assert folder.state(last, paused=True) is State.PAUSED and folder.state(last) is State.RUNNING
+    write(folder, ("continued", {"step": 3, "seconds": 1.0}))
+    assert folder.status().state is State.RUNNING
+    write(folder, ("paused", waits))
+    lock.release()
+    assert folder.status().state is State.CRASHED
+
+
+def test_only_training_that_is_going_can_be_asked_to_pause_and_resume_takes_it_back(
+    folder: RunFolder,
+) -> None:
+    with pytest.raises(UsageError, match="is not going"):
+        control.request_pause(folder)
+    lock = RunLock(folder)
+    write(folder, ("start", {"stage": "train"}))
+    control.request_pause(folder)
+    assert folder.pause_path.exists()
+    control.resume(folder)
+    assert not folder.pause_path.exists() and not control.continue_run(folder)
+    write(folder, ("start", {"stage": "export"}))
+    with pytest.raises(UsageError, match="does not pause"):
+        control.request_pause(folder)
+    lock.release()
+
+
+def test_the_figures_are_those_of_the_steps_that_count(folder: RunFolder) -> None:
+    step = [("step", {"step": number, "loss": 4.0 - number, "total_steps": 9}) for number in (1, 2, 3)]
+    write(folder, ("start", {"stage": "train", "resumed_from": None}), *step)
+    assert folder.status().step == 3
+    write(folder, ("start", {"stage": "train", "resumed_from": 1}))
+    assert (folder.status().step, folder.status().loss) == (1, 3.0)
+
+
 def start(stage: str, *stages: str) -> tuple[str, dict[str, Any]]:
     return "start", {"stage": stage, "stages": list(stages or (stage,))}
 

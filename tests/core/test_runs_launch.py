@@ -19,7 +19,7 @@ from ollama_tune.core.paths import state_dir
 from ollama_tune.core.plan.settings import Settings
 from ollama_tune.core.runs import control, launch
 from ollama_tune.core.runs.folder import RunFolder, RunLock, State, create_run
-from tests.core.train_parts import kinds, wait_for
+from tests.core.train_parts import kinds, make_run, wait_for
 
 
 @pytest.fixture(autouse=True)
@@ -125,6 +125,60 @@ def test_a_warm_worker_that_does_not_answer_never_takes_the_run_later(
     assert not folder.alive()
 
 
+def test_a_draft_is_told_to_a_warm_worker_once_until_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_spawn", lambda arguments, log: subprocess.Popen(["sleep", "60"]))
+    warm = launch.WarmWorker()
+    try:
+        (place,) = state_dir().glob("warm-*")
+        told = place / "prepare"
+        warm.prepare(None)
+        assert not told.exists(), "nothing was likely before"
+        drafts = [Settings(), Settings().with_value("training.rank", 4), None]
+        for draft in drafts:
+            warm.prepare(draft)
+            found = json.loads(told.read_text())
+            assert found == (None if draft is None else draft.model_dump(mode="json"))
+            told.unlink()
+            warm.prepare(draft)
+            assert not told.exists()
+    finally:
+        warm.close()
+
+
+def test_a_start_that_is_interrupted_leaves_a_run_that_stops_by_itself(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_run(model_folder, tmp_path / "absent.jsonl")
+
+    def interrupted(folder: RunFolder, process: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch, "_wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        launch.start(folder)
+    wait_for(lambda: folder.status().state is State.STOPPED)
+    assert folder.events()[-1]["resumable"]
+
+
+def test_a_warm_worker_interrupted_at_the_hand_over_is_given_or_ended(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warm = launch.WarmWorker()
+    os.kill(warm.pid, signal.SIGSTOP)
+    monkeypatch.setattr(launch, "PATIENCE", 60.0)
+
+    def interrupted(_seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "sleep", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            launch.start(folder, "train", warm)
+    warm.close()
+    assert not psutil.pid_exists(warm.pid) and list(state_dir().glob("warm-*")) == []
+    assert not folder.alive() and folder.events() == []
+
+
 INTERFACE = """
 import time
 from ollama_tune.core.runs.launch import WarmWorker
@@ -161,7 +215,7 @@ def test_an_order_is_taken_by_its_worker_or_withdrawn_never_both(tmp_path: Path)
         order = tmp_path / "order"
         order.write_text(json.dumps({}))
         claims: list[bool] = []
-        thread = threading.Thread(target=lambda found=claims: found.append(_claim(tmp_path)))
+        thread = threading.Thread(target=lambda found=claims: found.append(_claim(tmp_path, "order")))
         thread.start()
         time.sleep(0)
         try:

@@ -86,6 +86,29 @@ def test_float16_needs_a_gpu() -> None:
     assert Settings().with_values(both).training.compute_dtype == "float16"
 
 
+def test_paged_states_need_a_gpu_and_dora_the_general_path() -> None:
+    error = refused(lambda: Settings().with_value("training.optimizer", "paged_adamw_8bit"))
+    assert "needs a GPU" in error.what and "adamw_8bit" in error.what
+    both = {"training.device": "cuda", "training.optimizer": "paged_adamw_8bit"}
+    assert Settings().with_values(both).training.optimizer == "paged_adamw_8bit"
+    assert Settings().with_value("training.dora", True).training.dora
+    both = {"training.path": "fast", "training.dora": True}
+    assert "path fast" in refused(lambda: Settings().with_values(both)).what
+
+
+@pytest.mark.parametrize(
+    ("former", "now"), [("true", "layers"), ("false", "none"), ("yes", "layers"), ("none", "none")]
+)
+def test_files_from_before_there_was_a_choice_of_recomputation_are_read(
+    former: str, now: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"training:\n  gradient_checkpointing: {former}\n")
+    assert load(path).training.gradient_checkpointing == now
+    load(path).save(path)
+    assert load(path).training.gradient_checkpointing == now
+
+
 def test_a_changed_copy_leaves_the_original_alone() -> None:
     before = Settings()
     after = before.with_value("training.rank", 64)

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from ollama_tune.core.data.values import Example
 from ollama_tune.core.plan.settings import parse
 from ollama_tune.core.runs.folder import RunFolder, create_run
-from ollama_tune.core.train.batches import collate
+from ollama_tune.core.train.general import GeneralPath, make_general
 from ollama_tune.core.train.importance import LayerInputs
 from ollama_tune.core.train.loop import Trainer
-from ollama_tune.core.train.model import add_adapter, load_base
+from ollama_tune.core.train.model import load_base
 from ollama_tune.core.train.session import Session, StopWish
 
 QUERY = "model.layers.1.self_attn.q_proj"
@@ -33,29 +33,31 @@ def rows(count: int) -> list[Example]:
     return made
 
 
-def adapted(model_folder: Path, **training: Any) -> Any:
-    """A model with an adapter on two kinds of layers that changes what flows through it."""
+def adapted(model_folder: Path, **training: Any) -> GeneralPath:
+    """A path with an adapter on two kinds of layers that changes what flows through it."""
     settings = parse({"training": {"targets": ["q_proj", "down_proj"], "rank": 4} | training}).training
-    model = add_adapter(load_base(model_folder, settings), settings, "base")
-    for name, weight in model.named_parameters():
+    path = make_general(model_folder, settings, "base", "")
+    for name, weight in path.weights.items():
         if "lora_B" in name:
             weight.data.normal_(0, 0.1)
-    return model.eval()
+    path.train(False)
+    return path
 
 
 @torch.no_grad()
-def gathered(model: Any, examples: Sequence[Example], batch: int) -> LayerInputs:
-    with LayerInputs(model.get_base_model()) as inputs:
+def gathered(path: GeneralPath, examples: Sequence[Example], batch: int) -> LayerInputs:
+    inputs = LayerInputs()
+    with path.watched(inputs.observe):
         for start in range(0, len(examples), batch):
-            part = collate(examples[start : start + batch], 0, "cpu")
-            model(input_ids=part.ids, attention_mask=part.attention)
+            path.loss(path.collate(examples[start : start + batch]))
     return inputs
 
 
 @torch.no_grad()
-def straightforward(model: Any, examples: Sequence[Example], module: str) -> torch.Tensor:
+def straightforward(path: GeneralPath, examples: Sequence[Example], module: str) -> torch.Tensor:
     """Mean squared input of one layer, a row at a time and without padding."""
     seen: list[torch.Tensor] = []
+    model: Any = path.model
     layer = model.get_base_model().get_submodule(module)
     handle = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0][0].double()))
     for example in examples:
@@ -64,9 +66,12 @@ def straightforward(model: Any, examples: Sequence[Example], module: str) -> tor
     return torch.cat(seen).square().mean(0)
 
 
-@pytest.mark.parametrize("quantization", ["none", "nf4"])
-def test_it_equals_a_computation_row_by_row(model_folder: Path, tmp_path: Path, quantization: str) -> None:
+@pytest.mark.parametrize(("quantization", "padded"), [("none", False), ("none", True), ("nf4", False)])
+def test_it_equals_a_computation_row_by_row(
+    model_folder: Path, tmp_path: Path, quantization: str, padded: bool
+) -> None:
     model, examples = adapted(model_folder, quantization=quantization), rows(40)
+    model.padded = padded
     inputs = gathered(model, examples, batch=7)
     assert inputs.tokens == sum(len(example.ids) for example in examples)
     inputs.write(tmp_path / "importance.safetensors")
@@ -87,14 +92,11 @@ def test_every_linear_layer_but_the_head_is_there_under_its_own_name(model_folde
     assert set(inputs._sums) == linear - {"lm_head"}
 
 
-def test_nothing_stays_hooked_and_without_the_wish_nothing_is_hooked(model_folder: Path) -> None:
-    causal = adapted(model_folder).get_base_model()
-    with LayerInputs(causal, wanted=False) as inputs:
-        assert not any(module._forward_pre_hooks for module in causal.modules())
-    with LayerInputs(causal):
-        assert any(module._forward_pre_hooks for module in causal.modules())
-    assert not any(module._forward_pre_hooks for module in causal.modules())
-    assert inputs.tokens == 0
+def test_nothing_stays_hooked(model_folder: Path) -> None:
+    path = adapted(model_folder)
+    with path.watched(LayerInputs().observe):
+        assert any(module._forward_pre_hooks for module in path.model.modules())
+    assert not any(module._forward_pre_hooks for module in path.model.modules())
 
 
 def test_too_few_tokens_write_nothing_and_take_an_old_file_away(model_folder: Path, tmp_path: Path) -> None:
@@ -112,8 +114,8 @@ def train(model_folder: Path, **export: Any) -> RunFolder:
     }
     folder = create_run(parse(settings), "importance")
     session = Session(folder, StopWish(folder))
-    model = add_adapter(load_base(model_folder, session.settings.training), session.settings.training, "base")
-    Trainer(session, model, rows(16), rows(40), pad_id=0).run()
+    path = make_general(model_folder, session.settings.training, "base", "")
+    Trainer(session, path, rows(16), rows(40)).run()
     return folder
 
 

@@ -8,7 +8,6 @@ import os
 import shutil
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -136,10 +135,8 @@ def test_a_checkpoint_cut_off_while_being_written_is_not_seen_and_goes(
 ) -> None:
     run = Run(model_folder)
     with monkeypatch.context() as patch:
-        patch.setattr(
-            Path, "rename", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
-        )
-        with pytest.raises(TuneError, match="No space left on device"):
+        patch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        with pytest.raises(TuneError, match="Input/output error"):
             run.trainer.run()
     assert list(run.folder.checkpoints.iterdir()) == []
     (run.folder.checkpoints / ".step-000002.part").mkdir()
@@ -155,7 +152,7 @@ def test_other_rows_are_refused_on_resume(model_folder: Path) -> None:
     run.trainer._save("stop")
     found, _ = newest(run.folder)
     assert found is not None
-    other = Trainer(run.session, run.model, TRAIN[::-1], VALIDATION, pad_id=0)
+    other = Trainer(run.session, run.path, TRAIN[::-1], VALIDATION)
     with pytest.raises(TuneError, match="rows are not those"):
         other.restore(found)
 
@@ -165,22 +162,6 @@ def test_without_validation_rows_the_last_step_is_the_best(model_folder: Path) -
     run.trainer.run()
     assert (run.trainer.state.best_step, run.trainer.state.best_loss) == (3, None)
     assert not [event for event in run.folder.events() if event.kind == "evaluation"]
-
-
-def test_a_loss_that_is_not_a_number_ends_the_run_before_it_harms_the_adapter(model_folder: Path) -> None:
-    run = Run(model_folder)
-    objective = run.trainer.objective
-
-    def broken(batch: Any) -> Any:
-        return objective(batch) * math.nan
-
-    run.trainer._step()
-    run.trainer.objective = broken  # type: ignore[assignment]
-    with pytest.raises(TuneError, match="In step 2 the loss") as caught:
-        run.trainer._step()
-    assert "0.005" in caught.value.fix
-    assert all(torch.isfinite(w).all() for w in run.model.parameters())
-    assert newest(run.folder)[0] is None
 
 
 def test_a_checkpoint_is_written_when_the_time_has_come(model_folder: Path) -> None:
@@ -216,8 +197,19 @@ def test_four_bit_training_on_the_cpu_lowers_the_loss(model_folder: Path) -> Non
     assert losses[-1] < losses[0] - 0.15
 
 
+def test_an_evaluation_leaves_the_gradients_of_a_four_bit_model_as_they_were(model_folder: Path) -> None:
+    run, gradients = Run(model_folder, quantization="nf4", dropout=0.0), []
+    for _ in range(2):
+        run.path.loss(run.trainer.collate([0, 1])).backward()
+        gradients.append([weight.grad for weight in run.path.weights.values()])
+        run.trainer.discard()
+        run.trainer.mean_loss(6)
+        run.path.train(True)
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))  # type: ignore[arg-type]
+
+
 def test_bfloat16_keeps_the_adapter_in_float32_and_learns(model_folder: Path) -> None:
-    run = Run(model_folder, compute_dtype="bfloat16", dropout=0.0, gradient_checkpointing=True)
+    run = Run(model_folder, compute_dtype="bfloat16", dropout=0.0, gradient_checkpointing="layers")
     kinds = {name.split(".")[-3]: weight.dtype for name, weight in run.model.named_parameters()}
     assert kinds["lora_A"] is torch.float32
     assert run.model.get_base_model().lm_head.weight.dtype is torch.bfloat16

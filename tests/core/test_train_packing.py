@@ -123,7 +123,7 @@ def undisturbed(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OLLAMA_TUNE_HOME", str(tmp_path_factory.mktemp("home")))
         run = Run(model_folder, **PACKED)
-        assert run.trainer.check_objective()
+        assert run.trainer.check() == ""
         run.trainer.run()
     return run
 
@@ -143,20 +143,20 @@ def test_the_first_packed_step_has_the_loss_of_its_rows(model_folder: Path, undi
     rows = [row for batch in undisturbed.trainer.plan.window(0) for row in batch]
     batches = [collate([TRAIN[row]], 0, "cpu") for row in rows]
     with torch.no_grad():
-        total = sum(float(run.trainer.objective(batch)) for batch in batches)
+        total = sum(float(run.path.loss(batch)) for batch in batches)
     first = next(event for event in undisturbed.folder.events() if event.kind == "step")
     assert first["loss"] == pytest.approx(total / sum(b.supervised_tokens for b in batches), rel=1e-5)
 
 
 def test_a_packed_run_is_resumed_bit_for_bit(model_folder: Path, undisturbed: Run) -> None:
     run = Run(model_folder, **PACKED)
-    run.trainer.check_objective()
+    run.trainer.check()
     run.stop_after(2)
     with pytest.raises(Exception, match="stop"):
         run.trainer.run()
     run.folder.stop_path.unlink()
     again = Run(model_folder, run.folder)
-    again.trainer.check_objective()
+    again.trainer.check()
     again.resume()
     again.trainer.run()
     assert curve(again.folder.events()) == curve(undisturbed.folder.events())
@@ -166,7 +166,7 @@ def test_out_of_memory_splits_a_pack_by_its_rows_and_changes_no_loss(
     model_folder: Path, undisturbed: Run
 ) -> None:
     run = Run(model_folder, **PACKED)
-    run.trainer.check_objective()
+    run.trainer.check()
     fault = Fault(1, 2)
     layer = run.model.get_base_model().model.layers[1]
     layer.register_forward_pre_hook(lambda *_: fault() if run.model.training else None)
@@ -182,15 +182,15 @@ def test_out_of_memory_splits_a_pack_by_its_rows_and_changes_no_loss(
 
 def test_the_rehearsal_tries_full_sequences(model_folder: Path) -> None:
     run = Run(model_folder, **PACKED)
-    run.trainer.check_objective()
+    run.trainer.check()
     seen: list[int] = []
-    objective = run.trainer.objective
+    loss = run.path.loss
 
     def watched(batch: Batch) -> Any:
         seen.append(batch.ids.numel())
-        return objective(batch)
+        return loss(batch)
 
-    run.trainer.objective = watched  # type: ignore[assignment]
+    run.path.loss = watched
     run.trainer.rehearse(thorough=True)
     plan = run.trainer.plan
     worst = max(
@@ -207,5 +207,5 @@ def test_a_run_that_would_mix_rows_is_refused_before_its_first_step(model_folder
 
     run.model.get_base_model().model.embed_tokens.register_forward_hook(carry)
     with pytest.raises(TuneError, match="from one row of a packed sequence to the next") as refused:
-        run.trainer.check_objective()
+        run.trainer.check()
     assert "training.packing" in refused.value.fix

@@ -34,7 +34,7 @@ def predicted(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
     def set_to(a_row: int) -> None:
         def parts(training: Any, *_: Any) -> tuple[MemoryPart, ...]:
-            needed = a_row * training.batch_size // (2 if training.gradient_checkpointing else 1)
+            needed = a_row * training.batch_size // (1 if training.gradient_checkpointing == "none" else 2)
             return (MemoryPart("all", needed),)
 
         monkeypatch.setattr(probing, "predict_parts", parts)
@@ -83,23 +83,24 @@ def test_a_rehearsal_after_a_resume_leaves_no_trace_either(model_folder: Path) -
 
 def test_a_rehearsal_computes_the_longest_rows_with_states_and_waiting_gradients(model_folder: Path) -> None:
     run = Run(model_folder)
-    objective, seen = run.trainer.objective, []
+    loss, seen = run.path.loss, []
 
     def noted(batch: Any) -> Any:
         waiting = any(weight.grad is not None for weight in run.model.parameters())
         states = len(run.trainer._optimizer.state) > 0
-        seen.append((tuple(batch.ids.shape), run.model.training, states, waiting))
-        return objective(batch)
+        seen.append((batch.rows[0], run.model.training, states, waiting))
+        return loss(batch)
 
-    run.trainer.objective = noted  # type: ignore[assignment]
+    run.path.loss = noted
     run.trainer.rehearse(thorough=True)
-    worst = (2, LONGEST)
+    worst = tuple(len(TRAIN[row].ids) for row in run.trainer.plan.longest(2))
+    assert worst[0] == LONGEST
     assert seen[3] == (worst, True, True, True)
-    assert [shape for shape, *_ in seen[:4]] == [worst] * 4
+    assert [rows for rows, *_ in seen[:4]] == [worst] * 4
     assert seen[4][1] is False and len(seen) == 5
     seen.clear()
     run.trainer.rehearse(thorough=False)
-    assert [shape[0] for shape, *_ in seen] == [1, 1, 2, 2] and seen[2] == (worst, True, True, True)
+    assert [len(rows) for rows, *_ in seen] == [1, 1, 2, 2] and seen[2] == (worst, True, True, True)
 
 
 def test_far_below_the_limit_nothing_is_tried_on_the_cpu(
@@ -137,7 +138,7 @@ def test_a_prediction_above_the_limit_settles_for_less_before_anything_is_tried(
     warnings = [event for event in events if event.kind == "warning"]
     assert warnings[0]["what"] == "The prediction is 18.0 GiB, and 8.0 GiB can be used."
     assert warnings[0]["fix"].startswith("1 row at once") and "recomputed" in warnings[1]["fix"]
-    assert run.trainer.state.micro_batch == 1 and run.trainer.recovery.checkpointing
+    assert run.trainer.state.micro_batch == 1 and run.trainer.recovery.recompute == "mlp"
     wanted = Run(model_folder, dropout=0.0)
     wanted.trainer.run()
 
@@ -189,7 +190,7 @@ def test_a_probe_that_runs_out_of_memory_is_told_and_tried_at_most_three_times(
     events = probed(run, model_folder, budget)
     assert [event.kind for event in events] == ["phase"] + ["out_of_memory"] * 3
     assert [(e["batch_before"], e["batch_after"]) for e in events[1:]] == [(4, 2), (2, 1), (1, 1)]
-    assert run.trainer.recovery.checkpointing and {e["work"] for e in events[1:]} == {"probe"}
+    assert run.trainer.recovery.recompute == "mlp" and {e["work"] for e in events[1:]} == {"probe"}
 
 
 def test_what_the_probe_settled_gives_the_same_curve(

@@ -11,21 +11,19 @@ from typing import Any
 import pytest
 import torch
 
+from ollama_tune.core.train.path import STEPS_DOWN
 from ollama_tune.core.train.session import Stopped
 from ollama_tune.core.train.shortage import Offload
 from tests.core.loop_parts import TRAIN, Run, finished_run
 from tests.core.memory_limit import OUT_OF_MEMORY, DeviceLimit, Fault
 from tests.core.recovery_parts import (
-    HALF,
-    LEAST,
-    ONE,
     SETTINGS,
-    WHOLE,
     after_the_update,
     assert_same_run,
     before_the_update,
     in_backward,
     in_forward,
+    needed,
     shortages,
     told,
 )
@@ -106,12 +104,17 @@ def test_an_error_in_clipping_with_a_scaled_loss_is_done_again(
 
 
 @pytest.mark.parametrize(
-    ("limit", "rows", "checkpointing"),
-    [((WHOLE + HALF) // 2, 2, False), ((HALF + ONE) // 2, 1, False), ((ONE + LEAST) // 2, 1, True)],
+    ("enough", "too_little", "recompute"),
+    [
+        ((2, "none"), (4, "none"), None),
+        ((1, "none"), (2, "none"), None),
+        ((1, "layers"), (1, "mlp"), "layers"),
+    ],
 )
 def test_a_device_with_little_memory_gives_the_same_curve(
-    model_folder: Path, undisturbed: Run, limit: int, rows: int, checkpointing: bool
+    model_folder: Path, undisturbed: Run, enough: Any, too_little: Any, recompute: str | None
 ) -> None:
+    limit = (needed(model_folder, *enough) + needed(model_folder, *too_little)) // 2
     run = Run(model_folder, **SETTINGS)
     seen: list[list[int]] = []
     compute = run.trainer.compute
@@ -129,8 +132,8 @@ def test_a_device_with_little_memory_gives_the_same_curve(
     steps = [[row for batch in run.trainer.plan.window(step) for row in batch] for step in range(6)]
     assert seen == steps
     assert sorted(row for step in seen[:3] for row in step) == list(range(len(TRAIN)))
-    assert min(event["batch_after"] for event in shortages(run)) == rows
-    assert run.trainer.state.checkpointing is checkpointing
+    assert min(event["batch_after"] for event in shortages(run)) == enough[0]
+    assert run.trainer.state.recompute == recompute
     gc.collect()
     assert device.live < 100_000  # the adapter's moments
 
@@ -153,19 +156,19 @@ def to_host(model: Any, device: DeviceLimit) -> Offload:
 
 def test_offload_is_the_rung_after_checkpointing(model_folder: Path, undisturbed: Run) -> None:
     run, device = Run(model_folder, **SETTINGS), DeviceLimit()
-    run.trainer.recovery.offload = to_host(run.model, device)
+    run.path._offload, run.trainer.recovery.steps_down = to_host(run.model, device), STEPS_DOWN
 
     def full(*_: Any) -> None:
-        if run.model.training and run.trainer.state.step == 2 and not run.trainer.state.offload:
+        if run.model.training and run.trainer.state.step == 2 and run.trainer.state.recompute != "offload":
             raise torch.OutOfMemoryError(OUT_OF_MEMORY)
 
     run.model.get_base_model().model.layers[1].register_forward_pre_hook(full)
     with device:
         run.trainer.run()
     changes = [event["change"] for event in shortages(run)]
-    words = ["2 rows at once", "1 row at once", "recomputed", "the computer's memory"]
-    assert [word in change for word, change in zip(words, changes, strict=True)] == [True] * 4
-    assert [event["kept"] for event in shortages(run)] == [False, False, True, True]
+    words = ["2 rows at once", "1 row at once", "feed-forward", "activations", "the computer's memory"]
+    assert [word in change for word, change in zip(words, changes, strict=True)] == [True] * 5
+    assert [event["kept"] for event in shortages(run)] == [False, False, True, True, True]
     assert_same_run(run, undisturbed)
 
 
@@ -174,7 +177,7 @@ def test_offload_takes_what_is_saved_for_backward_off_the_device(model_folder: P
     for offloaded in (False, True):
         device = DeviceLimit()
         with device, to_host(run.model, device).hooks() if offloaded else contextlib.nullcontext():
-            loss = run.trainer.objective(run.trainer.collate([0, 1]))
+            loss = run.path.loss(run.trainer.collate([0, 1]))
             live.append(device.live)
             loss.backward()
         run.trainer.discard()
@@ -194,7 +197,7 @@ def test_offload_leaves_the_models_weights_where_they_are(model_folder: Path) ->
 
     offload = Watched(run.model)
     with offload.hooks():
-        run.trainer.objective(run.trainer.collate([0, 1])).backward()
+        run.path.loss(run.trainer.collate([0, 1])).backward()
     weights = {weight.untyped_storage().data_ptr() for weight in run.model.parameters()}
     assert moved and not weights & set(moved)
 
@@ -204,14 +207,14 @@ def test_three_steps_without_memory_among_fifty_settle_the_micro_batch(
 ) -> None:
     run = Run(model_folder, **SETTINGS)
     in_forward(run, Fault(1, 6, 11))  # the first micro-batch of three steps; done again they have four each
-    objective, sizes = run.trainer.objective, []
+    loss, sizes = run.path.loss, []
 
     def noted(batch: Any) -> Any:
         if run.model.training:
-            sizes.append(len(batch.ids))
-        return objective(batch)
+            sizes.append(len(batch.rows[0]))
+        return loss(batch)
 
-    run.trainer.objective = noted  # type: ignore[assignment]
+    run.path.loss = noted
     run.trainer.run()
     halves = [("training", step, 4, 2, False) for step in (1, 2, 3)]
     assert told(run) == [*halves, ("training", 3, 4, 2, True)]
@@ -221,28 +224,28 @@ def test_three_steps_without_memory_among_fifty_settle_the_micro_batch(
 
 def test_what_was_settled_is_in_the_checkpoint_and_a_resume_goes_on_bit_for_bit(model_folder: Path) -> None:
     wanted = Run(model_folder, **SETTINGS | {"dropout": 0.1})
-    wanted.trainer.state.micro_batch, wanted.trainer.state.checkpointing = 1, True
+    wanted.trainer.state.micro_batch, wanted.trainer.state.recompute = 1, "layers"
     wanted.trainer.recovery.adopt(wanted.trainer.state)
     first = Run(model_folder, **SETTINGS | {"dropout": 0.1})
     first.trainer.recovery.adopt(copy.deepcopy(wanted.trainer.state))
     first.trainer.state = first.trainer.recovery.state
     wanted.trainer.run()
 
-    objective, calls = first.trainer.objective, Fault()
+    loss, calls = first.path.loss, Fault()
 
     def counted(batch: Any) -> Any:
         calls()
         if calls.calls == 30:
             first.folder.stop_path.touch()
-        return objective(batch)
+        return loss(batch)
 
-    first.trainer.objective = counted  # type: ignore[assignment]
+    first.path.loss = counted
     with pytest.raises(Stopped):
         first.trainer.run()
     first.folder.stop_path.unlink()
     second = Run(model_folder, first.folder, **SETTINGS)
     second.resume()
-    assert second.trainer.state.micro_batch == 1 and second.trainer.recovery.checkpointing
+    assert second.trainer.state.micro_batch == 1 and second.trainer.recovery.recompute == "layers"
     second.trainer.run()
     assert curve(second.folder.events()) == curve(wanted.folder.events())
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ollama_tune.core.data.chat.render import ChatFormat
+from ollama_tune.core.evaluate.general_engine import GeneralEngine
 from ollama_tune.core.evaluate.generate import Generator
 from ollama_tune.core.plan.settings import TrainingSettings
 from ollama_tune.core.runs import launch
@@ -42,16 +43,16 @@ def test_an_evaluation_splits_its_own_batch_and_never_the_trainings(
     model_folder: Path, undisturbed: Run
 ) -> None:
     run = Run(model_folder, **SETTINGS)
-    objective, sizes, fault = run.trainer.objective, [], Fault(2)
+    loss, sizes, fault = run.path.loss, [], Fault(2)
 
     def failing(batch: Any) -> Any:
         if not run.model.training:
             fault()
         else:
-            sizes.append(len(batch.ids))
-        return objective(batch)
+            sizes.append(len(batch.rows[0]))
+        return loss(batch)
 
-    run.trainer.objective = failing  # type: ignore[assignment]
+    run.path.loss = failing
     run.trainer.run()
     assert told(run) == [("evaluation", 1, 4, 2, False)]
     assert set(sizes) == {4} and run.trainer.recovery.evaluation_rows == 2
@@ -60,14 +61,14 @@ def test_an_evaluation_splits_its_own_batch_and_never_the_trainings(
 
 def test_an_evaluation_for_which_no_memory_is_left_is_left_out(model_folder: Path, undisturbed: Run) -> None:
     run = Run(model_folder, **SETTINGS)
-    objective, fault = run.trainer.objective, Fault(1, 2, 3)
+    loss, fault = run.path.loss, Fault(1, 2, 3)
 
     def failing(batch: Any) -> Any:
         if not run.model.training:
             fault()
-        return objective(batch)
+        return loss(batch)
 
-    run.trainer.objective = failing  # type: ignore[assignment]
+    run.path.loss = failing
     run.trainer.run()
     assert [after for _, _, _, after, _ in told(run)] == [2, 1, 1]
     assert "left out" in shortages(run)[-1]["change"]
@@ -80,13 +81,14 @@ def test_an_evaluation_for_which_no_memory_is_left_is_left_out(model_folder: Pat
 def test_a_checkpoint_is_written_again_and_given_up_at_the_second_error(
     model_folder: Path, undisturbed: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, write, fault = Run(model_folder, **SETTINGS), checkpoint.write_adapter, Fault(2, 4, 5)
+    run, fault = Run(model_folder, **SETTINGS), Fault(2, 4, 5)
+    write = run.path.write_adapter
 
     def failing(*arguments: Any) -> None:
         fault()
         write(*arguments)
 
-    monkeypatch.setattr(checkpoint, "write_adapter", failing)
+    monkeypatch.setattr(run.path, "write_adapter", failing)
     run.trainer.run()
     assert [(event["work"], event["step"]) for event in shortages(run)] == [("checkpoint", 2)] + [
         ("checkpoint", 3)
@@ -102,17 +104,18 @@ def test_answers_come_in_smaller_batches_and_one_that_does_not_fit_stays_empty(
     chat = ChatFormat.from_folder(model_folder)
     tuned = add_adapter(load_base(model_folder, TrainingSettings()), TrainingSettings(), "tiny")
     prompts = [list(range(3, 3 + length)) for length in (5, 9, 7, 4, 8)]
-    wanted = Generator(tuned, chat).greedy(prompts, 4, tuned=True)
+    engine = GeneralEngine(tuned)
+    wanted = Generator(engine, chat).greedy(prompts, 4, tuned=True)
     calls: list[tuple[int, int]] = []
-    generator = Generator(tuned, chat, on_shortage=lambda before, after, _: calls.append((before, after)))
-    generate = generator._generate
+    generator = Generator(engine, chat, on_shortage=lambda before, after, _: calls.append((before, after)))
+    generate = generator._decode
 
-    def small(batch: Any, *rest: Any) -> Any:
+    def small(batch: Any, *rest: Any, **options: Any) -> Any:
         if len(batch) > 2 or len(batch[0]) == 7:
             raise torch.OutOfMemoryError(OUT_OF_MEMORY)
-        return generate(batch, *rest)
+        return generate(batch, *rest, **options)
 
-    monkeypatch.setattr(generator, "_generate", small)
+    monkeypatch.setattr(generator, "_decode", small)
     progress: list[int] = []
     found = generator.greedy(prompts, 4, tuned=True, progress=lambda done, _: progress.append(done))
     assert calls == [(5, 3), (3, 2), (2, 1), (1, 0)] and progress == [2, 3, 4, 5]
@@ -125,16 +128,16 @@ def test_an_answer_that_did_not_fit_is_no_reference_for_an_export(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, chat = Run(model_folder, **SETTINGS), ChatFormat.from_folder(model_folder)
-    checkpoint.publish_adapter(run.folder, run.model)
-    generator = Generator(run.model, chat, on_shortage=run.trainer.recovery.answers)
-    generate = generator._generate
+    checkpoint.publish_adapter(run.folder, run.path)
+    generator = Generator(run.path.engine, chat, on_shortage=run.trainer.recovery.answers)
+    generate = generator._decode
 
-    def small(batch: Any, *rest: Any) -> Any:
+    def small(batch: Any, *rest: Any, **options: Any) -> Any:
         if len(batch) > 1 or len(batch[0]) == 7:
             raise torch.OutOfMemoryError(OUT_OF_MEMORY)
-        return generate(batch, *rest)
+        return generate(batch, *rest, **options)
 
-    monkeypatch.setattr(generator, "_generate", small)
+    monkeypatch.setattr(generator, "_decode", small)
     held = Held((), tuple(tuple(range(3, 3 + length)) for length in (5, 7)))
     write_reference(run.session, generator, held)
     written = json.loads((run.folder.path / "reference.json").read_text())["prompts"]

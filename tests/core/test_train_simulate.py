@@ -25,8 +25,8 @@ from ollama_tune.core.train.fake_model import (
 from ollama_tune.core.train.memtrace import Event, Trace, Tracker, rounded
 from ollama_tune.core.train.model import add_adapter
 from ollama_tune.core.train.replay import NotUniform, replayed
-from ollama_tune.core.train.simulate import answer, extrapolate, layer_choices, run, simulate
-from ollama_tune.core.train.traced_step import train_step, watched
+from ollama_tune.core.train.simulate import answer, extrapolate, layer_choices, simulate
+from ollama_tune.core.train.traced_step import trace_general, train_step, watched
 from ollama_tune.core.train.workspaces import is_suspicious, no_workspaces, workspaces
 from tests.bench.memory_formula import MODELS
 
@@ -201,7 +201,7 @@ def real_model(config: dict[str, Any], asked: MemoryRequest) -> FakeModel:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("checkpointing", ["layers", "none"])
 @pytest.mark.parametrize(
     "values",
     [
@@ -213,7 +213,7 @@ def real_model(config: dict[str, Any], asked: MemoryRequest) -> FakeModel:
     ],
 )
 def test_a_step_on_fake_tensors_allocates_what_a_real_one_does(
-    values: dict[str, Any], checkpointing: bool
+    values: dict[str, Any], checkpointing: str
 ) -> None:
     """A model of 20 M parameters on the CPU, eager attention; the real tensors hold real numbers."""
     config = small("llama", 3, vocab_size=8192, hidden_size=512, intermediate_size=1536, head_dim=128)
@@ -239,15 +239,18 @@ def test_a_step_on_fake_tensors_allocates_what_a_real_one_does(
 @pytest.mark.parametrize(
     ("config", "values"),
     [
-        (small("llama"), {"gradient_checkpointing": True, "gradient_accumulation_steps": 4}),
+        (small("llama"), {"gradient_checkpointing": "layers", "gradient_accumulation_steps": 4}),
         (small("llama"), {"quantization": "nf4", "rank": 64}),
-        (small("qwen3"), {"gradient_checkpointing": True, "padded": True, "batch_size": 2}),
-        (small("gemma3_text", 8, sliding_window=32), {"gradient_checkpointing": True, "sequence_length": 96}),
+        (small("qwen3"), {"gradient_checkpointing": "layers", "padded": True, "batch_size": 2}),
+        (
+            small("gemma3_text", 8, sliding_window=32),
+            {"gradient_checkpointing": "layers", "sequence_length": 96},
+        ),
         (small("gemma2", 6, sliding_window=32), {}),
         (small("smollm3", 6), {"loss": "full", "optimizer": "adamw_8bit"}),
-        (small("gpt2"), {"gradient_checkpointing": True}),
-        (small("qwen2"), {"method": "full", "gradient_checkpointing": True}),
-        (small("llama"), {"optimizer": "adamw_foreach", "rank": 128, "gradient_checkpointing": True}),
+        (small("gpt2"), {"gradient_checkpointing": "layers"}),
+        (small("qwen2"), {"method": "full", "gradient_checkpointing": "layers"}),
+        (small("llama"), {"optimizer": "adamw_foreach", "rank": 128, "gradient_checkpointing": "layers"}),
     ],
 )
 def test_a_few_layers_extrapolated_are_all_layers(config: dict[str, Any], values: dict[str, Any]) -> None:
@@ -256,7 +259,7 @@ def test_a_few_layers_extrapolated_are_all_layers(config: dict[str, Any], values
     kinds = layer_kinds(whole)
     few, _ = layer_choices(kinds)
     assert len(few) < len(kinds)
-    everything = run(whole, asked).peaks
+    everything = trace_general(whole, asked).trace.peaks
     expected = max(sum(parts.values()) for parts in everything.values())
     assert simulate(config, asked)["allocated_bytes"] == pytest.approx(expected, rel=0.001)
 
@@ -273,7 +276,7 @@ def test_which_layers_stand_for_all() -> None:
 
 def test_gradients_that_are_accumulated_count_through_the_next_batch() -> None:
     config, adapter = small("llama"), 5 * 32 * 4 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 192))
-    plain = {"gradient_checkpointing": True, "rank": 32}
+    plain = {"gradient_checkpointing": "layers", "rank": 32}
     once = simulate(config, request(**plain))["allocated_bytes"]
     summed = simulate(config, request(gradient_accumulation_steps=2, **plain))
     assert summed["parts"]["gradients"] == pytest.approx(adapter, rel=0.02)
@@ -297,7 +300,7 @@ def test_optimizers_hold_what_their_states_need() -> None:
 
 def test_each_trained_weight_has_its_states_once() -> None:
     """Also where a module that holds the layers has a buffer of its own, and head and embedding are one."""
-    asked = request(method="full", gradient_checkpointing=True)
+    asked = request(method="full", gradient_checkpointing="layers")
     weights = on_meta(read_config(small("gpt_bigcode")), asked).parameters()
     states = simulate(small("gpt_bigcode"), asked)["parts"]["optimizer"]
     assert states == pytest.approx(2 * 2 * sum(weight.numel() for weight in weights), rel=0.04)
@@ -331,7 +334,7 @@ def test_known_peaks_of_qlora_with_all_logits(model: str, gib: float) -> None:
 
     These values come from another simulation with the same versions.
     """
-    asked = MemoryRequest(sequence_length=2048, gradient_checkpointing=True, **QLORA)
+    asked = MemoryRequest(sequence_length=2048, gradient_checkpointing="layers", **QLORA)
     assert simulate(MODELS[model], asked)["allocated_bytes"] / GIB == pytest.approx(gib, rel=0.005)
 
 
@@ -403,13 +406,13 @@ def test_a_rest_of_up_to_a_mib_stays_with_its_block() -> None:
     assert (allocator.requested, allocator.allocated) == (11 * MIB + 512, 12 * MIB)
 
 
-@pytest.mark.parametrize("values", [{"gradient_checkpointing": True}, {"gradient_accumulation_steps": 2}])
+@pytest.mark.parametrize("values", [{"gradient_checkpointing": "layers"}, {"gradient_accumulation_steps": 2}])
 @pytest.mark.parametrize("expandable", [True, False])
 def test_a_stretched_trace_has_the_peak_of_all_layers(values: dict[str, Any], expandable: bool) -> None:
     config = read_config(small("llama", hidden_size=256, head_dim=64, intermediate_size=1024))
     asked = request(**values)
-    three = run(shortened(config, [0, 1, 2]), asked).trace.sections
-    whole = run(config, asked)
+    three = trace_general(shortened(config, [0, 1, 2]), asked).trace.sections
+    whole = trace_general(config, asked).trace
     stretched = replayed(three, 5, expandable=expandable)
     peak = max(sum(parts.values()) for parts in whole.peaks.values())
     assert stretched.peak_requested == pytest.approx(peak, rel=0.001)
@@ -417,7 +420,7 @@ def test_a_stretched_trace_has_the_peak_of_all_layers(values: dict[str, Any], ex
 
 
 def test_a_trace_whose_layers_differ_is_refused() -> None:
-    sections = run(read_config(small("llama", 3)), request()).trace.sections
+    sections = trace_general(read_config(small("llama", 3)), request()).trace.sections
     damaged = copy.deepcopy(sections)
     forward = next(section for section in damaged if section.kind == "forward" and section.layer == 1)
     forward.events.clear()

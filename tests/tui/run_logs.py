@@ -108,8 +108,8 @@ class Log:
             train_rows=None,
             validation_rows=None,
             left_out=None,
-            path="transformers + peft",
-            path_reason="no GPU",
+            path="fast",
+            path_reason="This project knows the family.",
         )
         if stage == "train":
             self("data", total_steps=total, train_rows=432, validation_rows=48, left_out=2)
@@ -137,18 +137,24 @@ class Log:
         return self
 
     def evaluation(
-        self, step: int, loss: float | None, exact: float | None = None, model: str = "tuned"
+        self,
+        step: int,
+        loss: float | None,
+        exact: float | None = None,
+        model: str = "tuned",
+        waited: int | None = None,
     ) -> Log:
-        self("evaluation", 0.4, step=step, loss=loss, exact_match=exact, rows=48, model=model)
+        told = {} if waited is None else {"without_better": waited, "patience": 3}
+        self("evaluation", 0.4, step=step, loss=loss, exact_match=exact, rows=48, model=model, **told)
         return self
 
     def memory(self, used: int = 612, peak: int = 790) -> Log:
         mib = 1 << 20
         parts = {
-            "base weights": 420 * mib,
+            "weights": 420 * mib,
             "adapter": 40 * mib,
             "optimizer": 80 * mib,
-            "activations": 310 * mib,
+            "activations": 250 * mib,
         }
         self(
             "memory",
@@ -165,7 +171,7 @@ class Log:
         self("checkpoint", step=step, folder=f"checkpoints/{step}", bytes=3 << 20, best=best, reason=reason)
         return self
 
-    def samples(self, tuned: bool = True) -> Log:
+    def samples(self, tuned: bool = True, step: int | None = None) -> Log:
         pairs = (
             ("Two teas and a bun.", "T2 B1"),
             ("One soup, no salt.", "S1 -salt"),
@@ -177,7 +183,8 @@ class Log:
                 prompt=prompt,
                 reference=reference,
                 base="I am happy to help you with that.",
-                tuned=reference if tuned else None,
+                tuned=reference[:step] if tuned else None,
+                **({"step": step, "cut": False} if step else {}),
             )
         return self
 
@@ -189,7 +196,7 @@ class Log:
             wave = 0.12 * math.sin(step * 1.7) + 0.05 * math.sin(step * 0.37)
             self.step(step, total, 0.25 + 2.8 * math.exp(-step / 60) + wave)
             if step % 25 == 0:
-                self.evaluation(step, 0.3 + 2.7 * math.exp(-step / 60)).checkpoint(step)
+                self.evaluation(step, 0.3 + 2.7 * math.exp(-step / 60), waited=0).checkpoint(step)
         return self
 
     def trained(self, total: int = 200) -> Log:

@@ -6,7 +6,16 @@ import random
 import pytest
 from textual.app import App, ComposeResult
 
-from ollama_tune.tui.widgets.chart import Canvas, LossChart, limits, percentile, ticks
+from ollama_tune.tui.widgets.chart import (
+    Canvas,
+    LossChart,
+    limits,
+    log_limits,
+    log_ticks,
+    percentile,
+    smoothed,
+    ticks,
+)
 from ollama_tune.tui.widgets.curves import LossCurve
 
 
@@ -130,3 +139,58 @@ async def test_only_changed_cells_are_painted_again() -> None:
         curve.add(51, 0.9)
         chart.show(curve, [], 100)
         assert 0 < sum(region.area for region in painted) < 40  # type: ignore[attr-defined]
+
+
+def smooth(values: list[float], reach: float) -> list[float]:
+    curve = LossCurve()
+    for step, value in enumerate(values, start=1):
+        curve.add(step, value)
+    return smoothed(list(curve.points()), reach)
+
+
+def test_the_mean_line_is_smooth_but_begins_where_the_curve_begins() -> None:
+    means = smooth([9.0, 1.0, 3.0, 1.0, 3.0, 1.0, 3.0], 2)
+    assert means[0] == 9.0 and means[1] == pytest.approx(13 / 3)
+    assert means[3] == pytest.approx((1 + 3 + 1 + 3 + 1) / 5)
+    assert smooth([1.0, 2.0, 3.0], 0) == [1.0, 2.0, 3.0]
+
+
+async def test_a_logarithmic_axis_keeps_what_comes_after_a_steep_start_apart() -> None:
+    curve = LossCurve()
+    for step in range(1, 101):
+        curve.add(step, 10.0 if step < 10 else 1.0 if step < 50 else 0.1)
+    app = ChartApp()
+    async with app.run_test(size=(80, 20)) as pilot:
+        chart = app.query_one(LossChart)
+        chart.show(curve, [], 100)
+        await pilot.pause()
+        linear = _lowest(chart.text())
+        chart.rescale()
+        logarithmic = _lowest(chart.text())
+        assert "log scale" in chart.text().split("\n")[0] and "10 ┤" in chart.text()
+        assert logarithmic[60] - logarithmic[30] > 3 * (linear[60] - linear[30])
+        chart.rescale()
+        assert _lowest(chart.text()) == linear
+
+
+def _lowest(text: str) -> dict[int, int]:
+    """For each column of the plot the lowest row with a dot."""
+    rows = [row.split("┤")[-1].split("│")[-1] for row in text.split("\n")[1:-2]]
+    width = max(map(len, rows))
+    found = {x: [y for y, row in enumerate(rows) if row.rjust(width)[x] != " "] for x in range(width)}
+    return {x: max(ys) for x, ys in found.items() if ys}
+
+
+@pytest.mark.parametrize(("bottom", "top"), [(0.01, 20.0), (0.5, 2.0), (1.9, 2.0), (1e-4, 1.0)])
+def test_ticks_of_a_logarithmic_axis_are_round_and_inside(bottom: float, top: float) -> None:
+    found = log_ticks(bottom, top, 6)
+    assert 2 <= len(found) <= 8
+    assert all(bottom - 1e-9 <= value <= top + 1e-9 for value, _ in found)
+    assert all(float(label) == pytest.approx(value) for value, label in found)
+
+
+@pytest.mark.parametrize("losses", [[0.0, 0.0], [2.0, 2.0], [1e-9, 5.0], [0.0, 3.0]])
+def test_a_logarithmic_axis_bears_zero_and_flat_curves(losses: list[float]) -> None:
+    points = [(float(step), loss, loss, loss) for step, loss in enumerate(losses)]
+    bottom, top = log_limits(points, [])
+    assert 0 < bottom < top and top / bottom <= 10_001

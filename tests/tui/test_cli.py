@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.core.train_parts import write_rows
 from tests.tiny import build_model
 
 COMMANDS = ["attach", "data", "delete", "demo", "export", "paths", "plan", "predict", "probe", "resume"]
@@ -86,6 +87,39 @@ def test_a_base_model_without_its_chat_form_is_refused_before_anything_starts(tm
     assert done.returncode == 2
     assert "base model" in done.stderr and "model.chat_template to 'plain roles'" in done.stderr
     assert not list((tmp_path / "data").glob("runs/*")), "nothing was started"
+
+
+@pytest.fixture(scope="module")
+def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a few steps on a tiny model, without an export."""
+    folder = tmp_path_factory.mktemp("run")
+    settings = {
+        "model": {"source": str(build_model(folder / "model"))},
+        "data": {"path": str(write_rows(folder / "rows.jsonl", 12)), "validation_split": 0.2},
+        "training": {"epochs": 1.0, "rank": 4},
+        "evaluation": {"rows": 2, "max_new_tokens": 4},
+        "export": {"name": None},
+    }
+    (folder / "run.yaml").write_text(json.dumps(settings))
+    return folder / "run.yaml"
+
+
+def test_a_run_without_a_terminal_is_told_in_plain_lines(tmp_path: Path, run_file: Path) -> None:
+    done = tune(tmp_path, "run", str(run_file), "--plain")
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout + done.stderr and done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("Run folder: ") and any(line.startswith("  step     1 of 2") for line in lines)
+
+
+def test_a_run_can_be_told_in_its_own_events(tmp_path: Path, run_file: Path) -> None:
+    done = tune(tmp_path, "run", str(run_file), "--events")
+    assert done.returncode == 0, done.stderr
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    folder = Path(done.stderr.splitlines()[0].removeprefix("Run folder: "))
+    assert told == [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert [event["n"] for event in told] == list(range(len(told)))
+    assert (told[0]["kind"], told[-1]["kind"]) == ("start", "done")
 
 
 def test_deleting_without_a_terminal_needs_yes(tmp_path: Path) -> None:

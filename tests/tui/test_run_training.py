@@ -9,7 +9,8 @@ from textual.widgets import Static
 
 from ollama_tune.core.runs.folder import RunFolder, State
 from ollama_tune.core.text import visible
-from ollama_tune.tui.run_view import Memory, RunView
+from ollama_tune.tui.run_values import Memory
+from ollama_tune.tui.run_view import RunView
 from ollama_tune.tui.screens.training import TrainingScreen
 from ollama_tune.tui.widgets.chart import LossChart
 from ollama_tune.tui.widgets.confirm import ConfirmScreen
@@ -58,7 +59,7 @@ async def test_nothing_sticks_out_of_the_window(size: tuple[int, int]) -> None:
     with alive(folder):
         app = open_app(folder)
         async with app.run_test(size=size) as pilot:
-            await until_text(pilot, "step 120 of 200", "done at", "validation loss", "now", "peak", "s Stop")
+            await until_text(pilot, "step 120 of 200", "done at", "validation loss", "peak", "s Stop")
             assert app.screen.query_one(LossChart).size.height >= 5
             widgets = app.screen.query("#body *")
             assert all(
@@ -225,7 +226,7 @@ def test_the_plan_of_these_answers_is_held_against_what_was_measured() -> None:
     )
     panel.show(memory)
     assert "predicted" not in str(Content("\n").join(panel.lines(100)))
-    assert "in use by weights 420.0 MiB" in str(Content("\n").join(panel.lines(100)))
+    assert "█ weights 420.0 MiB" in str(Content("\n").join(panel.lines(100)))
     panel.show(memory, {"weights": 500 * mib, "rest": 500 * mib})
     assert "79% of predicted" in str(Content("\n").join(panel.lines(100)))
     panel.show(memory, {"weights": 395 * mib})
@@ -269,3 +270,83 @@ def test_reading_states_never_changes_the_folder() -> None:
     assert RunFolder(folder.path).status().state is State.CRASHED
     assert sorted(path.name for path in folder.path.iterdir()) == before
     assert visible(folder.name) == folder.name
+
+
+async def test_everything_that_judges_a_run_is_on_the_screen_in_words() -> None:
+    folder = make_run()
+    log = Log(folder)
+    log.training(60)
+    log.evaluation(60, 1.5, waited=2).samples(step=60)
+    with alive(folder):
+        app = open_app(folder)
+        async with app.run_test(size=(80, 24)) as pilot:
+            await until_text(
+                pilot,
+                "gradient norm 0.80",
+                "learning rate 2.0e-04",
+                "checkpoint step 50",
+                "a crash now costs 10 steps",
+                "best 1.4734 at step 50",
+                "●●○ 2 of 3 evaluations no better",
+                "fast path: This project knows the family.",
+                "Two teas and a bun.",
+                "T2 B1 ✓",
+                "weights 420.0 MiB",
+            )
+
+
+async def test_p_asks_for_a_pause_and_takes_it_back() -> None:
+    folder = make_run()
+    log = Log(folder)
+    log.training(30)
+    with alive(folder):
+        app = open_app(folder)
+        async with app.run_test(size=(80, 24)) as pilot:
+            await until_text(pilot, "p Pause")
+            await pilot.press("p")
+            await until_text(pilot, "Pausing: the worker finishes its step", "p Go on")
+            assert folder.pause_path.exists()
+            log("paused", step=30, reason="request", what="The run waits [/foo].", fix="It keeps its memory.")
+            await until_text(
+                pilot, "‖ Paused at step 30 of 200", "The run waits [/foo].", "p Go on", "s Stop"
+            )
+            await pilot.press("p")
+            await until(pilot, lambda: not folder.pause_path.exists())
+            log("continued", step=30, seconds=1.0)
+            await until_text(pilot, "Training  ", "p Pause", "Going on at step 30")
+
+
+async def test_a_full_disk_is_told_as_a_pause_with_what_to_do() -> None:
+    folder = make_run()
+    log = Log(folder)
+    log.training(30)
+    log("paused", step=30, reason="disk", what="The disk is full.", fix="Free some space.")
+    with alive(folder):
+        app = open_app(folder)
+        async with app.run_test(size=(80, 24)) as pilot:
+            await until_text(pilot, "‖ Paused at step 30", "‖ The disk is full. Free some space.")
+
+
+async def test_l_changes_the_scale_of_the_losses() -> None:
+    folder = make_run()
+    Log(folder).training(30)
+    with alive(folder):
+        app = open_app(folder)
+        async with app.run_test(size=(80, 24)) as pilot:
+            await until_text(pilot, "step 30 of 200", "l Scale")
+            await pilot.press("l")
+            await until_text(pilot, "log scale")
+            await pilot.press("l")
+            await until(pilot, lambda: "log scale" not in screen_text(app))
+
+
+def test_a_narrow_memory_panel_keeps_the_peak_and_its_parts() -> None:
+    mib = 1 << 20
+    panel, parts = MemoryPanel(), {"weights": 420 * mib, "activations": 370 * mib}
+    panel.show(Memory("cpu", 612 * mib, 790 * mib, 3000 * mib, 4096 * mib, parts), {"all": 800 * mib})
+    lines = [str(line) for line in panel.lines(100)]
+    assert [line.split()[0] for line in lines] == ["predicted", "now", "peak", "█"]
+    kept = [str(line) for rank, line in panel._ranked(100) if rank < 2]
+    assert [line.split()[0] for line in kept] == ["peak", "█"]
+    bar = kept[0].split()[1]
+    assert bar.count("█") / bar.count("▒") == pytest.approx(420 / 370, rel=0.1)

@@ -24,7 +24,7 @@ def asked(text: str, *before: dict[str, str]) -> Prompt:
 def tuned(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A run with an adapter, without the time a training takes."""
     from ollama_tune.core.train.checkpoint import publish_adapter
-    from ollama_tune.core.train.model import add_adapter, load_base
+    from ollama_tune.core.train.general import make_general
 
     place = tmp_path_factory.mktemp("try")
     with pytest.MonkeyPatch.context() as patch:
@@ -37,7 +37,7 @@ def tuned(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFold
         }
         folder = create_run(run.settings().with_values(values), "tuned")
     training = folder.settings().training
-    publish_adapter(folder, add_adapter(load_base(tiny_model, training), training, str(tiny_model)))
+    publish_adapter(folder, make_general(tiny_model, training, str(tiny_model), ""))
     Log(folder).trained()
     return folder
 

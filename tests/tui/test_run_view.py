@@ -7,7 +7,9 @@ import pytest
 from ollama_tune.core.runs.events import Event, EventReader
 from ollama_tune.core.runs.folder import RunFolder
 from ollama_tune.tui.run_view import RunView
+from ollama_tune.tui.screens.run_screen import RunFollower
 from ollama_tune.tui.widgets.curves import BUCKETS, LossCurve
+from ollama_tune.tui.widgets.spark import spark
 
 from .run_logs import NASTY, Clock, Log, make_run
 
@@ -56,7 +58,7 @@ def test_figures_follow_the_last_events(monkeypatch: pytest.MonkeyPatch) -> None
     assert view.tokens_per_second == pytest.approx(820)
     assert view.validation_loss == pytest.approx(0.3 + 2.7 * 2.718281828 ** (-50 / 60), abs=1e-3)
     assert view.before == 0.02 and view.after is None
-    assert view.memory is not None and sum(view.memory.parts.values()) == 850 << 20
+    assert view.memory is not None and sum(view.memory.parts.values()) == 790 << 20
     assert view.best is not None and view.best.step == 50
 
 
@@ -161,3 +163,84 @@ def test_events_with_missing_or_wrong_fields_are_passed_over() -> None:
     ]
     assert view.fold(odd)
     assert view.last is odd[-1] and view.step == 0 and view.memory is None
+
+
+def test_superseded_steps_leave_a_long_curve_without_a_trace() -> None:
+    """Buckets of several steps cannot take one back, so the log is read anew, each step once."""
+    folder = make_run()
+    log = Log(folder)
+    log.start(2000)
+    for step in range(1, 1301):
+        log.step(step, 2000, 1.0)
+    follower = RunFollower(folder)
+    follower.poll()
+    log.checkpoint(1001).start(2000, resumed_from=1001)
+    for step in range(1002, 1200):
+        log.step(step, 2000, 3.0)
+    follower.poll()
+    curve = follower.view.losses
+    assert curve.width > 1 and sum(bucket.count for bucket in curve.buckets) == 1199
+    assert sum(bucket.sum for bucket in curve.buckets) == 1001 * 1.0 + 198 * 3.0
+    assert sum(bucket.count for bucket in follower.view.norms.buckets) == 1199
+
+
+def test_a_run_that_went_back_takes_its_steps_and_its_answers_back() -> None:
+    folder = make_run()
+    log = Log(folder)
+    log.training(60).samples(step=50)
+    log("warning", what="Not a number.", fix="Half the rate from step 25 on.", back_to=25)
+    view = view_of(folder)
+    assert (view.step, max(view.validation), view.checkpoints[-1].step) == (25, 25, 25)
+    assert view.newest == [] and len(list(view.losses.points())) == 25
+
+
+def test_what_a_crash_would_cost_is_counted_from_the_last_checkpoint() -> None:
+    folder = make_run()
+    log = Log(folder)
+    log.start().step(1, 200, 3.0).step(2, 200, 2.9)
+    assert view_of(folder).unsaved == 2
+    log.checkpoint(2).step(3, 200, 2.8)
+    assert view_of(folder).unsaved == 1
+
+
+def test_time_that_a_run_waited_is_no_training_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, folder = Clock(monkeypatch), make_run()
+    log = Log(folder, clock)
+    log.training(50)
+    before = view_of(folder)
+    log("paused", step=50, reason="request", what="It waits.", fix="Go on.")
+    assert view_of(folder).paused
+    log("continued", 3600.0, step=50, seconds=3600.0)
+    view = view_of(folder)
+    assert not view.paused and view.elapsed == pytest.approx(before.elapsed, abs=0.01)
+    log.step(51, 200, 1.0)
+    assert view_of(folder).finish_time == pytest.approx((before.finish_time or 0) + 3600.0, abs=5.0)
+
+
+def test_the_share_of_the_card_is_the_mean_by_time_and_unknown_without_a_card() -> None:
+    folder = make_run()
+    log = Log(folder)
+    log.start().step(1, 200, 3.0)
+    assert view_of(folder).mfu is None
+    for share, seconds in ((0.5, 3.0), (0.1, 1.0)):
+        tokens = {"useful_tokens": 10, "supervised_tokens": 5, "seconds": seconds, "cpu_seconds": 1.0}
+        figures = {"epoch": 1.0, "loss": 1.0, "learning_rate": 1e-4, "gradient_norm": 1.0, "mfu": share}
+        log("step", step=2, total_steps=200, **tokens, **figures)
+    assert view_of(folder).mfu == pytest.approx(0.4)
+
+
+def test_the_newest_answers_are_those_of_one_step() -> None:
+    folder = make_run()
+    log = Log(folder)
+    log.start().samples(step=1).samples(step=2)
+    view = view_of(folder)
+    assert view.newest_step == 2 and [sample.tuned for sample in view.newest] == ["T2", "S1", "C1"]
+
+
+def test_a_curve_in_one_line_goes_from_its_lowest_to_its_highest() -> None:
+    curve = LossCurve()
+    for step in range(1, 51):
+        curve.add(step, float(step))
+    assert spark(curve, 8, 100) == "▁▃▆█"
+    assert spark(curve, 8, 50) == "▁▂▃▄▅▆▇█"
+    assert spark(LossCurve(), 8, 100) == ""

@@ -78,13 +78,13 @@ def picture(compare: Compare, app: App[Any], size: Size, *texts: str) -> bool:
 
 @SIZES
 def test_training(size: Size, folder: RunFolder, clock: Clock, snap_compare: Compare) -> None:
-    Log(folder, clock).training(120)
+    Log(folder, clock).training(120).samples(step=100)
     with alive(folder):
         assert picture(snap_compare, open_app(folder), size, "step 120 of 200", "Checkpoint at step 100")
 
 
 def test_training_in_a_small_window(folder: RunFolder, clock: Clock, snap_compare: Compare) -> None:
-    Log(folder, clock).training(120)
+    Log(folder, clock).training(120).samples(step=100)
     with alive(folder):
         assert picture(snap_compare, open_app(folder), (60, 18), "step 120 of 200", "Checkpoint at")
 
@@ -93,9 +93,24 @@ def test_training_without_colour(
     folder: RunFolder, clock: Clock, snap_compare: Compare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
-    Log(folder, clock).training(120)
+    Log(folder, clock).training(120).samples(step=100)
     with alive(folder):
         assert picture(snap_compare, open_app(folder), (80, 24), "step 120 of 200", "Checkpoint at step 100")
+
+
+def test_paused_with_a_logarithmic_scale(folder: RunFolder, clock: Clock, snap_compare: Compare) -> None:
+    log = Log(folder, clock).training(120).checkpoint(120, best=False, reason="pause")
+    fix = f"It keeps its memory; `ollama-tune resume {folder.name}` lets it go on."
+    log("paused", step=120, reason="request", what="The run waits, as it was asked to.", fix=fix)
+
+    async def prepare(pilot: Pilot[Any]) -> None:
+        await until_text(pilot, "Paused at step 120", "p Go on")
+        await pilot.press("l")
+        await until_text(pilot, "log scale")
+        await pilot.pause()
+
+    with alive(folder):
+        assert snap_compare(open_app(folder), terminal_size=(80, 24), run_before=prepare)
 
 
 @SIZES

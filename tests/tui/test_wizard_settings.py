@@ -256,7 +256,7 @@ async def test_a_plan_that_does_not_fit_starts_only_after_a_typed_yes(corner: Co
 
 async def test_f_takes_the_nearest_plan_that_fits(corner: Corner) -> None:
     changed = {"training.batch_size": 4096, "training.epochs": 5.0, "training.sequence_length": 512}
-    app = corner.app(step=5, machine=lambda: cpu_machine(900 << 20), changed=changed)
+    app = corner.app(step=5, machine=lambda: cpu_machine(540 << 20), changed=changed)
     async with app.run_test(size=(80, 24)) as pilot:
         await settled(pilot)
         assert app.facts.plan is not None
@@ -275,7 +275,7 @@ async def test_f_takes_the_nearest_plan_that_fits(corner: Corner) -> None:
 
 
 async def test_a_number_takes_its_offer_and_another_model_is_read(corner: Corner) -> None:
-    app = corner.app(step=5, machine=lambda: cpu_machine(900 << 20), changed={"training.batch_size": 4096})
+    app = corner.app(step=5, machine=lambda: cpu_machine(540 << 20), changed={"training.batch_size": 4096})
     async with app.run_test(size=(100, 40)) as pilot:
         await settled(pilot)
         assert app.facts.plan is not None

@@ -8,16 +8,17 @@ from textual.content import Content
 from textual.widgets import Static
 from textual.worker import Worker
 
-from ollama_tune.core.runs.events import EventReader
-from ollama_tune.core.runs.folder import RunFolder, State
+from ollama_tune.core.runs.events import EventReader, effective
+from ollama_tune.core.runs.folder import ALIVE, RunFolder, State
 from ollama_tune.core.text import human_bytes, human_count, human_seconds, one_line, visible
-from ollama_tune.tui.run_view import Progress, RunView
+from ollama_tune.tui.run_values import Progress
+from ollama_tune.tui.run_view import RunView
 from ollama_tune.tui.screens.base import StepScreen
 from ollama_tune.tui.text import put_text
 from ollama_tune.tui.widgets.bar import level
 
-POLL = 0.25
-SHOW = 0.5
+POLL = 0.5
+SHOW = 0.9
 BAR = 24
 
 
@@ -33,18 +34,21 @@ class RunFollower:
     def poll(self) -> bool:
         """Take in what is new; True when events came or the state changed."""
         fresh, old = self._read(), self.state
-        self.state = self.folder.state(self.view.last)
+        self.state = self.folder.state(self.view.last, paused=self.view.paused)
         if not self.alive and self._read():
             fresh, self.state = True, self.folder.state(self.view.last)
         return fresh or old is not self.state
 
     def _read(self) -> bool:
-        return self.view.fold(self._reader.poll())
+        fresh = self.view.fold(self._reader.poll())
+        if not self.view.complete:
+            self.view.read_curves(effective(self.folder.events()))
+        return fresh
 
     @property
     def alive(self) -> bool:
         """True while a worker holds the run."""
-        return self.state in (State.RUNNING, State.SILENT)
+        return self.state in ALIVE
 
 
 class RunScreen(StepScreen):
@@ -72,7 +76,7 @@ class RunScreen(StepScreen):
         return one_line(self.run.folder.name, 60)
 
     def on_mount(self) -> None:
-        """Read the log once the first frame is there, then four times a second."""
+        """Read the log once the first frame is there, then twice a second."""
         super().on_mount()
         self.call_after_refresh(self._first_poll)
 
@@ -87,7 +91,7 @@ class RunScreen(StepScreen):
             self._show()
 
     def _show(self) -> None:
-        """Show what is new; twice a second is enough for figures and costs half the bytes."""
+        """Show what is new; once a second is enough for figures, and drawing is what watching costs."""
         self._shown = time.monotonic()
         if self._fresh:
             self._fresh = False

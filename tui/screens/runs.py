@@ -29,6 +29,7 @@ POLL = 1.0
 SIGNS = {
     State.NEW: "·",
     State.RUNNING: "▶",
+    State.PAUSED: "‖",
     State.SILENT: "!",
     State.FINISHED: "✓",
     State.STOPPED: "■",

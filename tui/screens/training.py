@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import time
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,7 +9,6 @@ from typing import ClassVar
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Container
 from textual.content import Content
 from textual.message import Message
 from textual.widgets import Static
@@ -18,21 +16,25 @@ from textual.widgets import Static
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.runs.folder import RunFolder, State
 from ollama_tune.core.runs.launch import WarmWorker
-from ollama_tune.core.text import human_count, human_seconds, visible
-from ollama_tune.tui.run_view import RunView
-from ollama_tune.tui.screens.run_screen import BAR, RunScreen, working
+from ollama_tune.core.text import human_seconds, visible
+from ollama_tune.tui.screens.run_screen import RunScreen
+from ollama_tune.tui.screens.training_lines import Sparks, figures, finished, running
 from ollama_tune.tui.text import tilde
-from ollama_tune.tui.widgets.bar import level
 from ollama_tune.tui.widgets.chart import LossChart
 from ollama_tune.tui.widgets.log import LogTail, RunLog
 from ollama_tune.tui.widgets.memory import MemoryPanel
+from ollama_tune.tui.widgets.sample import SamplePanel
+from ollama_tune.tui.widgets.spark import spark
 
-CHART_SECONDS = 1.0
+CHART_SECONDS = 1.8
 LAST_LINES = 5
+SPARK_WIDTH = 76
+SPARK = 10
+"""A screen at least so wide has room for small curves of so many cells."""
 
 
 class TrainingScreen(RunScreen):
-    """Loss, memory, speed and log of a run; detach, stop and resume."""
+    """Loss, speed, memory, answers and log of a run; detach, pause, stop and resume."""
 
     STEP = 6
     CSS_PATH = "training.tcss"
@@ -40,7 +42,10 @@ class TrainingScreen(RunScreen):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("d", "detach", "Detach"),
         Binding("s", "stop", "Stop"),
+        Binding("p", "pause", "Pause"),
+        Binding("p", "go_on", "Go on"),
         Binding("r", "resume", "Resume"),
+        Binding("l", "scale", "Scale"),
         Binding("e", "details", "Details"),
     ]
 
@@ -54,39 +59,50 @@ class TrainingScreen(RunScreen):
         super().__init__(folder)
         self._tail = LogTail(folder.log_path)
         self._drawn = 0.0
-        self._stopping = self._starting = False
+        self._sparks = Sparks()
+        self._stopping = self._starting = self._pausing = False
         self._refused: TuneError | None = None
 
     def body(self) -> ComposeResult:
-        """State, figures, chart, trouble, memory and log."""
+        """State, figures, chart, trouble, the newest answer, memory and log."""
         yield Static(id="state", markup=False)
         yield Static(id="figures", markup=False)
         yield LossChart(id="chart")
         yield Static(id="trouble", markup=False)
-        with Container(id="panels"):
-            memory, log = MemoryPanel(id="memory"), RunLog(id="log")
-            memory.border_title, log.border_title = "Memory", "Log"
-            yield memory
-            yield log
+        sample, memory, log = SamplePanel(id="sample"), MemoryPanel(id="memory"), RunLog(id="log")
+        sample.border_title, memory.border_title, log.border_title = "Answer by now", "Memory", "Log"
+        yield from (sample, memory, log)
 
     # Show
 
     def show_run(self) -> None:
-        """Bring every part up to date; the chart once a second and at the end."""
+        """Bring every part up to date; the curves every two seconds and at the end."""
         view = self.view
         self._stopping = self._stopping and self.run.alive
+        self._pausing = self._pausing and self.run.state is State.RUNNING
+        if time.monotonic() - self._drawn >= CHART_SECONDS or not self.run.alive:
+            self._drawn = time.monotonic()
+            self._draw()
         self.tell("#state", self._state())
-        self.tell("#figures", figures(view, time.time(), going=self.run.state is State.RUNNING))
+        going = self.run.state is State.RUNNING
+        self.tell("#figures", figures(view, time.time(), going=going, sparks=self._sparks))
         self.set_class(not (self.run.alive or view.trained), "-ended")
         self._show_trouble()
         self.query_one(MemoryPanel).show(view.memory, view.predicted, view.probe)
+        self.set_class(bool(view.newest), "-asked")
+        self.query_one(SamplePanel).show(view.newest[0] if view.newest else None, view.newest_step)
         log = self.query_one(RunLog)
         log.show_output(self._tail.poll())
         log.show_events(view)
-        if time.monotonic() - self._drawn >= CHART_SECONDS or not self.run.alive:
-            self._drawn = time.monotonic()
-            marks = [(point.step, point.loss) for point in view.validation.values()]
-            self.query_one(LossChart).show(view.losses, marks, view.total_steps)
+
+    def _draw(self) -> None:
+        """The curves, every two seconds: no part costs more, and none says less in a second."""
+        view = self.view
+        marks = [(point.step, point.loss) for point in view.validation.values()]
+        self.query_one(LossChart).show(view.losses, marks, view.total_steps)
+        if self.query_one("#figures").size.width >= SPARK_WIDTH:
+            curves = (spark(curve, SPARK, view.total_steps) for curve in (view.norms, view.rates))
+            self._sparks = Sparks(*curves)
 
     def tick(self) -> None:
         """Before the first step the phase counts its seconds; silence does too."""
@@ -100,15 +116,17 @@ class TrainingScreen(RunScreen):
             return Content("Starting the worker …")
         state, view = self.run.state, self.view
         if view.trained:
-            return _finished(view)
+            return finished(view)
         if self._stopping:
             return Content("Stopping: the worker finishes its step and writes a checkpoint …")
+        if self._pausing:
+            return Content("Pausing: the worker finishes its step and writes a checkpoint …")
         if state is State.SILENT:
             ago = human_seconds(time.time() - view.updated)
             return Content.assemble(("! No sign of life ", "bold $text-warning"), f"for {ago}.")
         if state is State.RUNNING:
-            return _running(view, time.time())
-        signs = {State.STOPPED: "■ Stopped", State.NEW: "· Not started"}
+            return running(view, time.time())
+        signs = {State.PAUSED: "‖ Paused", State.STOPPED: "■ Stopped", State.NEW: "· Not started"}
         word = signs.get(state, f"✗ {state.value.capitalize()}")
         return Content.assemble((word, "bold"), f" at step {view.step:,} of {view.total_steps:,}.")
 
@@ -134,6 +152,9 @@ class TrainingScreen(RunScreen):
             return f"✗ The worker ended without a word. {self._way_on()}\n{self._last_lines()}"
         if state is State.STOPPED and self.view.stopped is not None:
             return f"Stopped by {visible(str(self.view.stopped['reason']))}. {self._way_on()}"
+        if state is State.PAUSED and self.view.pause is not None:
+            pause = self.view.pause
+            return f"‖ {visible(str(pause['what']))} {visible(str(pause['fix']))}"
         if state is State.NEW:
             return self._way_on()
         if state is State.SILENT:
@@ -160,6 +181,10 @@ class TrainingScreen(RunScreen):
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Each key shows where it has something to do."""
         alive = self.run.alive
+        if action == "pause":
+            return self.run.state is State.RUNNING and not (self.view.trained or self._pausing)
+        if action == "go_on":
+            return self.run.state is State.PAUSED or self._pausing
         if action in ("detach", "stop"):
             return alive and not (action == "stop" and self.view.trained)
         if action == "resume":
@@ -179,6 +204,29 @@ class TrainingScreen(RunScreen):
     def action_detach(self) -> None:
         """Leave; the run goes on without the window."""
         self.tune.action_leave()
+
+    def action_pause(self) -> None:
+        """Ask the worker to wait after its step; nothing is lost by it, so nothing is asked."""
+        from ollama_tune.core.runs.control import request_pause
+
+        try:
+            request_pause(self.folder)
+            self._pausing = True
+        except TuneError as error:
+            self.say(error.what)
+        self.show_now()
+
+    def action_go_on(self) -> None:
+        """Take the wish to pause back."""
+        from ollama_tune.core.runs.control import continue_run
+
+        continue_run(self.folder)
+        self._pausing = False
+        self.show_now()
+
+    def action_scale(self) -> None:
+        """Another scale for the losses: after a steep start the linear one is flat."""
+        self.query_one(LossChart).rescale()
 
     def action_stop(self) -> None:
         """Ask once; Enter says no."""
@@ -239,47 +287,3 @@ class TrainingScreen(RunScreen):
         self._starting, self._refused = False, message.error
         self.run.poll()
         self.show_now()
-
-
-def _finished(view: RunView) -> Content:
-    words = Content.assemble(("✓ Finished", "bold $text-success"), f" after {view.step:,} steps. ")
-    if view.before is None or view.after is None:
-        return Content.assemble(words, "Enter goes on to Try it.")
-    return Content.assemble(
-        words, f"Exact answers: {view.before:.1%} before, ", (f"{view.after:.1%} after", "bold"), "."
-    )
-
-
-def _running(view: RunView, now: float) -> Content:
-    if not view.training or view.progress or view.step >= view.total_steps:
-        return working(view, now)
-    share = view.step / max(view.total_steps, 1)
-    count = f"step {view.step:,} of {view.total_steps:,}"
-    return Content.assemble(("Training  ", "bold"), level(share, BAR), f" {share:>4.0%}  {count}")
-
-
-def figures(view: RunView, now: float, *, going: bool) -> Content:
-    """Two lines: what was measured last, and the time used and left."""
-    first = [
-        ("loss", "–" if view.loss is None else f"{view.loss:.4f}"),
-        ("validation", "–" if view.validation_loss is None else f"{view.validation_loss:.4f}"),
-        ("tokens/s", "–" if view.tokens_per_second is None else human_count(view.tokens_per_second)),
-    ]
-    second = [("elapsed", human_seconds(view.elapsed))] if view.elapsed else []
-    finish = view.finish_time
-    if finish is not None and going:
-        second += [("left", human_seconds(finish - now)), ("done at", _moment(finish, now))]
-    rows = f"{view.train_rows:,} rows to learn from, {view.validation_rows:,} held out"
-    lines = [_pairs(first) if view.step else Content.styled(rows if view.train_rows else "", "dim")]
-    return Content("\n").join([*lines, _pairs(second)])
-
-
-def _pairs(pairs: list[tuple[str, str]]) -> Content:
-    parts = [Content.assemble((f"{name} ", "dim"), (value, "bold")) for name, value in pairs]
-    return Content("   ").join(parts)
-
-
-def _moment(when: float, now: float) -> str:
-    moment = datetime.datetime.fromtimestamp(when)
-    far = moment.date() != datetime.datetime.fromtimestamp(now).date()
-    return f"{moment:%a %H:%M}" if far else f"{moment:%H:%M}"

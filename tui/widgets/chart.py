@@ -19,10 +19,14 @@ BRAILLE = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 QUADRANT = ((1, 4), (2, 8))
 QUADRANTS = " ▘▝▀▖▌▞▛▗▚▐▜▄▙▟█"
 LEGENDS = (
-    "{m} training loss, mean   {b} lowest to highest   {v} validation loss",
-    "{m} training loss   {v} validation loss",
+    "{scale}{m} training loss, smoothed   {b} lowest to highest   {v} validation loss",
+    "{scale}{m} training loss   {v} validation loss",
     "{m} train {v} validation",
 )
+SMOOTH = 0.02
+"""Half the width of the moving mean, as a share of the planned steps."""
+DECADES = 4.0
+"""A logarithmic axis never reaches further down than this below its top."""
 
 Point = tuple[float, float, float, float]
 
@@ -59,13 +63,50 @@ def limits(points: Sequence[Point], others: Sequence[float]) -> tuple[float, flo
     The top is the 98th percentile of the highs but never below the highest mean, the bottom the 2nd
     of the lows but never above the lowest mean, or 0 where that is near; `others` are always inside.
     """
-    means = [mean for _, _, _, mean in points]
+    means = [mean for *_, mean in points]
     tops = [*others, *means, percentile([high for _, _, high, _ in points], 0.98)] if points else [*others]
     lows = [*others, *means, percentile([low for _, low, _, _ in points], 0.02)] if points else [*others]
     top, bottom = max(tops), min(lows)
     if 0 <= bottom < 0.4 * top:
         bottom = 0.0
     return (bottom, top) if top - bottom > 1e-9 * abs(top) else (bottom - 0.5, bottom + 0.5)
+
+
+def log_limits(points: Sequence[Point], others: Sequence[float]) -> tuple[float, float]:
+    """The same for a logarithmic axis: both above zero, four powers of ten apart at most."""
+    top = limits(points, others)[1]
+    values = [value for value in (*others, *(low for _, low, _, _ in points)) if value > 0]
+    bottom = max(min(values, default=top), top / 10**DECADES)
+    return (bottom, top) if 0 < bottom < 0.999 * top else (abs(top) / 2 or 0.5, 2 * abs(top) or 1.0)
+
+
+def log_ticks(bottom: float, top: float, count: int) -> list[tuple[float, str]]:
+    """Values such as 1, 2, 5, 10 or only powers of ten, at most about `count`; within one such step linear
+    ones."""
+    powers = range(math.floor(math.log10(bottom)), math.ceil(math.log10(top)) + 1)
+    for factors in ((1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
+        found = [f * 10.0**p for p in powers for f in factors if bottom <= f * 10.0**p <= top]
+        if 2 <= len(found) <= count:
+            return [(value, f"{value:g}") for value in found]
+    return ticks(bottom, top, count)
+
+
+def smoothed(points: Sequence[tuple[float, Bucket]], reach: float) -> list[float]:
+    """The mean loss around each point, at most `reach` steps to either side; at the left end as far as the
+    points go to both sides, so that a steep start stays steep."""
+    sums, counts = [0.0], [0]
+    for _, bucket in points:
+        sums.append(sums[-1] + bucket.sum)
+        counts.append(counts[-1] + bucket.count)
+    means, left, right = [], 0, 0
+    for at, _ in points:
+        near = min(reach, at - points[0][0])
+        while points[left][0] < at - near:
+            left += 1
+        while right < len(points) and points[right][0] <= at + near:
+            right += 1
+        means.append((sums[right] - sums[left]) / (counts[right] - counts[left]))
+    return means
 
 
 def ticks(bottom: float, top: float, count: int) -> list[tuple[float, str]]:
@@ -79,9 +120,10 @@ def ticks(bottom: float, top: float, count: int) -> list[tuple[float, str]]:
 
 
 class LossChart(Widget):
-    """Training loss as a band with its mean, validation loss as marks, over the planned steps.
+    """Training loss as a band with its smoothed mean, validation loss as marks, over the planned steps.
 
-    The empty room at the right shows how far the run is. Only cells that changed are repainted.
+    The empty room at the right shows how far the run is. Only cells that changed are repainted. With
+    `logarithmic` equal ratios are equally high: what comes after a steep start is no longer flat.
     """
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {
@@ -105,6 +147,7 @@ class LossChart(Widget):
         self._curve = LossCurve()
         self._validation: list[tuple[int, float]] = []
         self._total = 1
+        self.logarithmic = False
         self._rows: list[tuple[str, bytes]] = []
         self._braille = os.environ.get("TERM") != "linux"
 
@@ -112,6 +155,11 @@ class LossChart(Widget):
         """Draw these losses over `total` planned steps."""
         self._curve, self._total = curve, max(total, 1)
         self._validation = [(at, loss) for at, loss in validation if loss is not None and math.isfinite(loss)]
+        self._redraw()
+
+    def rescale(self) -> None:
+        """Change between the linear and the logarithmic axis."""
+        self.logarithmic = not self.logarithmic
         self._redraw()
 
     def on_resize(self) -> None:
@@ -154,9 +202,9 @@ class LossChart(Widget):
         if not points and not values:
             text = "The curve starts with the first step.".center(width)[:width]
             return [_row("", text if y == height // 2 else "", width) for y in range(height)]
-        bottom, top = limits(points, values)
-        marks = ticks(bottom, top, max((height - 3) // 2, 2))
-        labels = {round((top - v) / (top - bottom) * (height - 4)): label for v, label in marks}
+        bottom, top = (log_limits if self.logarithmic else limits)(points, values)
+        marks = (log_ticks if self.logarithmic else ticks)(bottom, top, max((height - 3) // 2, 2))
+        labels = {round(self._depth(v, bottom, top) * (height - 4)): label for v, label in marks}
         left = max((len(label) for label in labels.values()), default=1)
         plot = self._plot(points, bottom, top, width - left - 2, height - 3)
         rows = [self._legend(width)]
@@ -167,13 +215,24 @@ class LossChart(Widget):
         return [*rows, _row(axis, "", width), _row(self._steps(width, left + 2), "", width)]
 
     def _points(self, columns: int) -> list[Point]:
-        """The curve with as many points as there are columns of dots: (step, low, high, mean)."""
+        """The curve with as many points as there are columns of dots: (step, low, high, smoothed mean)."""
         merged: dict[int, tuple[float, Bucket]] = {}
         for at, bucket in self._curve.points():
             column = int(at / self._total * columns)
             first, before = merged.get(column, (at, Bucket()))
             merged[column] = first, before.merged(bucket)
-        return [(at, b.low, b.high, b.mean) for at, b in merged.values()]
+        points = list(merged.values())
+        means = smoothed(points, SMOOTH * self._total)
+        return [
+            (at, min(b.low, mean), max(b.high, mean), mean)
+            for (at, b), mean in zip(points, means, strict=True)
+        ]
+
+    def _depth(self, value: float, bottom: float, top: float) -> float:
+        """How far below the top of the axis a value lies, from 0 to 1."""
+        if self.logarithmic:
+            value, bottom, top = (math.log(max(v, bottom)) for v in (value, bottom, top))
+        return min(max((top - value) / (top - bottom), 0.0), 1.0)
 
     def _plot(
         self, points: list[Point], bottom: float, top: float, width: int, height: int
@@ -182,7 +241,7 @@ class LossChart(Widget):
         last_x, last_y, total = band.width - 1, band.height - 1, max(self._total, 1)
 
         def row_of(value: float) -> int:
-            return round(min(max((top - value) / (top - bottom), 0.0), 1.0) * last_y)
+            return round(self._depth(value, bottom, top) * last_y)
 
         _draw(
             band,
@@ -205,7 +264,9 @@ class LossChart(Widget):
 
     def _legend(self, width: int) -> tuple[str, bytes]:
         signs = {"m": "⠒⠒", "b": "⢕⢕", "v": "◆"} if self._braille else {"m": "▀▀", "b": "▚▚", "v": "x"}
-        text = next((t for t in (legend.format(**signs) for legend in LEGENDS) if len(t) <= width), "")
+        scale = "log scale   " if self.logarithmic else ""
+        texts = (legend.format(scale=scale, **signs) for legend in LEGENDS)
+        text = next((text for text in texts if len(text) <= width), "")
         text = text.rjust(width)
         kinds = bytearray([AXIS] * width)
         for sign, kind in zip(signs.values(), (MEAN, BAND, VALIDATION), strict=True):

@@ -59,9 +59,11 @@ class LossCurve:
         bucket.sum += loss
         bucket.count += 1
 
-    def cut(self, step: int) -> None:
-        """Forget the steps after `step`; a bucket that the border crosses is kept."""
+    def cut(self, step: int) -> bool:
+        """Forget the steps after `step`; False where a bucket that the border crosses still holds some."""
+        known = len(self.buckets)
         del self.buckets[-(-step // self.width) :]
+        return step % self.width == 0 or known * self.width <= step
 
     def points(self) -> Iterator[tuple[float, Bucket]]:
         """Each bucket that holds a loss, with the step in its middle."""

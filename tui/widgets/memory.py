@@ -1,4 +1,4 @@
-"""The memory panel of a run: predicted, probed, now and peak against the device's total."""
+"""The memory panel of a run: predicted, probed, now and, part by part, the peak."""
 
 from __future__ import annotations
 
@@ -9,14 +9,27 @@ from textual.content import Content
 from textual.widget import Widget
 
 from ollama_tune.core.text import human_bytes, one_line
-from ollama_tune.tui.run_view import Memory, ProbeResult
+from ollama_tune.tui.run_values import Memory, ProbeResult
 from ollama_tune.tui.widgets.bar import level
 
 LABEL, FIGURE = 10, 10
+LOOKS = {
+    "weights": ("█", "$primary"),
+    "adapter": ("▓", "$accent"),
+    "gradients": ("▚", "$secondary"),
+    "optimizer": ("▞", "$warning"),
+    "libraries": ("░", "$foreground"),
+    "activations": ("▒", "$success"),
+}
+OTHER = ("▤", "$accent")
+EMPTY = "·"
 
 
 class MemoryPanel(Widget):
-    """Bars with words for predicted, now and peak; with room for it what the probe found, and the parts."""
+    """Bars with words for predicted, now and the peak, which is shown by part; and what the probe found.
+
+    Where there is little room the peak and its parts stay.
+    """
 
     DEFAULT_CSS = """
     MemoryPanel { height: 4; text-wrap: nowrap; text-overflow: ellipsis; }
@@ -40,28 +53,44 @@ class MemoryPanel(Widget):
             self.refresh()
 
     def lines(self, width: int) -> list[Content]:
-        """The panel's lines for a width in cells."""
-        memory, predicted = self._memory, sum((self._predicted or {}).values())
-        total = memory.total if memory else 0
-        if not memory or not total:
-            return [Content.styled("Memory: not measured yet.", "dim")]
-        rows = [self._row("predicted", predicted, total, width, "")] if predicted else []
-        rows.append(self._row("now", memory.used, total, width, ""))
-        rows.append(self._row("peak", memory.peak, total, width, self._verdict(memory.peak, predicted)))
-        return [*rows, *self._probed(), *self._legend(memory)]
+        """All lines for a width in cells."""
+        return [line for _, line in self._ranked(width)]
 
     def render(self) -> RenderResult:
-        """The lines that fit."""
-        return Content("\n").join(self.lines(self.size.width)[: max(self.size.height, 1)])
+        """The most important of the lines, in their order."""
+        ranked = self._ranked(self.size.width)
+        least = sorted(rank for rank, _ in ranked)[: max(self.size.height, 1)][-1]
+        return Content("\n").join([line for rank, line in ranked if rank <= least])
 
-    def _row(self, label: str, count: int, total: int, width: int, words: str) -> Content:
-        words = words or (f"of {human_bytes(total)}" if label == "now" else "")
-        room = max(width - LABEL - FIGURE - 24, 8)
+    def _ranked(self, width: int) -> list[tuple[int, Content]]:
+        """Each line after its rank, 0 for the most important."""
+        memory, predicted = self._memory, sum((self._predicted or {}).values())
+        if not memory or not memory.total:
+            return [(0, Content.styled("Memory: not measured yet.", "dim"))]
+        most = max(memory.peak, predicted, memory.used, 1)
+        scale = memory.total if 4 * most >= memory.total else most
+        rows = [(3, self._row("predicted", predicted, scale, width, ""))] if predicted else []
+        rows.append((2, self._row("now", memory.used, scale, width, f"of {human_bytes(memory.total)}")))
+        rows.append((0, self._peak(memory, scale, width, predicted)))
+        rows += [(4, line) for line in self._probed()]
+        return [*rows, *((1, line) for line in self._legend(memory))]
+
+    def _row(self, label: str, count: int, scale: int, width: int, words: str) -> Content:
+        return self._line(label, level(count / scale, self._room(width)), count, words)
+
+    def _peak(self, memory: Memory, scale: int, width: int, predicted: int) -> Content:
+        room = self._room(width)
+        bar = stacked(memory.parts, scale, room) if memory.parts else level(memory.peak / scale, room)
+        return self._line("peak", bar, memory.peak, self._verdict(memory.peak, predicted))
+
+    @staticmethod
+    def _room(width: int) -> int:
+        return max(width - LABEL - FIGURE - 24, 8)
+
+    @staticmethod
+    def _line(label: str, bar: Content, count: int, words: str) -> Content:
         return Content.assemble(
-            (f"{label:<{LABEL}}", "dim"),
-            level(count / total, room),
-            (f"{human_bytes(count):>{FIGURE}}", "bold"),
-            f"  {words}",
+            (f"{label:<{LABEL}}", "dim"), bar, (f"{human_bytes(count):>{FIGURE}}", "bold"), f"  {words}"
         )
 
     def _verdict(self, peak: int, predicted: int) -> str:
@@ -82,8 +111,31 @@ class MemoryPanel(Widget):
         return [Content.assemble((f"{'probe':<{LABEL}}", "dim"), words)]
 
     def _legend(self, memory: Memory) -> list[Content]:
-        """The parts: all of the prediction, or what the worker counted of what it holds."""
-        parts = self._predicted or memory.parts
-        names = [f"{one_line(name, 24)} {human_bytes(count)}" for name, count in parts.items() if count]
-        text = f"{'predicted' if self._predicted else 'in use'} by {', '.join(names)}"
-        return [Content.styled(text, "dim")] if names else []
+        """The blocks of the peak with their parts; before it is known by part, those of the prediction."""
+        if memory.parts:
+            return [legend(memory.parts)]
+        parts = [f"{one_line(name, 24)} {human_bytes(n)}" for name, n in (self._predicted or {}).items() if n]
+        return [Content.styled(f"predicted by {', '.join(parts)}", "dim")] if parts else []
+
+
+def stacked(parts: Mapping[str, int], scale: int, width: int) -> Content:
+    """The parts side by side in a bar of `width` cells for `scale` bytes."""
+    blocks: list[Content | tuple[str, str]] = []
+    taken = end = 0
+    for name, count in parts.items():
+        look, style = LOOKS.get(name, OTHER)
+        taken += count
+        upto = min(round(taken / scale * width), width)
+        blocks.append((look * (upto - end), style))
+        end = upto
+    return Content.assemble(*blocks, (EMPTY * (width - end), "dim"))
+
+
+def legend(parts: Mapping[str, int]) -> Content:
+    """Which block is which part, the largest first."""
+    shown = sorted((name for name in parts if parts[name]), key=lambda name: -parts[name])
+    words = [
+        Content.assemble(LOOKS.get(name, OTHER), f" {one_line(name, 16)} {human_bytes(parts[name])}")
+        for name in shown
+    ]
+    return Content("  ").join(words)

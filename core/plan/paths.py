@@ -1,0 +1,66 @@
+"""Which code computes a model while it is trained, told from its config.json: nothing else is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
+
+from ollama_tune.core.errors import TuneError
+from ollama_tune.core.models.blueprint import obstacle
+from ollama_tune.core.models.families import ARCHITECTURES
+from ollama_tune.core.models.tokenizer_files import read_json
+from ollama_tune.core.models.values import ModelSpec
+from ollama_tune.core.plan.settings import TrainingSettings
+from ollama_tune.core.plan.shape import config_of
+
+PathName = Literal["fast", "general"]
+FAST = "This project knows the family: rows lie end to end without padding, and nothing else is loaded."
+ASKED = "The settings ask for transformers and PEFT."
+PADDED_FAMILIES = ("gemma2",)
+"""Families whose attention transformers computes with all scores in memory, so that rows are padded."""
+
+
+class Way(NamedTuple):
+    """How a run is computed: the path, why, and whether rows computed at once are padded to one length."""
+
+    path: PathName
+    reason: str
+    padded: bool
+
+
+def choose_path(spec: ModelSpec, training: TrainingSettings) -> tuple[PathName, str]:
+    """The path of a run and the reason; `TuneError` where the settings ask for one that cannot be."""
+    way = way_of(spec, training)
+    if training.path == "fast" and way.path != "fast":
+        raise TuneError(fast_obstacle(spec, training.dora), "Set training.path to auto or general.")
+    return way.path, way.reason
+
+
+def way_of(spec: ModelSpec, training: TrainingSettings) -> Way:
+    """As `choose_path`, for a plan: what cannot be counts as general."""
+    why_not = ASKED if training.path == "general" else fast_obstacle(spec, training.dora)
+    if not why_not:
+        return Way("fast", FAST, False)
+    reason = ASKED if training.path == "general" else f"{why_not} Transformers and PEFT do."
+    return Way("general", reason, general_pads(spec.architecture, spec.model_type))
+
+
+def general_pads(architecture: str, model_type: str) -> bool:
+    """Whether the general path pads rows: it does where it does not know how attention keeps them apart."""
+    return architecture not in ARCHITECTURES or model_type in PADDED_FAMILIES
+
+
+@lru_cache(64)
+def fast_obstacle(spec: ModelSpec, dora: bool) -> str:
+    """Why the fast path cannot train this model so, in a sentence; empty where it can."""
+    if dora:
+        return "The fast path does not compute DoRA."
+    return obstacle(read_json(spec.folder / "config.json") or config_of(spec))
+
+
+def named(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A configuration that names its class; where it does not, the one that its model_type usually has."""
+    kind = config.get("model_type")
+    usual = [name for name, family in ARCHITECTURES.items() if family.model_type == kind][:1]
+    return config if config.get("architectures") else {**config, "architectures": usual}

@@ -1,0 +1,116 @@
+"""The seam between the training loop and the two ways to compute a model with its adapter.
+
+`fast` is this project's own forward and backward for the families that the export room covers; `general`
+is transformers with peft, for every other architecture. The loop, the checkpoints, the measurements and the
+recovery from a shortage of memory know only what stands here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from ollama_tune.core.data.values import Example
+from ollama_tune.core.plan.settings import Recompute as Recompute
+
+if TYPE_CHECKING:
+    import torch
+
+PathName = Literal["fast", "general"]
+STEPS_DOWN: tuple[Recompute, ...] = ("none", "mlp", "layers", "offload")
+"""From the fastest to the one that needs the least memory of the device."""
+
+Observe = Callable[[str, "torch.Tensor"], None]
+"""Gets the name of a linear layer (`model.layers.0.mlp.down_proj`) and its inputs, tokens x width."""
+
+
+class Batch(Protocol):
+    """Rows made ready to be computed at once on the device; what else is in it is the path's own business."""
+
+    @property
+    def useful_tokens(self) -> int:
+        """Tokens of the rows, without padding; a prefix that rows share counts with each."""
+
+    @property
+    def supervised_tokens(self) -> int:
+        """Tokens whose prediction is learned."""
+
+
+class TrainPath(Protocol):
+    """A model with its adapter that can be trained, measured and asked."""
+
+    name: PathName
+    reason: str
+    """Why this path, for the screen."""
+    device: str
+    weights: Mapping[str, torch.nn.Parameter]
+    """The trained weights in float32, under their names in PEFT's `adapter_model.safetensors`."""
+    padded: bool
+    """True where rows computed at once are padded to one length; else they lie end to end."""
+
+    def collate(self, examples: Sequence[Example], capacity: int = 0) -> Batch:
+        """Rows as one micro-batch; with a capacity, in packed sequences of at most so many tokens."""
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """The sum of the cross entropies of the supervised tokens, float32; differentiable where wanted."""
+
+    def check(self, examples: Sequence[Example]) -> str:
+        """Compare on a few short rows what this path takes for granted; a remark for the user, or nothing.
+
+        Raises `TuneError` where the model cannot be trained like this, with what to set instead.
+        """
+
+    def train(self, on: bool) -> None:
+        """Dropout on or off."""
+
+    def without_adapter(self) -> AbstractContextManager[None]:
+        """While it lasts, the base model alone."""
+
+    def recompute(self, what: Recompute) -> None:
+        """From now on keep less for the backward pass; a second call changes nothing."""
+
+    def watched(self, observe: Observe) -> AbstractContextManager[None]:
+        """While it lasts, tell the inputs of every linear layer but the head, padding left out."""
+
+    def write_adapter(self, folder: Path) -> None:
+        """Write the adapter in PEFT's format: `adapter_model.safetensors` and `adapter_config.json`."""
+
+    def load_adapter(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Put the tensors of an `adapter_model.safetensors` into the weights."""
+
+    @property
+    def engine(self) -> Engine:
+        """What writes answers with this model."""
+
+    def parts(self) -> dict[str, int]:
+        """Bytes on the device that stay through the run, by part: weights, adapter."""
+
+
+class Engine(Protocol):
+    """Writes answers with a model, with its adapter (`tuned`) or without."""
+
+    @property
+    def rows(self) -> int:
+        """Prompts that are well answered at once."""
+
+    def decode(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        *,
+        tuned: bool,
+        stop_ids: Sequence[int],
+        temperature: float = 0.0,
+        stopped: Callable[[], bool] = lambda: False,
+        on_tokens: Callable[[Sequence[int]], None] | None = None,
+    ) -> list[list[int]]:
+        """The tokens after each prompt, up to a stop token, which is included, or the limit.
+
+        Greedy at temperature 0, else sampled from the whole distribution with torch's random numbers.
+        `on_tokens` gets every new token of each prompt that is still being answered.
+        """
+
+    def logits(self, ids: Sequence[int], positions: Sequence[int], *, tuned: bool) -> Any:
+        """float32 logits (positions x vocabulary) of the token after each position."""
