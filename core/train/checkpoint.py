@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.files import sync_folder, write_atomic
+from ollama_tune.core.plan.settings import Recompute
 from ollama_tune.core.runs.folder import RunFolder
-from ollama_tune.core.train.path import Recompute, TrainPath
+from ollama_tune.core.train.path import TrainPath
 
 if TYPE_CHECKING:
     import torch

@@ -14,13 +14,14 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
 from ollama_tune.core.data.values import Example
 from ollama_tune.core.errors import TuneError
-from ollama_tune.core.plan.settings import TrainingSettings
+from ollama_tune.core.plan.paths import PathName
+from ollama_tune.core.plan.settings import Recompute, TrainingSettings
 from ollama_tune.core.train.batches import Batch, collate
 from ollama_tune.core.train.checkpoint import ADAPTER
 from ollama_tune.core.train.lora import lighten
 from ollama_tune.core.train.loss import Objective
 from ollama_tune.core.train.model import add_adapter, autocast, load_base, recompute, tensor_bytes, trainable
-from ollama_tune.core.train.path import Observe, PathName, Recompute
+from ollama_tune.core.train.path import Observe
 from ollama_tune.core.train.shortage import Offload
 
 if TYPE_CHECKING:

@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ollama_tune.core.data.values import Example
-from ollama_tune.core.plan.settings import Recompute as Recompute
+from ollama_tune.core.plan.paths import PathName
+from ollama_tune.core.plan.settings import Recompute, TrainingSettings
 
 if TYPE_CHECKING:
     import torch
 
-PathName = Literal["fast", "general"]
 STEPS_DOWN: tuple[Recompute, ...] = ("none", "mlp", "layers", "offload")
 """From the fastest to the one that needs the least memory of the device."""
 
@@ -114,3 +114,24 @@ class Engine(Protocol):
 
     def logits(self, ids: Sequence[int], positions: Sequence[int], *, tuned: bool) -> Any:
         """float32 logits (positions x vocabulary) of the token after each position."""
+
+
+def make_path(
+    chosen: tuple[PathName, str],
+    folder: Path,
+    training: TrainingSettings,
+    base: str,
+    progress: Callable[[int, int], None],
+) -> TrainPath:
+    """Load the model and put a fresh adapter on it; `base` is what the adapter says its base is.
+
+    `progress` gets the bytes loaded and all bytes, where the path can tell.
+    """
+    name, reason = chosen
+    if name == "general":
+        from ollama_tune.core.train.general import make_general
+
+        return make_general(folder, training, base, reason)
+    from ollama_tune.core.train.fast.path import make_fast
+
+    return make_fast(folder, training, base, progress, reason)

@@ -11,9 +11,9 @@ from ollama_tune.core.data.values import Example
 from ollama_tune.core.models.locate import is_hub_id
 from ollama_tune.core.models.spec import read_spec
 from ollama_tune.core.models.values import ModelSpec
+from ollama_tune.core.plan.paths import choose_path
 from ollama_tune.core.plan.settings import ModelSettings, Settings, TrainingSettings
-from ollama_tune.core.train.choose import choose_path, make_path
-from ollama_tune.core.train.path import TrainPath
+from ollama_tune.core.train.path import TrainPath, make_path
 
 LOOPS_OWN = {
     "optimizer",

@@ -22,17 +22,17 @@ from ollama_tune.core.models.locate import is_complete, is_hub_id, snapshots
 from ollama_tune.core.models.spec import read_spec
 from ollama_tune.core.models.values import ModelSpec
 from ollama_tune.core.plan.memory import predict_parts
+from ollama_tune.core.plan.paths import PathName, choose_path
 from ollama_tune.core.plan.settings import TrainingSettings
 from ollama_tune.core.runs.chat import store_chat
 from ollama_tune.core.train import checkpoint
 from ollama_tune.core.train.batches import StepPlan
 from ollama_tune.core.train.checkpoint import Checkpoint
-from ollama_tune.core.train.choose import choose_path, make_path
 from ollama_tune.core.train.former import tell_former_end
 from ollama_tune.core.train.judge import in_parts
 from ollama_tune.core.train.measure import Held, measure_base, measure_tuned, write_reference
 from ollama_tune.core.train.pace import learn_pace
-from ollama_tune.core.train.path import PathName, TrainPath
+from ollama_tune.core.train.path import TrainPath, make_path
 from ollama_tune.core.train.prepared import base_name
 from ollama_tune.core.train.probe import probe, read_budget
 from ollama_tune.core.train.session import Session, host_memory

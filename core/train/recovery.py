@@ -16,9 +16,10 @@ import psutil
 
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.machine.host import read_memory
+from ollama_tune.core.plan.settings import Recompute
 from ollama_tune.core.text import human_bytes
 from ollama_tune.core.train.checkpoint import TrainState
-from ollama_tune.core.train.path import STEPS_DOWN, Recompute, TrainPath
+from ollama_tune.core.train.path import STEPS_DOWN, TrainPath
 from ollama_tune.core.train.session import Session, peak_memory
 from ollama_tune.core.train.shortage import Shortage, free_memory, halved, is_out_of_memory
 

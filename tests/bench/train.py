@@ -109,7 +109,7 @@ def environment(folder: Path) -> dict[str, str]:
     found = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "HF_HUB_OFFLINE"), "1")
     homes = {"OLLAMA_TUNE_HOME": folder / "home", "HF_HOME": folder / "hf", "TMPDIR": folder}
     quiet = {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    quiet["UNSLOTH_ALLOW_CPU"] = "1"
+    quiet |= {"UNSLOTH_ALLOW_CPU": "1"}
     return {**os.environ, **found, **quiet, **{name: str(path) for name, path in homes.items()}}
 
 
@@ -343,7 +343,7 @@ def about(rounds: int, steps: int, have: dict[str, dict[str, str]]) -> str:
         f"{platform.python_version()}, {told}.\nA Llama of 40 million parameters, 2,000 rows (median 150 "
         f"tokens, at most 512, 54 % learned), batch {BATCH}, LoRA r {RANK} on all linear layers,\nbfloat16, "
         f"assistant tokens only. {rounds} rounds of {steps} steps after {UNCOUNTED} that do not count. "
-        "Made by `make bench-train`."
+        f"Load of the box at the end: {os.getloadavg()[2]:.1f} on {os.cpu_count()} cores (15 minutes)."
     )
 
 

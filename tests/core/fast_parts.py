@@ -12,8 +12,8 @@ import torch
 from torch.nn import functional
 
 from ollama_tune.core.data.values import Example
+from ollama_tune.core.models.blueprint import Blueprint, read_blueprint
 from ollama_tune.core.train.fast.adapter import Adapter, Group, Layout, Pair
-from ollama_tune.core.train.fast.blueprint import Blueprint, read_blueprint
 from ollama_tune.core.train.fast.model import FastModel
 from ollama_tune.core.train.fast.weights import BaseWeights
 

@@ -13,9 +13,8 @@ from ollama_tune.core.data.values import Example
 from ollama_tune.core.plan.settings import parse
 from ollama_tune.core.runs.folder import RunFolder, create_run
 from ollama_tune.core.train.checkpoint import newest
-from ollama_tune.core.train.choose import make_path
 from ollama_tune.core.train.loop import Trainer
-from ollama_tune.core.train.path import PathName
+from ollama_tune.core.train.path import PathName, make_path
 from ollama_tune.core.train.session import Session, StopWish
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from ollama_tune.core.plan.settings import Recompute
 from ollama_tune.core.runs.events import Event
-from ollama_tune.core.train.path import Recompute
 from tests.core.loop_parts import Run
 from tests.core.memory_limit import DeviceLimit, Fault
 from tests.core.train_parts import curve

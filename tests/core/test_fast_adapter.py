@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.export.merge import open_merged
+from ollama_tune.core.models.blueprint import Blueprint, read_blueprint
 from ollama_tune.core.models.tokenizer_files import read_json
 from ollama_tune.core.plan.settings import TrainingSettings
 from ollama_tune.core.train.fast.adapter import Adapter, new_adapter, read_adapter
-from ollama_tune.core.train.fast.blueprint import Blueprint, read_blueprint
 from ollama_tune.core.train.model import add_adapter, load_base, trainable
 from tests.core.export_parts import build_adapter, build_family, load, log_probabilities
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ollama_tune.core.errors import TuneError
-from ollama_tune.core.train.fast.blueprint import LayerKind, obstacle, read_blueprint
+from ollama_tune.core.models.blueprint import LayerKind, obstacle, read_blueprint
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -88,5 +88,5 @@ def test_a_model_that_is_computed_has_no_obstacle() -> None:
 
 
 def test_reading_a_blueprint_imports_no_torch() -> None:
-    code = "import sys, ollama_tune.core.train.fast.blueprint; sys.exit('torch' in sys.modules)"
+    code = "import sys, ollama_tune.core.models.blueprint; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from ollama_tune.core.evaluate.general_engine import GeneralEngine
+from ollama_tune.core.models.blueprint import read_blueprint
 from ollama_tune.core.models.tokenizer_files import read_json
 from ollama_tune.core.plan.settings import TrainingSettings
 from ollama_tune.core.train.fast.adapter import new_adapter
-from ollama_tune.core.train.fast.blueprint import read_blueprint
 from ollama_tune.core.train.fast.decode import FastEngine
 from ollama_tune.core.train.fast.model import FastModel
 from ollama_tune.core.train.fast.path import make_fast

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ollama_tune.core.errors import TuneError
+from ollama_tune.core.models.blueprint import Blueprint, read_blueprint
 from ollama_tune.core.models.tokenizer_files import read_json
 from ollama_tune.core.plan.settings import TrainingSettings
-from ollama_tune.core.train.fast.blueprint import Blueprint, read_blueprint
 from ollama_tune.core.train.fast.weights import BaseWeights, Quantized, load_weights
 from ollama_tune.core.train.model import load_base
 from tests.core.export_parts import FAMILIES, build_family

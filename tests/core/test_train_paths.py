@@ -12,9 +12,9 @@ import torch
 
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.models.spec import read_spec
+from ollama_tune.core.plan.paths import PathName, choose_path
 from ollama_tune.core.plan.settings import TrainingSettings
-from ollama_tune.core.train.choose import choose_path
-from ollama_tune.core.train.path import STEPS_DOWN, PathName
+from ollama_tune.core.train.path import STEPS_DOWN
 from ollama_tune.core.train.session import Stopped
 from tests.core.loop_parts import Run
 from tests.core.train_parts import curve, kinds, make_run, quiet_environment, write_rows

@@ -14,7 +14,7 @@ import torch
 
 from ollama_tune.core.plan.settings import Settings, parse
 from ollama_tune.core.train import warm
-from ollama_tune.core.train.choose import make_path
+from ollama_tune.core.train.path import make_path
 from ollama_tune.core.train.prepared import LOOPS_OWN, Overtaken, Prepared
 from ollama_tune.core.train.recipe import train
 from ollama_tune.core.train.session import Session, StopWish

@@ -33,7 +33,7 @@ def tuned(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFold
         values = {
             "model.source": str(tiny_model),
             "data.path": str(write_rows(place / "rows.jsonl")),
-            "evaluation.max_new_tokens": 400,
+            "evaluation.max_new_tokens": 8192,  # so that no answer ends before it is stopped
         }
         folder = create_run(run.settings().with_values(values), "tuned")
     training = folder.settings().training

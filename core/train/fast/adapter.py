@@ -21,7 +21,7 @@ from ollama_tune.core.plan.settings import ALL_LINEAR, TrainingSettings
 from ollama_tune.core.text import one_line
 
 if TYPE_CHECKING:
-    from ollama_tune.core.train.fast.blueprint import Blueprint
+    from ollama_tune.core.models.blueprint import Blueprint
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from ollama_tune.core.models.blueprint import Activation
 from ollama_tune.core.train.fast.adapter import Group, Pair
-from ollama_tune.core.train.fast.blueprint import Activation
 from ollama_tune.core.train.fast.products import add_product, contracted, product, wide
 from ollama_tune.core.train.fast.weights import Weight
 

@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 
+from ollama_tune.core.models.blueprint import Blueprint
+from ollama_tune.core.plan.settings import Recompute
 from ollama_tune.core.train.fast.adapter import Adapter
 from ollama_tune.core.train.fast.attention import tokens_of
-from ollama_tune.core.train.fast.blueprint import Blueprint
 from ollama_tune.core.train.fast.functions import Dropped, Norm, Projection, activate, activate_backward
 from ollama_tune.core.train.fast.kernels import Attention
 from ollama_tune.core.train.fast.offload import Parking
 from ollama_tune.core.train.fast.stream import Segment
 from ollama_tune.core.train.fast.weights import BaseWeights
-from ollama_tune.core.train.path import Observe, Recompute
+from ollama_tune.core.train.path import Observe
 
 GROUPS = ("qkv", "o", "gate_up", "down")
 

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from ollama_tune.core.models.blueprint import Blueprint, LayerKind
+from ollama_tune.core.plan.settings import Recompute
 from ollama_tune.core.train.fast.adapter import Adapter
 from ollama_tune.core.train.fast.attention import Rule
-from ollama_tune.core.train.fast.blueprint import Blueprint, LayerKind
 from ollama_tune.core.train.fast.functions import Dropped, Norm
 from ollama_tune.core.train.fast.kernels import Attention, choose_attention
 from ollama_tune.core.train.fast.layers import GROUPS, Layer, LayerFunction, Pass, _vector
@@ -18,7 +19,7 @@ from ollama_tune.core.train.fast.products import even, product, wide
 from ollama_tune.core.train.fast.rotary import Rotary
 from ollama_tune.core.train.fast.stream import Stream
 from ollama_tune.core.train.fast.weights import BaseWeights
-from ollama_tune.core.train.path import Observe, Recompute
+from ollama_tune.core.train.path import Observe
 
 CHUNK = 256
 """Supervised tokens whose logits exist at once."""

@@ -11,14 +11,15 @@ import torch
 
 from ollama_tune.core.data.values import Example
 from ollama_tune.core.errors import TuneError
+from ollama_tune.core.models.blueprint import Blueprint, read_blueprint
 from ollama_tune.core.models.tokenizer_files import read_json
-from ollama_tune.core.plan.settings import TrainingSettings
+from ollama_tune.core.plan.paths import PathName
+from ollama_tune.core.plan.settings import Recompute, TrainingSettings
 from ollama_tune.core.train.fast.adapter import Adapter, new_adapter, read_adapter
-from ollama_tune.core.train.fast.blueprint import Blueprint, read_blueprint
 from ollama_tune.core.train.fast.model import FastModel
 from ollama_tune.core.train.fast.stream import Stream, lay_stream
 from ollama_tune.core.train.fast.weights import BaseWeights, Progress, load_weights
-from ollama_tune.core.train.path import STEPS_DOWN, Observe, PathName, Recompute
+from ollama_tune.core.train.path import STEPS_DOWN, Observe
 
 if TYPE_CHECKING:
     from ollama_tune.core.train.fast.decode import FastEngine

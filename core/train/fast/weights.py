@@ -20,7 +20,7 @@ from ollama_tune.core.models.weights import Tensor as Stored
 from ollama_tune.core.models.weights import read_tensors, weight_names
 
 if TYPE_CHECKING:
-    from ollama_tune.core.train.fast.blueprint import Blueprint
+    from ollama_tune.core.models.blueprint import Blueprint
 
 Progress = Callable[[int, int], None]
 """Gets the bytes of the files read so far and in all."""
