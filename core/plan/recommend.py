@@ -17,6 +17,7 @@ from ollama_tune.core.plan.fit import choose_memory
 from ollama_tune.core.plan.gguf_types import serving_context
 from ollama_tune.core.plan.offers import Offers
 from ollama_tune.core.plan.padding import packed_rows
+from ollama_tune.core.plan.paths import way_of
 from ollama_tune.core.plan.values import Choice, Plan
 
 _READING: tuple[tuple[str, Any, str], ...] = (
@@ -62,7 +63,10 @@ def solve(draft: Draft) -> Plan:
     spec, lengths = draft.spec, draft.lengths
     _choose_rows(draft)
     _choose_adapter(draft)
-    draft.choose("training.packing", rules.packing(spec, lengths, draft.rows))
+    training = draft.settings.training
+    padded = way_of(spec, training).padded
+    packing = rules.packing(spec, lengths, draft.rows, padded=padded, device=training.device)
+    draft.choose("training.packing", packing)
     rows_a_step = _rows_a_step(draft)
     draft.choose("training.epochs", rules.epochs(draft.rows, rows_a_step))
     warnings = choose_memory(draft, rows_a_step)

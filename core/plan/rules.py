@@ -237,11 +237,17 @@ def _filling(lengths: Lengths, shortest: int, limit: int) -> int:
     return length
 
 
-def packing(spec: ModelSpec, lengths: Lengths, train_rows: int) -> Choice:
-    """From 2,000 rows on, where a sequence holds few enough rows and the family keeps them apart."""
+def packing(spec: ModelSpec, lengths: Lengths, train_rows: int, *, padded: bool, device: str) -> Choice:
+    """From 2,000 rows on, where a sequence holds few enough rows and the family keeps them apart.
+
+    Where rows lie end to end anyway (not `padded`), it only gives each batch as many tokens as memory was
+    planned for, which a GPU needs to be busy and a CPU does not.
+    """
     longest = sequence_lengths(spec, lengths)[0]
     apart = _percent(random_padding(lengths, longest, PADDED_BATCH))
     alike = _percent(grouped_padding(lengths, longest, PADDED_BATCH))
+    if not padded and (device == "cpu" or train_rows < PACKED_FROM):
+        return Choice(False, f"rows lie end to end, so nothing is padded (it would be {apart})", DATA)
     if train_rows < PACKED_FROM:
         text = f"{train_rows:,} rows, like lengths together: {alike} padding instead of {apart}"
         return Choice(False, text, DATA)
@@ -251,9 +257,7 @@ def packing(spec: ModelSpec, lengths: Lengths, train_rows: int) -> Choice:
     rows, full = packed_rows(lengths, length)
     if rows > MOST_ROWS:
         return Choice(False, f"a sequence would hold {rows:.0f} rows, too many for a step", LWR)
-    return Choice(
-        True, f"{_percent(1 - full)} padding; {alike} with like lengths together, else {apart}", DATA
-    )
+    return Choice(True, f"batches of equal size, {_percent(1 - full)} short of full", DATA)
 
 
 def _percent(share: float) -> str:

@@ -108,8 +108,7 @@ def environment(folder: Path) -> dict[str, str]:
     """One thread, nothing from the network, and caches of its own."""
     found = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "HF_HUB_OFFLINE"), "1")
     homes = {"OLLAMA_TUNE_HOME": folder / "home", "HF_HOME": folder / "hf", "TMPDIR": folder}
-    quiet = {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    quiet |= {"UNSLOTH_ALLOW_CPU": "1"}
+    quiet = {"TOKENIZERS_PARALLELISM": "false", "UNSLOTH_ALLOW_CPU": "1"}
     return {**os.environ, **found, **quiet, **{name: str(path) for name, path in homes.items()}}
 
 
