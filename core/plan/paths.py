@@ -15,7 +15,7 @@ from ollama_tune.core.plan.settings import TrainingSettings
 from ollama_tune.core.plan.shape import config_of
 
 PathName = Literal["fast", "general"]
-FAST = "This project knows the family: rows lie end to end without padding, and nothing else is loaded."
+FAST = "The family is known, so rows lie end to end without padding."
 ASKED = "The settings ask for transformers and PEFT."
 PADDED_FAMILIES = ("gemma2",)
 """Families whose attention transformers computes with all scores in memory, so that rows are padded."""

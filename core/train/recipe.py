@@ -167,6 +167,8 @@ def _load(session: Session, spec: ModelSpec, chosen: tuple[PathName, str], longe
     """The model with a fresh adapter; from here on the signs of life tell its parts in memory."""
     import torch
 
+    from ollama_tune.core.train.optimizer import state_sizes
+
     settings = session.settings
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(useful_threads(spec, settings.training, longest))
@@ -176,7 +178,8 @@ def _load(session: Session, spec: ModelSpec, chosen: tuple[PathName, str], longe
         path = make_path(chosen, *where, session.progress("loading_model", "B"))
     parts = path.parts()
     held = 0 if settings.training.device == "cuda" else host_memory()["used"] - sum(parts.values())
-    parts |= {"gradients": parts["adapter"], "optimizer": 2 * parts["adapter"], "libraries": max(held, 0)}
+    states = sum(sum(state_sizes(weight, settings.training.optimizer)) for weight in path.weights.values())
+    parts |= {"gradients": parts["adapter"], "optimizer": states, "libraries": max(held, 0)}
 
     def gauge() -> dict[str, Any]:
         figures = _cuda_memory(torch) if settings.training.device == "cuda" else host_memory()
