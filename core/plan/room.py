@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from ollama_tune.core.machine.probe import probe_machine
 from ollama_tune.core.machine.processes import holders, ram_holders
@@ -13,6 +14,7 @@ from ollama_tune.core.models.chat_templates import chosen_template
 from ollama_tune.core.models.describe import describe
 from ollama_tune.core.models.values import ModelSpec
 from ollama_tune.core.plan.memory import predict
+from ollama_tune.core.plan.rules import gpu_dtype
 from ollama_tune.core.plan.settings import Settings
 from ollama_tune.core.text import human_bytes
 
@@ -48,6 +50,22 @@ def shortage(settings: Settings, spec: ModelSpec, machine: Machine, longest: int
     held = " ".join(in_use(machine)[:NAMED])
     what = f"With rows of {longest:,} tokens this run needs about {needed}, and only {free} are free now."
     return f"{what} {held}".strip()
+
+
+def of_this_box(training: Mapping[str, Any], probe: Callable[[], Machine] = probe_machine) -> dict[str, str]:
+    """The device, and the number format it computes fastest in, where a run.yaml leaves them open.
+
+    `training` is what the file says of it; a file that says both is taken as it is.
+    """
+    open_fields = {"device", "compute_dtype"}.difference(training)
+    if not open_fields:
+        return {}
+    machine = probe()
+    device = training.get("device", machine.device)
+    known = "bfloat16" if machine.host.bfloat16 else "float32"
+    dtype = gpu_dtype(machine).value if device == "cuda" and machine.gpu.gpus else known
+    found = {"device": device, "compute_dtype": dtype}
+    return {f"training.{name}": found[name] for name in sorted(open_fields)}
 
 
 def check_run(settings: Settings) -> str:

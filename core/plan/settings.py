@@ -115,11 +115,11 @@ class TrainingSettings(_Section):
     """Which code computes the model: `fast` (this project's own, for the families that it knows), `general`
     (transformers and peft, for all others), or `auto`: fast where it can."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where the training runs."""
+    """Where the training runs; left out of a run.yaml: on the GPU where there is one."""
     quantization: Quantization = "none"
     """How the frozen base weights are held: `none` (16 or 32 bit) or `nf4` (4 bit, QLoRA)."""
     compute_dtype: ComputeDtype = "float32"
-    """The number format of the arithmetic."""
+    """The number format of the arithmetic; left out of a run.yaml: the one this box computes fastest in."""
     rank: int = Field(16, ge=1, le=512)
     """Width of the adapter: how much it can learn."""
     alpha: int = Field(32, ge=1, le=2048)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from ollama_tune.core.errors import UsageError
 from ollama_tune.core.machine.values import Disk, Gpu, GpuProcess, GpuReport, Host, Machine, OllamaStatus
 from ollama_tune.core.models.spec import read_spec
 from ollama_tune.core.plan import room
-from ollama_tune.core.plan.room import check_run, in_use, look_again, shortage
+from ollama_tune.core.plan.room import check_run, in_use, look_again, of_this_box, shortage
 from ollama_tune.core.plan.settings import Settings
 from tests.tiny import build_model
 
@@ -69,3 +70,22 @@ def test_a_run_file_is_checked_before_anything_is_started(model: Path, tmp_path:
     with pytest.raises(UsageError) as caught:
         check_run(settings.with_value("model.source", str(bare)))
     assert "'plain roles'" in caught.value.fix
+
+
+def test_what_a_file_leaves_open_is_what_the_box_has() -> None:
+    plain = machine(24 * GIB)
+    units = replace(plain, host=replace(plain.host, bfloat16="AMX"))
+    on_gpu = machine(24 * GIB, card("GPU-1", GIB))
+    both = {"training.device": "cuda", "training.compute_dtype": "bfloat16"}
+    assert of_this_box({}, lambda: on_gpu) == both
+    assert of_this_box({}, lambda: plain)["training.compute_dtype"] == "float32"
+    assert of_this_box({"device": "cpu"}, lambda: units) == {"training.compute_dtype": "bfloat16"}
+    assert of_this_box({"device": "cpu"}, lambda: on_gpu) == {"training.compute_dtype": "float32"}
+    assert of_this_box({"compute_dtype": "float32"}, lambda: on_gpu) == {"training.device": "cuda"}
+
+
+def test_a_file_that_says_all_of_it_needs_no_look_at_the_box() -> None:
+    def never() -> Machine:
+        raise AssertionError
+
+    assert of_this_box({"device": "cpu", "compute_dtype": "float32", "rank": 4}, never) == {}

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.core.train_parts import write_rows
 from tests.tiny import build_model
@@ -110,6 +111,9 @@ def test_a_run_without_a_terminal_is_told_in_plain_lines(tmp_path: Path, run_fil
     assert "\x1b" not in done.stdout + done.stderr and done.stderr == ""
     lines = done.stdout.splitlines()
     assert lines[0].startswith("Run folder: ") and any(line.startswith("  step     1 of 2") for line in lines)
+    assert lines[1].startswith("Not in run.yaml, so chosen for this box: training.compute_dtype ")
+    written = yaml.safe_load((Path(lines[0].removeprefix("Run folder: ")) / "run.yaml").read_text())
+    assert f"training.compute_dtype {written['training']['compute_dtype']}, " in lines[1]
 
 
 def test_a_run_can_be_told_in_its_own_events(tmp_path: Path, run_file: Path) -> None:
