@@ -29,7 +29,7 @@ print("started", flush=True)
 time.sleep(60)
 """
 
-TRAINING = {"epochs": 6.0, "dropout": 0.1}
+TRAINING = {"epochs": 12.0, "dropout": 0.1, "evaluation_interval": 5, "early_stopping": 0}
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +93,7 @@ def test_kills_at_random_moments_a_stop_and_a_damaged_checkpoint_change_nothing(
     folder = make_run(*parts, training=TRAINING)
     chance = random.Random()
     control.resume(folder)
-    wait_for(lambda: steps_done(folder) >= chance.randrange(6, 12))
+    wait_for(lambda: steps_done(folder) >= chance.randrange(8, 14))
     kill(folder)
     with folder.events_path.open("ab") as file:
         file.write(b'{"n": 99999, "t": 17952607')
