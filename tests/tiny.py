@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 CHAT_TEMPLATE = (
@@ -16,7 +17,14 @@ WORDS = (
 )
 
 
-def build_tokenizer(folder: Path, vocabulary: int = 384) -> int:
+def build_tokenizer(
+    folder: Path,
+    vocabulary: int = 384,
+    *,
+    texts: Iterable[str] = (WORDS, "user assistant system\n") * 4,
+    template: str = CHAT_TEMPLATE,
+    length: int = 512,
+) -> int:
     """Train a byte-level BPE tokenizer into `folder`; returns its size."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -29,15 +37,15 @@ def build_tokenizer(folder: Path, vocabulary: int = 384) -> int:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([WORDS, "user assistant system\n"] * 4, trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": "<|im_end|>",
         "pad_token": "<|endoftext|>",
-        "chat_template": CHAT_TEMPLATE,
-        "model_max_length": 512,
+        "chat_template": template,
+        "model_max_length": length,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return int(tokenizer.get_vocab_size())

@@ -91,13 +91,14 @@ def run(file: Path, values: tuple[str, ...], detach: bool, plain: bool, events: 
 def _new_run(file: Path, values: dict[str, Any], tell: Callable[[str], None]) -> RunFolder:
     """The folder of the run that a file describes; tells what should be known before, and where it is."""
     from ollama_tune.core.plan.room import check_run, of_this_box
-    from ollama_tune.core.plan.settings import load, read_yaml
+    from ollama_tune.core.plan.settings import load
     from ollama_tune.core.runs.folder import create_run
     from ollama_tune.tui.exporting import remarks
 
-    settings = load(file).with_values(values)
+    said = load(file)
+    settings = said.with_values(values)
     mine = {name.removeprefix("training."): value for name, value in values.items()}
-    chosen = of_this_box({**(read_yaml(file).get("training") or {}), **mine})
+    chosen = of_this_box({**said.training.model_dump(exclude_unset=True), **mine})
     settings = settings.with_values(chosen) if chosen else settings
     for remark in filter(None, (*remarks(settings.export), check_run(settings))):
         tell(f"! {remark}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import glob
 import hashlib
 import os
@@ -31,7 +30,7 @@ from ollama_tune.core.export.quantize import TensorType, encode, one_thread_each
 from ollama_tune.core.export.tensors import TensorPlan, plan_tensors
 from ollama_tune.core.export.tokenizer import tokenizer_fields
 from ollama_tune.core.export.values import ExportStopped, Progress, Stopped
-from ollama_tune.core.files import atomic_file
+from ollama_tune.core.files import DISK_FULL, atomic_file
 from ollama_tune.core.machine.host import read_host
 from ollama_tune.core.models.architectures import Config, read_config
 from ollama_tune.core.text import human_bytes, one_line
@@ -294,7 +293,7 @@ def _clear_disk_errors(output: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = error.errno in DISK_FULL
         raise TuneError(
             f"The GGUF could not be written to {output.parent}: {error.strerror or error}.",
             "Free some space and export again." if full else "Check the folder and export again.",

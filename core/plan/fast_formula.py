@@ -14,6 +14,7 @@ from ollama_tune.core.plan.formula import Formula, Parts
 from ollama_tune.core.plan.layer_walk import DTYPE_BYTES
 from ollama_tune.core.plan.request import MemoryRequest
 from ollama_tune.core.plan.shape import Shape
+from ollama_tune.core.rounding import round_up
 
 CHUNK = 256
 """Supervised tokens whose logits exist at once."""
@@ -27,10 +28,6 @@ BEHIND = ("olmo2",)
 def formula_of(shape: Shape, request: MemoryRequest) -> Formula:
     """The formula of the path that the request names."""
     return (FastFormula if request.path == "fast" else Formula)(shape, request)
-
-
-def _up(count: int, multiple: int) -> int:
-    return -(-count // multiple) * multiple
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ class FastFormula(Formula):
             mixed = shape.Q + 2 * shape.K
             kept = 2 if shape.qk_norm else 1
             return self.tokens * (size * (kept * mixed + shape.Q) + 4 * shape.heads)
-        lengths = [_up(length, EVEN) for length in self.request.row_lengths]
+        lengths = [round_up(length, EVEN) for length in self.request.row_lengths]
         cap = 2 if shape.attention_cap else 1
         scores = sum(cap * shape.heads * _triangle(length) for length in lengths if length <= SHORT)
         normed = shape.Q + 2 * shape.K if shape.qk_norm else 0
@@ -133,14 +130,14 @@ class FastFormula(Formula):
         shape, size, tokens = self.shape, self.size, self.tokens
         if self.explicit:
             return 4 * self._row_scores() + self._one_row()
-        wide = 256 if shape.width > 128 else _up(shape.width, 32)
-        kernel = _up(tokens, 128) * shape.heads * 4 * (wide + 1)
+        wide = 256 if shape.width > 128 else round_up(shape.width, 32)
+        kernel = round_up(tokens, 128) * shape.heads * 4 * (wide + 1)
         spread = 2 * tokens * size * shape.Q if shape.K < shape.Q else 0
         return size * tokens * (shape.Q + 2 * shape.K) + max(kernel + spread, size * tokens * shape.Q)
 
     def _row_scores(self) -> float:
         """Products of a block of queries with all keys of the longest row."""
-        longest = _up(max(self.request.row_lengths), EVEN)
+        longest = round_up(max(self.request.row_lengths), EVEN)
         return self.size * self.shape.heads * min(longest, BLOCK) * longest
 
     def _norm(self, width: int) -> float:
@@ -183,7 +180,7 @@ class FastFormula(Formula):
 
     def _one_row(self) -> float:
         """Gradients of the longest row's queries, keys and values by heads, and of what they attend to."""
-        longest = _up(max(self.request.row_lengths), EVEN)
+        longest = round_up(max(self.request.row_lengths), EVEN)
         keys = 4 if longest > 8 * BLOCK else self.size
         return longest * (2 * self.size * self.shape.Q + 2 * keys * self.shape.K)
 

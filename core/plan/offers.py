@@ -13,6 +13,7 @@ from ollama_tune.core.models.values import ModelSpec
 from ollama_tune.core.plan import rules
 from ollama_tune.core.plan.memory import adapter_parameters
 from ollama_tune.core.plan.values import Offer, Plan
+from ollama_tune.core.rounding import round_up
 from ollama_tune.core.text import human_bytes, human_count, human_seconds, one_line
 
 Values = Mapping[str, Any]
@@ -96,8 +97,8 @@ class Offers:
     def _shorter(self) -> Offer | None:
         """The longest rows with which the plan fits, found by halving; at least half of the rows stay."""
         path, now = "training.sequence_length", self._plan.settings.training.sequence_length
-        now = min(now, rules.round_up(self._lengths.longest, LENGTH_STEP))
-        low, high = max(rules.round_up(self._lengths.median, LENGTH_STEP), LENGTH_STEP), now
+        now = min(now, round_up(self._lengths.longest, LENGTH_STEP))
+        low, high = max(round_up(self._lengths.median, LENGTH_STEP), LENGTH_STEP), now
         best: Plan | None = None
         low, high = low // LENGTH_STEP, -(-high // LENGTH_STEP)
         while low < high:

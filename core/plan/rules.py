@@ -19,9 +19,10 @@ from ollama_tune.core.plan.gguf_types import K_TYPES, Room, TypeOffer, ollama_ro
 from ollama_tune.core.plan.memory import adapter_parameters
 from ollama_tune.core.plan.names import suggest_name
 from ollama_tune.core.plan.padding import grouped_padding, packed_rows, random_padding
-from ollama_tune.core.plan.paths import fast_obstacle, way_of
+from ollama_tune.core.plan.paths import fast_obstacle, general_pads, way_of
 from ollama_tune.core.plan.settings import GgufType, TrainingSettings
 from ollama_tune.core.plan.values import Choice
+from ollama_tune.core.rounding import round_up
 from ollama_tune.core.text import human_bytes, human_count
 
 GIB = 1 << 30
@@ -51,8 +52,6 @@ MOST_ROWS = 32
 FULL = 0.99
 PADDED_BATCH = 8
 """Rows a batch for which padding is told, whatever the batch will be."""
-WHOLE_SCORES = ("gemma2",)
-"""Families whose attention holds the scores of a whole sequence, rows apart or not."""
 MAX_EPOCHS = 20
 TINY = 50_000_000
 LARGE = 3_000_000_000
@@ -76,11 +75,6 @@ def power_of_two_below(value: float) -> int:
 def power_of_two_above(value: float) -> int:
     """The smallest power of two that is not below the value; at least 1."""
     return 1 << max(math.ceil(value) - 1, 0).bit_length()
-
-
-def round_up(value: int, step: int) -> int:
-    """The value rounded up to a multiple of `step`."""
-    return -(-value // step) * step
 
 
 def power_of_two_near(value: float) -> int:
@@ -251,7 +245,7 @@ def packing(spec: ModelSpec, lengths: Lengths, train_rows: int, *, padded: bool,
     if train_rows < PACKED_FROM:
         text = f"{train_rows:,} rows, like lengths together: {alike} padding instead of {apart}"
         return Choice(False, text, DATA)
-    if spec.architecture not in ARCHITECTURES or spec.model_type in WHOLE_SCORES:
+    if general_pads(spec.architecture, spec.model_type):
         return Choice(False, f"not for this model; like lengths together: {alike} padding", MODEL)
     length = sequence_lengths(spec, lengths, packing=True)[0]
     rows, full = packed_rows(lengths, length)

@@ -47,7 +47,6 @@ Kinds and their fields (units: bytes, seconds, tokens; every event also has `n`,
 from __future__ import annotations
 
 import ctypes
-import errno
 import json
 import math
 import os
@@ -59,12 +58,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ollama_tune.core.files import DISK_FULL
+
 MAX_LINE = 60_000
 CHUNK = 1 << 20
 RESERVE = 1 << 17
 """Bytes of disk kept for the log's next lines: the last words of a run on a full disk."""
 KEEP_SIZE = 1
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class EventWriter:
         except OSError as error:
             if written:
                 os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
-            if error.errno not in FULL:
+            if error.errno not in DISK_FULL:
                 raise
         return written == len(line)
 
@@ -171,7 +171,7 @@ def allocate(descriptor: int, start: int, length: int) -> bool:
         return True
     libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
     failed = libc.fallocate(descriptor, KEEP_SIZE, start, length) != 0
-    return not (failed and ctypes.get_errno() in FULL)
+    return not (failed and ctypes.get_errno() in DISK_FULL)
 
 
 def _encode(event: Event) -> bytes:

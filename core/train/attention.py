@@ -13,6 +13,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from ollama_tune.core.models.families import ARCHITECTURES
+from ollama_tune.core.rounding import round_up
 from ollama_tune.core.train.batches import Batch
 
 NAME = "rows_apart"
@@ -117,7 +118,7 @@ def _slices(lengths: Sequence[int]) -> Iterator[slice]:
 def _laid(part: torch.Tensor) -> torch.Tensor:
     """Heads x tokens x width in memory of its own, with zeros up to an even length."""
     length = part.shape[1]
-    made = part.new_empty(len(part), -(-length // EVEN) * EVEN, part.shape[2])
+    made = part.new_empty(len(part), round_up(length, EVEN), part.shape[2])
     made[:, :length], made[:, length:] = part, 0.0
     return made
 

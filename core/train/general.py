@@ -16,6 +16,7 @@ from ollama_tune.core.data.values import Example
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.plan.paths import PathName
 from ollama_tune.core.plan.settings import Recompute, TrainingSettings
+from ollama_tune.core.rounding import round_up
 from ollama_tune.core.train.batches import Batch, collate
 from ollama_tune.core.train.checkpoint import ADAPTER
 from ollama_tune.core.train.lora import lighten
@@ -42,7 +43,7 @@ def even(tokens: int) -> int:
     to 25 ms a product, four times what it takes afterwards), and GPUs are faster with round numbers.
     """
     step = 32 if tokens <= 256 else 64 if tokens <= 512 else 128
-    return -(-tokens // step) * step
+    return round_up(tokens, step)
 
 
 def make_general(folder: Path, training: TrainingSettings, name: str, reason: str) -> GeneralPath:

@@ -277,7 +277,6 @@ class Trainer:
         except Exception as error:
             if not is_out_of_memory(error) or updates(self._optimizer, self._weights[-1]) == before:
                 raise
-        torch.autograd.graph.increment_version(self._weights)  # fused kernels do not, and caches go by it
 
     def _measure_if_due(self) -> None:
         """Measure and write a checkpoint at every interval and at the end."""

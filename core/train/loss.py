@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from ollama_tune.core.rounding import round_up
 from ollama_tune.core.train.attention import FAR, packed_inputs, use_rows_apart
 from ollama_tune.core.train.batches import Batch
 
@@ -19,11 +20,16 @@ EVEN = 128
 Logits = Callable[[torch.Tensor], torch.Tensor]
 
 
-def _up(count: int, step: int) -> int:
-    return -(-count // step) * step
+class _MadeInForward(torch.autograd.Function):
+    """Keeps the gradient of its first input, built in the forward pass; backward only scales it."""
+
+    @staticmethod
+    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * outer[0]).to(gradient.dtype), None, None
 
 
-class _CrossEntropy(torch.autograd.Function):
+class _CrossEntropy(_MadeInForward):
     """The same where the head is a frozen product and no more: softmax minus one-hot, times the head.
 
     All chunks share their buffers, because making tensors of that size costs more than what is done in them.
@@ -33,7 +39,7 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
         gradient = torch.empty_like(hidden)
         even = EVEN if head.dtype.itemsize == 2 else 1
-        states = hidden.new_zeros(min(CHUNK, _up(len(targets), even)), hidden.shape[1], dtype=head.dtype)
+        states = hidden.new_zeros(min(CHUNK, round_up(len(targets), even)), hidden.shape[1], dtype=head.dtype)
         logits = states.new_empty(len(states), len(head))
         wide = logits.to(torch.promote_types(head.dtype, torch.float32))
         shares = torch.empty_like(wide)
@@ -41,7 +47,7 @@ class _CrossEntropy(torch.autograd.Function):
         for start in range(0, len(targets), CHUNK):
             part = slice(start, start + CHUNK)
             wanted = targets[part, None]
-            count, laid = len(wanted), slice(_up(len(wanted), even))
+            count, laid = len(wanted), slice(round_up(len(wanted), even))
             states[:count] = hidden[part]
             if wide is not logits:
                 wide[laid].copy_(torch.mm(states[laid], head.t(), out=logits[laid]))
@@ -56,13 +62,8 @@ class _CrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(gradient)
         return total
 
-    @staticmethod
-    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return (gradient * outer[0]).to(gradient.dtype), None, None
 
-
-class _ChunkedCrossEntropy(torch.autograd.Function):
+class _ChunkedCrossEntropy(_MadeInForward):
     """Sum of cross entropies; the gradient of the hidden states is built in the forward pass.
 
     Each chunk's logits are freed before the next chunk, and backward only scales.
@@ -80,11 +81,6 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             total += loss.detach()
         ctx.save_for_backward(gradient)
         return total
-
-    @staticmethod
-    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return (gradient * outer[0]).to(gradient.dtype), None, None
 
 
 def _chunk_loss(hidden: torch.Tensor, targets: torch.Tensor, logits: Logits) -> torch.Tensor:

@@ -5,7 +5,6 @@ Imports torch only where it is used, so that a worker can ask before it is loade
 
 from __future__ import annotations
 
-import errno
 import gc
 import re
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 
 import psutil
 
+from ollama_tune.core.files import DISK_FULL
 from ollama_tune.core.machine.host import read_memory
 
 _KINDS = {"MemoryError", "OutOfMemoryError"}
@@ -38,10 +38,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def is_disk_full(error: BaseException) -> bool:
     """True where a file could not be written for want of room or quota, as Python or safetensors says it."""
     causes = [each for each in (error, error.__cause__) if each is not None]
-    return any(
-        getattr(each, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or _NO_ROOM.search(str(each))
-        for each in causes
-    )
+    return any(getattr(each, "errno", None) in DISK_FULL or _NO_ROOM.search(str(each)) for each in causes)
 
 
 def device_failure(error: BaseException) -> str | None:

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import torch
 
+from ollama_tune.core.rounding import round_up
+
 CUBLAS = 4096 * 1024 * 2 + 16 * 1024 * 8
 """cuBLAS' workspace of one thread and stream; a training step has two (forward, backward)."""
 CUBLAS_HOPPER = 4096 * 1024 * 8
@@ -41,16 +43,12 @@ _MAY_ALLOCATE = (
 )
 
 
-def _up(count: int, multiple: int) -> int:
-    return -(-count // multiple) * multiple
-
-
 def _flash_backward(args: tuple[Any, ...]) -> list[int]:
     """Gradient of the queries in fp32, softmax sums, and with grouped heads keys and values of all heads."""
     query, key = args[1], args[2]
     rows, heads, tokens, width = query.shape
-    padded = _up(tokens, 128)
-    accumulated = rows * heads * padded * (256 if width > 128 else _up(width, 32)) * 4
+    padded = round_up(tokens, 128)
+    accumulated = rows * heads * padded * (256 if width > 128 else round_up(width, 32)) * 4
     found = [accumulated, rows * heads * padded * 4]
     if key.shape[1] != heads:
         found += [rows * key.shape[2] * heads * width * query.element_size()] * 2
@@ -60,9 +58,9 @@ def _flash_backward(args: tuple[Any, ...]) -> list[int]:
 def _efficient_backward(args: tuple[Any, ...]) -> list[int]:
     query, key = args[1], args[2]
     rows, heads, tokens, width = query.shape
-    found = [rows * heads * tokens * 4, rows * heads * _up(tokens, 128) * _up(width, 64) * 4]
+    found = [rows * heads * tokens * 4, rows * heads * round_up(tokens, 128) * round_up(width, 64) * 4]
     if width > 128:
-        found += [rows * heads * _up(key.shape[2], 128) * _up(width, 64) * 4] * 2
+        found += [rows * heads * round_up(key.shape[2], 128) * round_up(width, 64) * 4] * 2
     return found
 
 

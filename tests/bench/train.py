@@ -1,6 +1,6 @@
 """Training beside its peers: useful tokens a CPU second, memory, and the time to the first step.
 
-    make bench-train PEERS=/tmp/peers/bin/python
+    make bench-train PEERS=PYTHON
     python -m tests.bench.train --peers PYTHON [PYTHON ...] --rounds 3 --steps 12
     python -m tests.bench.train --only fast,general --rounds 1
 

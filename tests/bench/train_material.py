@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ollama_tune.core.files import write_atomic
+from tests.tiny import build_tokenizer
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / "bench-train"
@@ -22,7 +23,6 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 """ChatML without the line breaks between the turns; the `generation` marks are what TRL needs."""
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 SIZES: dict[str, int] = {
     "hidden_size": 512,
     "intermediate_size": 1408,
@@ -79,31 +79,9 @@ class Writer:
 
 def write_tokenizer(folder: Path) -> None:
     """A byte-level BPE trained on made text, with a chat template."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=list(SPECIAL),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
     writer = Writer(1)
-    tokenizer.train_from_iterator(
-        [*(writer.text(500) for _ in range(800)), "user assistant system\n"], trainer
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": "<|im_end|>",
-        "pad_token": "<|endoftext|>",
-        "chat_template": TEMPLATE,
-        "model_max_length": 2 * SEQUENCE,
-    }
-    write_atomic(folder / "tokenizer_config.json", json.dumps(config))
+    texts = [*(writer.text(500) for _ in range(800)), "user assistant system\n"]
+    build_tokenizer(folder, VOCABULARY, texts=texts, template=TEMPLATE, length=2 * SEQUENCE)
 
 
 def write_model(folder: Path) -> None:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from ollama_tune.core.data.values import Example
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.models.families import ARCHITECTURES
-from ollama_tune.core.plan.rules import WHOLE_SCORES
+from ollama_tune.core.plan.paths import PADDED_FAMILIES
 from ollama_tune.core.train.batches import Batch, collate
 from ollama_tune.core.train.loss import Objective
 from tests.core.export_parts import FAMILIES, SHAPE
@@ -89,7 +89,7 @@ def test_a_packed_batch_is_its_rows_one_by_one(name: str) -> None:
     assert objective.keeps_rows_apart(collate(ROWS, 0, "cpu", 200), alone[-1])
     assert_equal(gradients(model, objective, packed), wanted)
     apart = model.config._attn_implementation == "rows_apart"
-    assert apart == (model.config.model_type not in WHOLE_SCORES)
+    assert apart == (model.config.model_type not in PADDED_FAMILIES)
     padded = [collate(ROWS[:3], 0, "cpu"), collate(ROWS[3:4], 0, "cpu"), alone[-1]]
     assert_equal(gradients(model, objective, padded), wanted)
 

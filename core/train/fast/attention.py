@@ -12,6 +12,7 @@ from functools import lru_cache
 import torch
 from torch.nn import functional
 
+from ollama_tune.core.rounding import round_up
 from ollama_tune.core.train.fast.rotary import Rotary
 from ollama_tune.core.train.fast.stream import Segment
 
@@ -244,7 +245,7 @@ def longest_row(segments: Sequence[Segment]) -> int:
 
 
 def _even(length: int) -> int:
-    return -(-length // _EVEN) * _EVEN
+    return round_up(length, _EVEN)
 
 
 def _behind(first: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
