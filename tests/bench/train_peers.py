@@ -27,6 +27,7 @@ PACKAGES = (
     "trl",
     "liger-kernel",
     "unsloth",
+    "llamafactory",
     "bitsandbytes",
     "accelerate",
     "datasets",
@@ -182,6 +183,59 @@ def unsloth(job: Job, record: Record, keep_all: bool = False) -> None:
     trl(job, record, model)
 
 
+def llama_factory(job: Job, record: Record, **options: Any) -> None:
+    """LLaMA-Factory's LoRA recipe with its defaults but for what the bench fixes, in bfloat16."""
+    from llamafactory.train.sft import workflow
+    from llamafactory.train.tuner import run_exp
+    from transformers import TrainerCallback
+
+    class Steps(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            record.begin()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            record.end()
+
+    class Counting(workflow.CustomSeq2SeqTrainer):  # type: ignore[misc]
+        def training_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
+            record.see(inputs["input_ids"], inputs["labels"])
+            return super().training_step(model, inputs, *rest, **named)
+
+    workflow.CustomSeq2SeqTrainer = Counting
+    rows = Path(job["rows"])
+    tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+    about = {"file_name": str(rows), "formatting": "sharegpt", "columns": {"messages": "messages"}}
+    folder = Path(job["folder"])
+    folder.mkdir(parents=True, exist_ok=True)
+    listed = {"bench": {**about, "tags": {**tags, "system_tag": "system"}}}
+    (folder / "dataset_info.json").write_text(json.dumps(listed))
+    arguments = {
+        "stage": "sft",
+        "do_train": True,
+        "finetuning_type": "lora",
+        "lora_target": "all",
+        "lora_rank": job["rank"],
+        "lora_alpha": job["alpha"],
+        "model_name_or_path": job["model"],
+        "template": "chatml",
+        "dataset": "bench",
+        "dataset_dir": str(folder),
+        "cutoff_len": job["sequence"],
+        "output_dir": str(folder / "out"),
+        "per_device_train_batch_size": job["batch"],
+        "gradient_accumulation_steps": job["accumulation"],
+        "max_steps": job["steps"],
+        "learning_rate": job["learning_rate"],
+        "seed": job["seed"],
+        "bf16": True,
+        "use_cpu": job["device"] == "cpu",
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    run_exp({**arguments, **options}, callbacks=[Steps()])
+
+
 # transformers and peft, without a trainer
 
 
@@ -262,6 +316,11 @@ CONTENDERS: dict[str, Callable[[Job, Record], None]] = {
     "trl-packing": lambda job, record: trl(job, record, packing=True),
     "trl-liger": lambda job, record: trl(job, record, use_liger_kernel=True),
     "plain": plain,
+    "llamafactory": llama_factory,
+    "llamafactory-packing": lambda job, record: llama_factory(job, record, packing=True),
+    "llamafactory-keep-all": lambda job, record: llama_factory(
+        job, record, disable_gradient_checkpointing=True
+    ),
     "unsloth": unsloth,
     "unsloth-keep-all": lambda job, record: unsloth(job, record, keep_all=True),
 }

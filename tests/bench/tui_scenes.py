@@ -1,0 +1,150 @@
+"""What only this program does, measured on a pty: reattaching, watching, and a very long preview."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from ollama_tune.core.plan.settings import Settings
+from ollama_tune.core.runs.events import EventWriter
+from ollama_tune.core.runs.folder import RunFolder, RunLock, create_run
+from ollama_tune.tui.state import STEPS, WizardState
+from tests.bench.pty_probe import percentile, started
+
+EVENTS = 20_000
+RATE = 4.0
+WATCH = 30.0
+ROWS = 1_000_000
+PRESSES = 60
+
+
+@contextlib.contextmanager
+def home() -> Iterator[str]:
+    """A folder of its own for runs and answers, ours and the program's."""
+    before = os.environ.get("OLLAMA_TUNE_HOME")
+    with tempfile.TemporaryDirectory(prefix="tune-scene-", ignore_cleanup_errors=True) as place:
+        os.environ["OLLAMA_TUNE_HOME"] = place
+        try:
+            yield place
+        finally:
+            os.environ.pop("OLLAMA_TUNE_HOME")
+            if before is not None:
+                os.environ["OLLAMA_TUNE_HOME"] = before
+
+
+class Steps:
+    """Writes the events of a run as the worker does, with a noisy falling loss."""
+
+    def __init__(self, folder: RunFolder, total: int) -> None:
+        self._events, self._total, self._step = EventWriter(folder.events_path), total, 0
+        self._events.write(
+            "start", stage="train", pid=os.getpid(), device="cpu", model="bundled", path="fast"
+        )
+        self._events.write("data", total_steps=total, train_rows=432, validation_rows=48, left_out=0)
+
+    def step(self) -> None:
+        """One more; every fiftieth with a measurement, a checkpoint and the memory."""
+        self._step += 1
+        loss = 0.4 + 2.5 / (1 + self._step / 200) + random.gauss(0, 0.1)
+        share = self._step / self._total
+        rates = {"learning_rate": 2e-4 * (1 - share), "gradient_norm": 1 + random.random()}
+        counts = {"useful_tokens": 1200, "supervised_tokens": 500, "seconds": 0.25, "cpu_seconds": 0.25}
+        where = {"step": self._step, "total_steps": self._total, "epoch": 3 * share}
+        self._events.write("step", **where, loss=loss, **rates, **counts)
+        if self._step % 50 == 0:
+            self._events.write("evaluation", model="tuned", step=self._step, loss=loss + 0.1)
+            self._events.write("checkpoint", step=self._step, bytes=3 << 20, best=True, reason="evaluation")
+            self._events.write(
+                "memory", device="cpu", used=1 << 30, peak=2 << 30, free=1 << 33, total=1 << 34
+            )
+
+
+def _attach(command: Sequence[str], folder: str) -> float:
+    """CPU seconds of `attach` until the newest run's figures stand on the screen."""
+    with started([*command, "attach"], folder) as probe:
+        probe.until("Training")
+        probe.settle()
+        return probe.cpu()
+
+
+def reattach(command: Sequence[str]) -> list[str]:
+    """A run of many events against one of ten, a live one both times."""
+    spent: dict[int, list[float]] = {10: [], EVENTS: []}
+    for count in (10, EVENTS):
+        with home() as place:
+            run = create_run(Settings(), "bench")
+            steps, lock = Steps(run, count), RunLock(run)
+            for _ in range(count):
+                steps.step()
+            spent[count] = [_attach(command, place) for _ in range(5)]
+            lock.release()
+    few, many = (statistics.median(values) for values in spent.values())
+    more = 1e3 * (many - few)
+    return [
+        f"going back to a run of {EVENTS:,} steps: {many:.2f} CPU s, {more:.0f} ms more than to one of 10"
+    ]
+
+
+def watch(command: Sequence[str]) -> list[str]:
+    """A run that writes four steps a second."""
+    with home() as place:
+        run = create_run(Settings(), "bench")
+        steps, lock, ended = Steps(run, 4000), RunLock(run), threading.Event()
+        for _ in range(1000):
+            steps.step()
+
+        def train() -> None:
+            while not ended.wait(1 / RATE):
+                steps.step()
+
+        thread = threading.Thread(target=train)
+        thread.start()
+        with started([*command, "attach"], place) as probe:
+            probe.until("step")
+            probe.watch(5.0)
+            share, painted = probe.watch(WATCH)
+        ended.set()
+        thread.join()
+        lock.release()
+    return [f"watching {RATE:g} steps a second: {share:.2f} % of a core, {painted / 1e3:.1f} kB/s"]
+
+
+def _million(place: str) -> Path:
+    path = Path(place) / "million.jsonl"
+    with path.open("w") as file:
+        for number in range(ROWS):
+            said = {"prompt": f"Question {number} of many", "response": f"Answer {number}"}
+            file.write(json.dumps(said) + "\n")
+    return path
+
+
+def preview(command: Sequence[str]) -> list[str]:
+    """The rows of a file of a million: going down by pages once all are known."""
+    with home() as place:
+        WizardState(step=[step.title for step in STEPS].index("Data") + 1, data=str(_million(place))).save()
+        with started(command, place) as probe:
+            probe.until("Question 0")
+            began = time.perf_counter()
+            while time.perf_counter() - began < 120:
+                if probe.watch(2.0)[0] < 2.0:
+                    break
+            read = probe.cpu()
+            probe.press("tab")
+            before = probe.cpu()
+            took = [probe.press("pagedown") for _ in range(PRESSES)]
+            spent = 1e3 * (probe.cpu() - before) / PRESSES
+    return [
+        f"a file of {ROWS:,} rows: read with {read:.1f} CPU s; a page further {spent:.1f} CPU ms, "
+        f"{statistics.median(took):.1f} ms (95 %: {percentile(took, 0.95):.1f})"
+    ]
+
+
+SCENES: tuple[Callable[[Sequence[str]], list[str]], ...] = (reattach, watch, preview)

@@ -1,0 +1,159 @@
+"""The 25 rules of the interface, each with the tests that prove it; a rule without one fails here.
+
+A test is named `file::function`, the file from the folder of tests. What is in it is for the reader to judge:
+this module only makes sure that no rule is forgotten and that no test named here has gone.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent.parent
+
+RULES: dict[int, tuple[str, tuple[str, ...]]] = {
+    1: (
+        "Every step of the wizard shows where it is: `Step n of 9` and the list with done, current, to come.",
+        (
+            "tui/test_wizard_steps.py::test_every_step_says_where_it_is_and_what_enter_and_escape_do",
+            "tui/test_snapshots_setup.py::test_step",
+        ),
+    ),
+    2: (
+        "Enter goes on and Esc goes back in every step, and both stand at the bottom in words.",
+        ("tui/test_wizard_steps.py::test_enter_goes_on_and_escape_goes_back_in_every_step_of_the_setup",),
+    ),
+    3: (
+        "Back and forward again changes no answer.",
+        ("tui/test_wizard_steps.py::test_back_and_forward_again_changes_no_answer",),
+    ),
+    4: (
+        "Every field has a value from the first frame; Enter alone gives a valid plan.",
+        ("tui/test_wizard_steps.py::test_enter_through_the_steps_gives_a_plan_that_fits",),
+    ),
+    5: (
+        "A recommended value has its reason beside it, from the numbers that chose it, in 80 characters.",
+        ("tui/test_wizard_settings.py::test_each_field_of_the_first_level_has_a_value_and_its_reason",),
+    ),
+    6: (
+        "A changed value says so and what is recommended; one key restores it.",
+        (
+            "tui/test_wizard_settings.py::"
+            "test_a_changed_value_is_marked_moves_the_estimate_and_can_be_restored",
+        ),
+    ),
+    7: (
+        "A value is judged when its field is left and on Enter, below the field, with what is allowed.",
+        (
+            "tui/test_wizard_settings.py::test_enter_on_a_wrong_value_keeps_the_focus_and_goes_nowhere",
+            "tui/test_wizard_settings.py::test_what_is_allowed_is_said_in_one_sentence_with_an_example",
+        ),
+    ),
+    8: (
+        "No judgement while somebody still types for the first time.",
+        (
+            "tui/test_wizard_settings.py::"
+            "test_a_wrong_value_is_told_when_the_field_is_left_not_while_it_is_typed",
+        ),
+    ),
+    9: (
+        "What changes memory or time changes the estimate on the same screen.",
+        ("tui/test_wizard_settings.py::test_the_estimate_follows_every_key",),
+    ),
+    10: (
+        "A plan that does not fit starts only after a typed yes; the nearest that fits is offered.",
+        (
+            "tui/test_wizard_settings.py::test_a_plan_that_does_not_fit_starts_only_after_a_typed_yes",
+            "tui/test_wizard_settings.py::test_f_takes_the_nearest_plan_that_fits",
+        ),
+    ),
+    11: ("Slow work says what it does, Esc ends it, and keys stay quick meanwhile.", ()),
+    12: ("Nothing is downloaded, started or written elsewhere before the summary is confirmed.", ()),
+    13: (
+        "The summary's command runs as it stands and gives the same settings.",
+        ("tui/test_wizard_settings.py::test_review_shows_everything_and_a_command_that_works_as_it_stands",),
+    ),
+    14: (
+        "What the wizard can do a command can do; without a terminal nothing is asked.",
+        ("tui/test_cli.py::test_the_wizard_without_a_terminal_names_the_commands",),
+    ),
+    15: (
+        "A killed wizard opens again at its step with its answers.",
+        (
+            "e2e/test_terminal.py::test_a_killed_wizard_reopens_where_it_was",
+            "tui/test_wizard_terminal.py::test_a_killed_wizard_reopens_at_its_step",
+        ),
+    ),
+    16: (
+        "Leaving loses nothing, so nothing is asked; a live run is named with the way back.",
+        (
+            "e2e/test_terminal.py::test_a_closed_window_leaves_the_run_going_and_attach_shows_it",
+            "tui/test_run_training.py::test_detach_leaves_the_run_alone_and_says_how_to_return",
+        ),
+    ),
+    17: (
+        "Stop is another key than Detach, asks once, says what is saved, and Enter means no.",
+        ("tui/test_run_training.py::test_stop_asks_once_and_only_y_says_yes",),
+    ),
+    18: ("Questions that destroy name the thing and its size; only y says yes.", ()),
+    19: (
+        "`?` or F1 explains the focused field in plain words; every field has such a text.",
+        (
+            "tui/test_wizard_settings.py::test_help_explains_the_focused_field",
+            "tui/test_wizard_settings.py::test_every_field_and_every_step_has_help",
+        ),
+    ),
+    20: (
+        "Letters, arrows, Tab, Enter, Esc and F keys do everything; no key that terminals take away.",
+        ("tui/test_wizard_settings.py::test_no_key_is_one_that_terminals_take_away",),
+    ),
+    21: (
+        "80x24 shows each step, 60x18 works, and below that one sentence says so.",
+        (
+            "tui/test_snapshots_setup.py::test_step",
+            "tui/test_snapshots_run.py::test_training_in_a_small_window",
+            "tui/test_wizard_steps.py::test_a_window_that_is_too_small_says_so_in_one_sentence",
+        ),
+    ),
+    22: (
+        "Readable without colours and with sixteen: signs and words carry the meaning.",
+        (
+            "tui/test_snapshots_setup.py::test_no_colour",
+            "tui/test_snapshots_run.py::test_training_without_colour",
+        ),
+    ),
+    23: (
+        "An error says what happened, what it means and what to do; `e` writes the details to a file.",
+        (
+            "tui/test_wizard_windows.py::test_e_writes_the_details_of_an_error_to_a_file",
+            "tui/test_crash.py::test_a_crash_report_holds_no_value",
+        ),
+    ),
+    24: ("No unexplained jargon on the first level; numbers with units; one word for one thing.", ()),
+    25: (
+        "The end is a next step: the name in Ollama, the command, before and after, where all is.",
+        ("tui/test_run_done.py::test_the_end_is_the_command_with_what_was_learned_and_where_it_is",),
+    ),
+}
+
+
+def tests_in(file: Path) -> set[str]:
+    """The names of a module's test functions."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    return {node.name for node in functions if node.name.startswith("test_")}
+
+
+def test_no_rule_is_forgotten() -> None:
+    assert list(RULES) == list(range(1, 26))
+
+
+@pytest.mark.parametrize("number", RULES)
+def test_every_rule_has_a_test_that_is_there(number: int) -> None:
+    _, proofs = RULES[number]
+    assert proofs, "no test proves this rule"
+    for proof in proofs:
+        file, _, name = proof.partition("::")
+        assert name in tests_in(TESTS / file), proof
