@@ -13,6 +13,8 @@ class TuneError(Exception):
     """
 
     exit_code = 1
+    code = "failed"
+    """One short word for programs; it never changes. Every kind of error has its own."""
 
     def __init__(self, what: str, fix: str, *, details: str = "") -> None:
         super().__init__(what, fix)
@@ -28,9 +30,11 @@ class UsageError(TuneError):
     """The command or a value in `run.yaml` was wrong; nothing was started (exit status 2)."""
 
     exit_code = 2
+    code = "usage"
 
 
 class BusyError(TuneError):
     """Something else holds what this needs, such as a run that is already going (exit status 75)."""
 
     exit_code = 75
+    code = "busy"

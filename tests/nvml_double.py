@@ -102,6 +102,10 @@ class Nvml:
     def nvmlDeviceGetHandleByIndex(self, index: int) -> Any:
         return self._value(self._devices[index])
 
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> Any:
+        known = [part for card in self._devices for part in (card, *card.parts.values())]
+        return self._value(next(device for device in known if device.uuid == uuid))
+
     def nvmlDeviceGetMigMode(self, device: Device) -> Any:
         return [self._of(device, lambda d: d.mig), 0]
 

@@ -24,7 +24,7 @@ def ask_for_fault(folder: Path, fault: str) -> None:
 def damage(folder: Path) -> None:
     """Let a weight of the run be damaged in step 8 whenever it is computed at the full learning rate.
 
-    That step is left out then, the next one sends the run back, and at half the rate all goes well.
+    That sends the run back, and at half the rate all goes well.
     """
     (folder / "damage").touch()
 

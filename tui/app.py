@@ -2,45 +2,48 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import gc
 import importlib
-import signal
+from collections.abc import Awaitable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from rich.text import Text
-from textual import on, work
+from textual import events, on
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 from textual.timer import Timer
-from textual.worker import Worker, WorkerState
 
 from ollama_tune.core.errors import TuneError
-from ollama_tune.tui import messages, tasks
-from ollama_tune.tui.confirming import ConfirmingApp
+from ollama_tune.core.text import visible
+from ollama_tune.tui import messages
+from ollama_tune.tui.failing import FailingApp
+from ollama_tune.tui.look import Look, find_look
 from ollama_tune.tui.screens.base import StepScreen
+from ollama_tune.tui.signals import SignalApp
+from ollama_tune.tui.starting import StartingApp
 from ollama_tune.tui.state import (
     REVIEW,
-    SETTINGS,
     STEPS,
     TRAINING,
     WizardState,
     forget_answers,
+    goes_on,
     live_run,
     load_answers,
 )
 from ollama_tune.tui.tasks import Probe
+from ollama_tune.tui.themes import ThemedApp
 
 if TYPE_CHECKING:
-    from ollama_tune.core.machine.values import Machine
-    from ollama_tune.core.plan.settings import Settings
     from ollama_tune.core.runs.folder import RunFolder
-    from ollama_tune.core.runs.launch import WarmWorker
+    from ollama_tune.tui.palette import Command
 
 SAVE_AFTER = 0.5
-WARM_AFTER = 1.5
+READ_AFTER = 0.7
+TELL = 10.0
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,14 @@ def find_start() -> Start:
     return Start(load_answers(), live_run())
 
 
-class TuneApp(ConfirmingApp):
+def collect_again() -> None:
+    """The start made no garbage: what it made is never looked at again, and collecting begins (see cli)."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
+
+
+class TuneApp(ThemedApp, SignalApp, FailingApp, StartingApp):
     """The wizard. `probe` replaces the look at the box; `warm` says whether a worker is warmed, `simulate`
     whether the plan's memory is simulated.
     """
@@ -67,7 +77,11 @@ class TuneApp(ConfirmingApp):
     HORIZONTAL_BREAKPOINTS = [(0, "-tiny"), (60, "-narrow"), (80, "-usual"), (100, "-wide")]  # noqa: RUF012
     VERTICAL_BREAKPOINTS = [(0, "-flat"), (18, "-short"), (24, "-high"), (34, "-tall")]  # noqa: RUF012
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("ctrl+q,ctrl+c", "leave", "Quit", show=False, priority=True)
+        Binding("ctrl+q", "leave", "Quit", priority=True),
+        Binding("ctrl+c", "leave", "Quit", show=False, priority=True),
+        Binding("q", "leave", "Quit", show=False),
+        Binding("ctrl+p,f9,colon", "palette", "Commands"),
+        Binding("ctrl+z", "suspend_process", "To the shell (fg comes back)", show=False, priority=True),
     ]
 
     def __init__(
@@ -75,20 +89,19 @@ class TuneApp(ConfirmingApp):
         start: Start | None = None,
         *,
         probe: Probe | None = None,
+        look: Look | None = None,
         warm: bool = True,
         simulate: bool = True,
     ) -> None:
         self._start = start or find_start()
-        super().__init__(self._start.answers, probe)
-        self.folder: RunFolder | None = None
-        self._warm: WarmWorker | None = None
-        self._may_warm = warm
+        super().__init__(self._start.answers, probe, warm=warm)
+        self.look = look or Look()
         self.may_simulate = simulate
         self._reading = False
         self._save_timer: Timer | None = None
+        self._unread: Timer | None = None
         self.animation_level = "none"
-        if self.console.color_system == "standard":
-            self.theme = "ansi-dark"
+        self.dress(self.look.theme)
 
     # Start and end
 
@@ -98,44 +111,27 @@ class TuneApp(ConfirmingApp):
             return self._step_screen(TRAINING)
         return self._step_screen(self._possible(self.answers.step))
 
-    async def on_mount(self) -> None:
-        """End in order on SIGTERM and SIGHUP, and show the first screen."""
-        self._handle_signals(True)
+    @on(events.Mount)
+    async def _open(self) -> None:
+        """Show the first screen, and say what in the person's preferences was ignored."""
         await self.push_screen(self._first_screen())
-        if self._may_warm:
-            self.set_timer(WARM_AFTER, self.warm_up)
+        self.call_after_refresh(collect_again)
+        for remark in self.look.remarks:
+            self.tell(remark)
 
     def on_unmount(self) -> None:
-        """Keep the answers; end a warm worker that was not needed."""
-        self._handle_signals(False)
+        """Keep the answers."""
         self.save_answers()
-        self.stop_confirming()
-        if self._warm is not None:
-            self._warm.close()
-
-    def _handle_signals(self, on: bool) -> None:
-        if self.is_headless:
-            return
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if on:
-                loop.add_signal_handler(number, self.exit, None, 128 + number)
-            else:
-                loop.remove_signal_handler(number)
 
     def action_leave(self) -> None:
         """Quit; nothing is lost, so nothing is asked."""
-        lines = ["Your answers are kept: `ollama-tune` goes on where you were."]
-        if self.folder is not None and self.folder.alive():
-            name = self.folder.name
-            lines = [f"{name} goes on without this window: `ollama-tune attach {name}` shows it again."]
-        self.exit(0, message=Text("\n".join(lines)))
+        run = self.folder.path if self.folder is not None and self.folder.alive() else live_run()
+        words = "Your answers are kept: `ollama-tune` goes on where you were."
+        self.exit(0, message=Text(goes_on(run) if run is not None else words))
 
-    def _fatal_error(self) -> None:
-        """Textual would print every local value, data rows too; write a report without them instead."""
-        from ollama_tune.tui.crash import report_crash
-
-        self.panic(Text(report_crash(cast("Exception", self._exception))))
+    def work_failed(self, group: str) -> None:
+        """Slow work that ended so is no longer busy."""
+        self._known(group)
 
     # Steps
 
@@ -156,9 +152,24 @@ class TuneApp(ConfirmingApp):
         if number <= REVIEW and not self._reading:
             self._reading = True
             self.call_after_refresh(self.read_everything)
+        if number > 1:
+            self._read_now()
         step = STEPS[number - 1]
         kind = getattr(importlib.import_module(step.module), step.screen)
         return cast("Screen[Any]", kind(folder=self.folder) if number >= TRAINING else kind())
+
+    def read_answers(self) -> None:
+        """As the parent; the first step shows the box alone, so there the rest waits until it has settled."""
+        if self.answers.step == 1 and not self.is_headless:
+            self._unread = self.set_timer(READ_AFTER, self._read_now)
+        else:
+            super().read_answers()
+
+    def _read_now(self) -> None:
+        if self._unread is not None:
+            self._unread.stop()
+            self._unread = None
+            super().read_answers()
 
     async def go_on(self, screen: StepScreen) -> None:
         """Show the step after the screen's."""
@@ -180,6 +191,32 @@ class TuneApp(ConfirmingApp):
             await self.pop_screen()
         else:
             await self.switch_screen(self._step_screen(screen.STEP - 1))
+
+    def can_go_to(self, number: int) -> bool:
+        """Whether a step can be shown at once: any of the setup, the run, those before the present one."""
+        screen: Screen[Any] = self.screen
+        here = screen.STEP if isinstance(screen, StepScreen) else 0
+        if number == here or (isinstance(screen, StepScreen) and number > here and screen.obstacle()):
+            return False
+        known = number <= REVIEW or (self.folder is not None and number == TRAINING)
+        return known or (self.folder is not None and number <= here + 1)
+
+    async def go_to(self, number: int) -> None:
+        """Show a step from anywhere; answers stay."""
+        if isinstance(self.screen, StepScreen):
+            self.screen.leaving()
+        if not self.can_go_to(number):
+            return
+        self._remember(number)
+        while len(self.screen_stack) > 2 and not self._is_at_or_before(number):
+            await self.pop_screen()
+        if self._is_at_or_before(number - 1):
+            await self.push_screen(self._step_screen(number))
+        elif not self._is_at_or_before(number):
+            await self.switch_screen(self._step_screen(number))
+
+    def _is_at_or_before(self, number: int) -> bool:
+        return isinstance(self.screen, StepScreen) and number >= self.screen.STEP
 
     def _own_run(self) -> bool:
         return self.folder is not None and self.folder.name == self.answers.run
@@ -214,11 +251,32 @@ class TuneApp(ConfirmingApp):
     async def start_over(self) -> None:
         """Forget the answers and show step 1: the wizard after Done."""
         forget_answers()
-        self.answers, self.folder = WizardState(), None
+        await self.open_wizard(WizardState())
+
+    async def open_wizard(self, answers: WizardState) -> None:
+        """Go on with other answers, at their step."""
+        self.answers, self.folder = answers, None
         while len(self.screen_stack) > 2:
             await self.pop_screen()
         self._reading = False
-        await self.switch_screen(self._step_screen(1))
+        await self.switch_screen(self._step_screen(self._possible(answers.step)))
+
+    # Everything by name
+
+    def action_palette(self) -> None:
+        """Show what can be done now, by name."""
+        from ollama_tune.tui.palette import PaletteScreen, commands
+
+        self.push_screen(PaletteScreen(commands(self)), self._do)
+
+    async def _do(self, command: Command | None) -> None:
+        done = command.run() if command is not None else None
+        if isinstance(done, Awaitable):
+            await done
+
+    def tell(self, sentence: str) -> None:
+        """Say a sentence over whatever screen is shown, for some seconds."""
+        self.notify(visible(sentence), timeout=TELL, markup=False)
 
     # Runs
 
@@ -237,29 +295,6 @@ class TuneApp(ConfirmingApp):
         self.folder = folder
         await self.push_screen(self._step_screen(TRAINING))
 
-    def start_run(self, settings: Settings) -> None:
-        """Make the run folder and start its worker; ends in `RunStarted` or `StartFailed`."""
-        self._busy("start", "Starting the run …")
-        self._start_run(settings)
-
-    @work(thread=True, exclusive=True, exit_on_error=False, group="start")
-    def _start_run(self, settings: Settings) -> None:
-        from ollama_tune.core.runs.folder import create_run
-        from ollama_tune.core.runs.launch import start
-
-        warm = self._warm
-        lack = self.shortage_now(settings, warm.pid if warm is not None else None)
-        if lack is not None:
-            self.post_message(messages.StartFailed(lack))
-            return
-        try:
-            folder = create_run(settings, settings.export.name or Path(settings.model.source).name)
-            start(folder, "train", self.take_warm())
-        except TuneError as error:
-            self.post_message(messages.StartFailed(error))
-        else:
-            self.post_message(messages.RunStarted(folder))
-
     @on(messages.RunStarted)
     async def _run_started(self, message: messages.RunStarted) -> None:
         self.folder = message.folder
@@ -275,59 +310,12 @@ class TuneApp(ConfirmingApp):
         self._known("start")
         self.push_screen(ErrorScreen(message.error))
 
-    # The warm worker
 
-    def warm_up(self) -> None:
-        """Let a worker import the training libraries while the person is still choosing."""
-        if self._may_warm and self._warm is None and self.folder is None:
-            self._may_warm = False
-            self._start_warm()
-
-    @work(thread=True, exclusive=True, exit_on_error=False, group="warm")
-    def _start_warm(self) -> None:
-        from ollama_tune.core.runs.launch import WarmWorker
-
-        self.post_message(messages.WarmStarted(WarmWorker()))
-
-    @on(messages.WarmStarted)
-    def _warmed(self, message: messages.WarmStarted) -> None:
-        self._warm = message.worker
-        self._foresee()
-
-    @on(messages.PlanChanged)
-    def _foresee(self) -> None:
-        """Let it load what will likely be trained, from the settings step on and where that fits."""
-        if self._warm is not None:
-            plan = self.facts.plan
-            likely = plan is not None and plan.memory.fits and self.answers.step >= SETTINGS
-            self._warm.prepare(plan.settings if plan is not None and likely else None)
-
-    def look_at_box(self) -> Machine:
-        """As the parent; what the warm worker holds counts as free, for it is the run's."""
-        return tasks.without(self._warm.pid if self._warm is not None else None, super().look_at_box())
-
-    def take_warm(self) -> WarmWorker | None:
-        """Give the warm worker away, once."""
-        warm, self._warm = self._warm, None
-        return warm
-
-    # What nobody foresaw
-
-    def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
-        """Slow work met an error of its own: say so, with a report, and go on."""
-        if event.state is WorkerState.ERROR and event.worker.error is not None:
-            from ollama_tune.tui.crash import report_crash
-            from ollama_tune.tui.widgets.errors import ErrorScreen
-
-            self._known(event.worker.group)
-            report = report_crash(event.worker.error)
-            self.push_screen(ErrorScreen(TuneError("That did not work.", report)))
-
-
-def run_app(folder: RunFolder | None = None) -> int:
+def run_app(folder: RunFolder | None = None, look: Look | None = None) -> int:
     """Open the wizard, or the screen of a run; returns the exit status."""
-    app = TuneApp(Start(load_answers(), folder.path) if folder is not None else None)
-    result = app.run()
+    look = look or find_look()
+    app = TuneApp(Start(load_answers(), folder.path) if folder is not None else None, look=look)
+    result = app.run(mouse=look.mouse)
     return result if result is not None else app.return_code or 0
 
 

@@ -6,26 +6,78 @@ Heavy modules are imported by the command that needs them, so that `--help` stay
 from __future__ import annotations
 
 import contextlib
-import json
+import gc
+import importlib
+import keyword
 import os
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from ollama_tune.core.errors import TuneError, UsageError
-from ollama_tune.tui.data_cli import data
-from ollama_tune.tui.export_cli import export, verify
-from ollama_tune.tui.plan_cli import plan
-from ollama_tune.tui.predict_cli import predict
-from ollama_tune.tui.probe_cli import probe
-from ollama_tune.tui.shell import INTERRUPTED, assignments, follow_or_leave, has_terminal, leave, out
+from ollama_tune.tui.look import asked_look, look_options, wants_plain
+from ollama_tune.tui.shell import (
+    INTERRUPTED,
+    assignments,
+    end_json,
+    follow_or_leave,
+    json_option,
+    leave,
+    on_terminal,
+    say,
+    telling,
+    wants_json,
+)
+from ollama_tune.tui.tracking_cli import tracking_options, tracking_values
 
 if TYPE_CHECKING:
     from ollama_tune.core.runs.folder import RunFolder
+
+ELSEWHERE = {
+    "ask": "chat_cli",
+    "attach": "control_cli",
+    "chat": "chat_cli",
+    "compare": "runs_cli",
+    "data": "data_cli",
+    "delete": "control_cli",
+    "doctor": "doctor_cli",
+    "evaluate": "evaluate_cli",
+    "export": "export_cli",
+    "import": "import_cli",
+    "keys": "keys_cli",
+    "pause": "control_cli",
+    "plan": "plan_cli",
+    "predict": "predict_cli",
+    "probe": "probe_cli",
+    "resume": "control_cli",
+    "runs": "runs_cli",
+    "schema": "schema_cli",
+    "serve": "serve_cli",
+    "tensorboard": "tracking_cli",
+    "track": "tracking_cli",
+    "stop": "control_cli",
+    "verify": "export_cli",
+}
+"""The module of each command that is not in this one; it is imported when it is asked for."""
+
+
+class Commands(click.Group):
+    """The wizard's first frame waits for no command that nobody gave."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """All of them."""
+        return sorted({*super().list_commands(context), *ELSEWHERE})
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """From here, else from its module."""
+        if name not in ELSEWHERE:
+            return super().get_command(context, name)
+        module = importlib.import_module(f"ollama_tune.tui.{ELSEWHERE[name]}")
+        return cast("click.Command", getattr(module, name + "_" * keyword.iskeyword(name)))
 
 
 def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
@@ -38,34 +90,65 @@ def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) 
     context.exit()
 
 
-@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.option(
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Versions."
 )
+@look_options
+@click.option("--plain", is_flag=True, help="Questions and lines in place of the window.")
 @click.pass_context
-def cli(context: click.Context) -> None:
+def cli(context: click.Context, /, plain: bool, **_look: object) -> None:
     """Fine-tune a language model in the terminal and get a proved model in Ollama.
 
     Without a command the wizard opens: machine, model, data, settings, training, export.
     """
-    if context.invoked_subcommand is not None:
-        return
-    if not has_terminal():
+    if context.invoked_subcommand is None:
+        context.exit(_wizard(context, plain))
+
+
+def _wizard(context: click.Context, plain: bool) -> int:
+    """The wizard as a window, or in lines where that is wished for or the terminal can do no more."""
+    if not plain and not on_terminal():
         raise UsageError(
             "The wizard needs a terminal.",
-            "Without one use `ollama-tune demo`, `ollama-tune plan` or `ollama-tune run run.yaml`.",
+            "Without one say --plain and give the answers on standard input, "
+            "or use `ollama-tune demo`, `ollama-tune plan` or `ollama-tune run run.yaml`.",
         )
+    if plain or wants_plain():
+        from ollama_tune.tui.plain.wizard import run_plain
+
+        return run_plain()
+    gc.disable()  # the imports make no garbage: the first frame is 40 ms sooner, and enables it again
     from ollama_tune.tui.app import run_app
 
-    context.exit(run_app())
+    return run_app(look=asked_look(context))
 
 
 @cli.command()
-def demo() -> None:
-    """Run the whole job on the bundled model and data, and say what it proved (1-2 minutes)."""
+@json_option
+def demo(as_json: bool) -> None:
+    """Run the whole job on the bundled model and data, and say what it proved (1-2 minutes).
+
+    \b
+    --json prints one object at the end, progress goes to stderr:
+      outcome, run, path, seconds  `ok` where everything held
+      exact_match_before, _after   share of held-out questions answered exactly
+      proved                       whether the exported file passed its proof
+      code, what, fix              where the outcome is `error`
+
+    \b
+    Examples:
+      ollama-tune demo
+      ollama-tune demo --json
+    """
     from ollama_tune.tui.demo import run_demo
 
-    sys.exit(run_demo(out))
+    status, values = run_demo(partial(click.echo, err=as_json))
+    if as_json:
+        end_json(status, **values)
+    sys.exit(status)
 
 
 @cli.command()
@@ -73,13 +156,33 @@ def demo() -> None:
 @click.option("--set", "values", multiple=True, metavar="FIELD=VALUE", help="Change a setting for this run.")
 @click.option("--detach", is_flag=True, help="Start and return; see `ollama-tune attach`.")
 @click.option("--plain", is_flag=True, help="Plain lines, as always: no screen and no colours.")
-@click.option("--events", is_flag=True, help="The run's events in place of lines: one JSON object a line.")
-def run(file: Path, values: tuple[str, ...], detach: bool, plain: bool, events: bool) -> None:
-    """Train, measure and export as a run.yaml says, without questions."""
+@click.option(
+    "--json", "--events", "events", is_flag=True, help="The run's events instead: one JSON object a line."
+)
+@tracking_options
+def run(
+    file: Path, values: tuple[str, ...], detach: bool, plain: bool, events: bool, **tracking: Any
+) -> None:
+    """Train, measure and export as a run.yaml says, without questions.
+
+    \b
+    With --json every line of standard output is one event with n, t (Unix time)
+    and kind: start, phase, step, evaluation, sample, memory, checkpoint,
+    warning, error, verification, stopped, done. The last one is done, stopped
+    or error. With --detach too, one object: outcome, run, path, state, stage.
+
+    \b
+    Examples:
+      ollama-tune run run.yaml
+      ollama-tune run run.yaml --set training.learning_rate=1e-4 --json
+      ollama-tune run run.yaml --tensorboard --track wandb
+      ollama-tune run run.yaml --detach
+    """
     from ollama_tune.core.runs.launch import WarmWorker, start
 
     with contextlib.closing(WarmWorker()) as warm:
-        folder = _new_run(file, assignments(values), partial(click.echo, err=events))
+        wanted = assignments(values) | tracking_values(**tracking)
+        folder = _new_run(file, wanted, partial(click.echo, err=events))
         try:
             start(folder, "all", warm)
         except KeyboardInterrupt:
@@ -90,6 +193,7 @@ def run(file: Path, values: tuple[str, ...], detach: bool, plain: bool, events: 
 
 def _new_run(file: Path, values: dict[str, Any], tell: Callable[[str], None]) -> RunFolder:
     """The folder of the run that a file describes; tells what should be known before, and where it is."""
+    from ollama_tune.core.machine.logout import outlive_logout
     from ollama_tune.core.plan.room import check_run, of_this_box
     from ollama_tune.core.plan.settings import load
     from ollama_tune.core.runs.folder import create_run
@@ -100,7 +204,7 @@ def _new_run(file: Path, values: dict[str, Any], tell: Callable[[str], None]) ->
     mine = {name.removeprefix("training."): value for name, value in values.items()}
     chosen = of_this_box({**said.training.model_dump(exclude_unset=True), **mine})
     settings = settings.with_values(chosen) if chosen else settings
-    for remark in filter(None, (*remarks(settings.export), check_run(settings))):
+    for remark in filter(None, (*remarks(settings.export), check_run(settings), outlive_logout())):
         tell(f"! {remark}")
     folder = create_run(settings, settings.export.name or Path(settings.model.source).name)
     tell(f"Run folder: {folder.path}")
@@ -111,119 +215,35 @@ def _new_run(file: Path, values: dict[str, Any], tell: Callable[[str], None]) ->
 
 
 @cli.command()
-@click.argument("name", required=False)
-@click.option("--plain", is_flag=True, help="Lines instead of the screen.")
-def attach(name: str | None, plain: bool) -> None:
-    """Watch a run, live or past, with its whole history (the newest when none is named)."""
-    from ollama_tune.core.runs.folder import find_run
+@json_option
+def paths(as_json: bool) -> None:
+    """Say where everything goes.
 
-    folder = find_run(name)
-    if plain or not has_terminal():
-        follow_or_leave(folder, False, stop_on_interrupt=False)
-        return
-    from ollama_tune.tui.app import run_app
+    --json prints {"runs", "models", "config", "state", "cache"}: a folder each.
 
-    sys.exit(run_app(folder))
-
-
-@cli.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON list.")
-def runs(as_json: bool) -> None:
-    """List the runs and what state they are in."""
-    from ollama_tune.core.runs.folder import list_runs
-    from ollama_tune.tui.printing import run_row, runs_lines
-
-    rows = [run_row(folder) for folder in list_runs()]
-    click.echo(json.dumps(rows, indent=2) if as_json else "\n".join(runs_lines(rows)))
-
-
-@cli.command()
-@click.argument("name", required=False)
-@click.option("--wait", default=300.0, show_default=True, help="Seconds to wait for the checkpoint.")
-def stop(name: str | None, wait: float) -> None:
-    """Make a run write a checkpoint and end."""
-    from ollama_tune.core.runs.control import request_stop, wait_until_free
-    from ollama_tune.core.runs.folder import find_run
-
-    folder = find_run(name)
-    request_stop(folder)
-    if not wait_until_free(folder, wait):
-        raise TuneError(f"{folder.name} has not ended yet.", "It stops after its step.")
-    out(f"{folder.name}: {folder.status().state.value}. Go on with `ollama-tune resume {folder.name}`.")
-
-
-@cli.command()
-@click.argument("name", required=False)
-def pause(name: str | None) -> None:
-    """Make a run write a checkpoint after its step and wait; it keeps its memory."""
-    from ollama_tune.core.runs.control import request_pause
-    from ollama_tune.core.runs.folder import find_run
-
-    folder = find_run(name)
-    request_pause(folder)
-    out(f"{folder.name} waits after its step. Go on with `ollama-tune resume {folder.name}`.")
-
-
-@cli.command()
-@click.argument("name", required=False)
-@click.option("--detach", is_flag=True, help="Start and return.")
-def resume(name: str | None, detach: bool) -> None:
-    """Go on with a paused run, or with a stopped or broken one from its last checkpoint."""
-    from ollama_tune.core.runs import control
-    from ollama_tune.core.runs.folder import find_run
-
-    folder = find_run(name)
-    seen = len(folder.events())
-    control.resume(folder)
-    follow_or_leave(folder, detach, skip=seen)
-
-
-cli.add_command(probe)
-cli.add_command(data)
-cli.add_command(plan)
-cli.add_command(predict)
-cli.add_command(export)
-cli.add_command(verify)
-
-
-@cli.command()
-@click.argument("name")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-def delete(name: str, yes: bool) -> None:
-    """Remove a run with everything in it."""
-    from ollama_tune.core.runs import control
-    from ollama_tune.core.runs.folder import find_run
-    from ollama_tune.core.text import human_bytes
-    from ollama_tune.tui.printing import folder_size
-
-    folder = find_run(name)
-    if not yes:
-        if not has_terminal():
-            raise UsageError("Without a terminal nothing is asked.", "Say --yes to delete.")
-        click.confirm(f"Delete {folder.name}, {human_bytes(folder_size(folder.path))}?", abort=True)
-    control.delete(folder)
-    out(f"Deleted {folder.name}.")
-
-
-@cli.command()
-def paths() -> None:
-    """Say where everything goes."""
+    \b
+    Examples:
+      ollama-tune paths
+      ollama-tune paths --json
+    """
     from ollama_tune.core import paths as where
 
-    for label, path in (
-        ("runs", where.runs_dir()),
-        ("models", where.models_dir()),
-        ("config", where.config_dir()),
-        ("state", where.state_dir()),
-        ("cache", where.cache_dir()),
-    ):
-        out(f"{label:<8} {path}")
+    places = {
+        "runs": where.runs_dir(),
+        "models": where.models_dir(),
+        "config": where.config_dir(),
+        "state": where.state_dir(),
+        "cache": where.cache_dir(),
+    }
+    lines = "\n".join(f"{label:<8} {path}" for label, path in places.items())
+    say(lines, as_json, {label: str(path) for label, path in places.items()})
 
 
 def main() -> int:
     """Entry point of the console script; returns the exit status."""
     try:
-        cli.main(standalone_mode=False)
+        with telling(wants_json(sys.argv[1:])):
+            status = cli.main(standalone_mode=False)
     except TuneError as error:
         click.echo(f"✗ {error}", err=True)
         return error.exit_code
@@ -243,4 +263,4 @@ def main() -> int:
 
         click.echo(report_crash(error), err=True)
         return 1
-    return 0
+    return status if isinstance(status, int) else 0

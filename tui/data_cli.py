@@ -9,12 +9,12 @@ import sys
 from collections.abc import Container, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ollama_tune.core.errors import TuneError, UsageError
-from ollama_tune.tui.shell import out
+from ollama_tune.tui.shell import out, telling
 
 if TYPE_CHECKING:
     from ollama_tune.core.data.chat.render import ChatFormat
@@ -36,7 +36,7 @@ Examples:
 
 \b
 With --json one object is printed:
-  outcome    `ok`, or `error` with nothing but a `message`
+  outcome    `ok`; an error is {"outcome": "error", "code", "what", "fix"}
   format, schema, encoding, rows, usable
   first      role and content of each message of the first usable row
   warnings   sentences, with line numbers
@@ -170,22 +170,8 @@ def _view(chat: ChatFormat, profile: DatasetProfile, number: int) -> RowView:
 @contextlib.contextmanager
 def _one_object() -> Iterator[None]:
     """Nothing but the object on stdout; any error as the object."""
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    except TuneError as error:
-        _fail(str(error), error.exit_code)
-    except Exception as error:
-        from ollama_tune.tui.crash import report_crash
-
-        _fail(report_crash(error), 1)
-
-
-def _fail(message: str, status: int) -> NoReturn:
-    from ollama_tune.tui.data_report import valid
-
-    out(json.dumps({"outcome": "error", "message": valid(message)}, indent=2))
-    sys.exit(status)
+    with telling(True), contextlib.redirect_stdout(sys.stderr):
+        yield
 
 
 def _print_anything() -> None:

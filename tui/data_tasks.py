@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from ollama_tune.core.data.values import DatasetProfile, Problem, Reading, Row
 
 Progress = Callable[[int, int], None]
+LINE = 4096
+"""Bytes that are shown of a line that is no row."""
 SMALL = 256 << 10
 """Bytes of a file up to which the first page would not come earlier than all rows."""
 
@@ -115,15 +118,36 @@ def measure(
 
 
 def rows_of(profile: DatasetProfile, problem: Problem) -> Sequence[Row]:
-    """The rows that have a problem, or the first few where it is one of rendering."""
+    """The rows that have a problem, the first few where it is one of rendering, or the lines of the file
+    where none of them is a row."""
     with IMPORTING:
         from ollama_tune.core.data.load import profile_rows
 
     found = profile_rows(profile, problem.kind)
     if found or problem in profile.problems:
-        return found
+        return found or _raw_lines(profile.source, problem.lines)
     lines = set(problem.lines)
     return [row for row in profile.rows if row.line in lines]
+
+
+def _raw_lines(path: str, numbers: Sequence[int]) -> list[Row]:
+    """Lines of a file as they stand there; nothing of a folder or of a file that has no lines."""
+    with IMPORTING:
+        from ollama_tune.core.data.files.source import byte_lines, open_source
+        from ollama_tune.core.data.problems import ProblemLog
+        from ollama_tune.core.data.values import Message, Row
+
+    wanted, file = set(numbers), Path(path)
+    if not wanted or not file.is_file():
+        return []
+    source, found = open_source(file), []
+    if source.table:
+        return []
+    for number, line in enumerate(islice(byte_lines(source, ProblemLog()), max(wanted)), 1):
+        if number in wanted:
+            text = bytes(line[:LINE]).decode("utf-8", "replace").rstrip("\r\n")
+            found.append(Row((Message("user", text),), number, file=file.name))
+    return found
 
 
 def render_row(chat: ChatFormat, row: Row, limit: int = 0) -> messages.RowRendered:
@@ -142,16 +166,3 @@ def render_row(chat: ChatFormat, row: Row, limit: int = 0) -> messages.RowRender
         return messages.RowRendered(row, *seen_by(chat, row, limit))
     except TuneError as error:
         return messages.RowRendered(row, error=error)
-
-
-def whole_path(typed: str) -> str:
-    """What was typed as the settings take it: `bundled`, a hub id as it is, else an absolute path."""
-    if typed in ("", BUNDLED):
-        return BUNDLED
-    from ollama_tune.core.models.locate import is_hub_id
-
-    try:
-        path = Path(typed).expanduser().absolute()
-        return typed if is_hub_id(typed) and not path.exists() else str(path)
-    except (OSError, RuntimeError, ValueError):
-        return typed

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import shutil
 import time
+from typing import Any
 
+from ollama_tune.core.errors import TuneError
 from ollama_tune.core.evaluate.compare import compare
 from ollama_tune.core.runs.folder import RunFolder, State, create_run
 from ollama_tune.core.text import human_bytes, human_seconds
 from ollama_tune.tui.follow import Follower, Print, follow, sample_lines
+from ollama_tune.tui.printing import NotProved
+from ollama_tune.tui.shell import error_object
 
 GOAL = 0.9
 
 
-def run_demo(out: Print) -> int:
-    """Train, measure before and after, export and prove; exit status 0 only if all of it holds."""
+def run_demo(out: Print) -> tuple[int, dict[str, Any]]:
+    """Train, measure before and after, export and prove.
+
+    Returns the exit status, 0 only if all of it holds, and the figures for programs.
+    """
     from ollama_tune.core.plan.prepare import prepare
     from ollama_tune.core.runs.launch import start
 
@@ -31,13 +38,20 @@ def run_demo(out: Print) -> int:
     start(folder, "all")
     follower = Follower(out)
     state = follow(folder, follower)
-    return _report(folder, follower, state, time.monotonic() - began, out)
+    seconds = time.monotonic() - began
+    error, values = _report(folder, follower, state, seconds, out)
+    told = error_object(error) if error else {"outcome": "ok"}
+    return int(error is not None), told | {"run": folder.name, "path": str(folder.path)} | values
 
 
-def _report(folder: RunFolder, follower: Follower, state: State, seconds: float, out: Print) -> int:
+def _report(
+    folder: RunFolder, follower: Follower, state: State, seconds: float, out: Print
+) -> tuple[TuneError | None, dict[str, Any]]:
+    """Print what came of it; returns what did not hold, and the figures."""
     if state is not State.FINISHED or "train" not in follower.done:
-        out(f"✗ The demo did not finish ({state.value}). {folder.status().message}")
-        return 1
+        error = TuneError(f"The demo did not finish ({state.value}).", folder.status().message)
+        out(f"✗ {error}")
+        return error, {"seconds": seconds}
     figures = compare(folder.events())
     before, after = figures.base.exact_match or 0.0, figures.tuned.exact_match or 0.0
     width = min(shutil.get_terminal_size((100, 24)).columns, 120)
@@ -50,8 +64,15 @@ def _report(folder: RunFolder, follower: Follower, state: State, seconds: float,
     for command in follower.done["export"].get("commands", []) if "export" in follower.done else []:
         out(f"  {command}")
     out(f"Everything is in {folder.path} ({human_seconds(seconds)}).")
+    values = {
+        "seconds": seconds,
+        "exact_match_before": before,
+        "exact_match_after": after,
+        "proved": proved,
+    }
     if after < GOAL or not proved:
-        out(f"✗ Not proved: the goal is {GOAL:.0%} after training and an export that passes every check.")
-        return 1
+        goal = f"the goal is {GOAL:.0%} after training and an export that passes every check"
+        out(f"✗ Not proved: {goal}.")
+        return NotProved(f"Not proved: {goal}.", f"Look at the events in {folder.path}."), values
     out("✓ Proved: the model learned what it did not know, and the exported file is that model.")
-    return 0
+    return None, values

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from ollama_tune.core.errors import TuneError, UsageError
-from ollama_tune.tui.shell import INTERRUPTED, end_json, has_terminal, leave, telling
+from ollama_tune.tui.shell import (
+    INTERRUPTED,
+    Interrupted,
+    end_json,
+    error_object,
+    has_terminal,
+    leave,
+    telling,
+)
 
 if TYPE_CHECKING:
     from ollama_tune.core.export.values import Verification
@@ -50,10 +58,10 @@ def export(source: str | None, base: str | None, yes: bool, as_json: bool, **opt
 
     \b
     Examples:
-      ollama-tune export --type q4_k_m
-      ollama-tune export my-run --name me/kitchen:v2 --also merged,adapter_gguf
+      ollama-tune export RUN --type q4_k_m
+      ollama-tune export RUN --name me/kitchen:v2 --also merged,adapter_gguf
       ollama-tune export ./lora-out --base Qwen/Qwen3-4B --name kitchen
-      ollama-tune export my-run --no-push --json
+      ollama-tune export RUN --no-push --json
     """
     with telling(as_json):
         adopted = _is_adapter(source)
@@ -166,8 +174,7 @@ def _export(folder: RunFolder, request: ExportSettings, as_json: bool) -> NoRetu
     except KeyboardInterrupt:
         leave(folder, True)
         if as_json:
-            error = _stopped()
-            end_json(INTERRUPTED, outcome="error", what=error.what, fix=error.fix, run=str(folder.path))
+            end_json(INTERRUPTED, **error_object(_stopped()), run=str(folder.path))
         sys.exit(INTERRUPTED)
     _report(folder, state, follower.verification, as_json)
 
@@ -186,7 +193,7 @@ def _report(folder: RunFolder, state: State, proof: Verification | None, as_json
     error = _failure(folder, state)
     if as_json:
         proved = {} if proof is None else {"verification": proof.to_dict()}
-        end_json(1, outcome="error", what=error.what, fix=error.fix, run=str(folder.path), **proved)
+        end_json(1, **error_object(error), run=str(folder.path), **proved)
     if state is not State.FAILED:  # an error of the worker's was shown when it came
         click.echo(f"✗ {error}", err=True)
     sys.exit(1)
@@ -204,7 +211,7 @@ def _failure(folder: RunFolder, state: State) -> TuneError:
 
 
 def _stopped() -> TuneError:
-    return TuneError("The export was stopped.", "Export again when you like.")
+    return Interrupted("The export was stopped.", "Export again when you like.")
 
 
 def exit_status(proof: Verification) -> int:
@@ -218,7 +225,13 @@ def exit_status(proof: Verification) -> int:
 def verify(name: str | None, as_json: bool) -> None:
     """Show what the last export of a run proved; nothing is computed or changed.
 
-    Exit status 0 means that the proof passed, 1 that it failed.
+    Exit status 0 means that the proof passed, 1 that it failed. With --json one object is printed: outcome
+    (ok, warn or error), verification (every check with its figure and verdict), run.
+
+    \b
+    Examples:
+      ollama-tune verify
+      ollama-tune verify RUN --json
     """
     from ollama_tune.core.runs.folder import find_run
     from ollama_tune.tui.follow import card_lines

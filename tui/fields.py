@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 from ollama_tune.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from pydantic.fields import FieldInfo
-
     from ollama_tune.core.plan.settings import Settings
 
 
@@ -58,7 +56,7 @@ FIRST = (
     FormField("training.learning_rate", "Learning rate", "size of a step"),
     FormField("training.batch_size", "Batch size", "rows at once"),
     FormField("training.sequence_length", "Sequence length", "tokens, longest row"),
-    FormField("data.validation_split", "Validation share", "kept out to measure on"),
+    FormField("data.validation_split", "Held-out share", "of the rows, to measure on"),
     FormField(
         "training.quantization", "Base weights", "", (("none", "full precision"), ("nf4", "4 bit (NF4)")), 20
     ),
@@ -106,14 +104,17 @@ MORE = (
     FormField("training.early_stopping", "Stop early", "measurements without gain; 0: never"),
     FormField("training.checkpoint_minutes", "Checkpoint every", "minutes"),
     FormField("training.seed", "Seed", "order and start values"),
-    FormField("data.seed", "Split seed", "which rows are kept out"),
+    FormField("data.seed", "Split seed", "which rows are held out"),
     FormField("evaluation.rows", "Answers compared", "held-out rows"),
     FormField("evaluation.max_new_tokens", "Longest answer", "tokens"),
     *EXPORT_MORE,
     FormField("export.also", "Write as well", "merged, adapter, …", width=34, wordy=True),
+    FormField("tracking.to", "Figures also to", "tensorboard, mlflow, …", width=34, wordy=True),
+    FormField("tracking.project", "Project there", width=34, wordy=True),
+    FormField("tracking.folder", "TensorBoard in", "empty: the run's folder", width=34, wordy=True),
 )
 
-LISTS = ("training.targets", "export.also")
+LISTS = ("training.targets", "export.also", "tracking.to")
 OPTIONAL = ("export.name", "export.system")
 FIELDS = {field.path: field for field in FIRST + MORE}
 
@@ -154,20 +155,13 @@ def check(settings: Settings, field: FormField, value: Any) -> Any:
 
 def allowed(field: FormField, example: Any) -> str:
     """One sentence on what a field takes, from its own limits, with an example."""
-    info = _info(field.path)
-    kind, limits = _kind(info.annotation), _limits(info)
+    from ollama_tune.core.plan.schema import field_info, limit_words
+
+    info = field_info(field.path)
+    kind, limits = _kind(info.annotation), limit_words(info)
     sentence = " ".join(part for part in (kind, limits) if part)
     shown = text_of(field, example)
     return f"This must be {sentence}, for example {shown}." if shown else f"This must be {sentence}."
-
-
-def _info(path: str) -> FieldInfo:
-    from ollama_tune.core.plan.settings import Settings
-
-    section, name = path.split(".")
-    model: Any = Settings.model_fields[section].annotation
-    info: FieldInfo = model.model_fields[name]
-    return info
 
 
 def _kind(annotation: Any) -> str:
@@ -176,24 +170,3 @@ def _kind(annotation: Any) -> str:
     if get_origin(annotation) is list and get_origin(get_args(annotation)[0]) is Literal:
         return "with commas, some of " + ", ".join(get_args(get_args(annotation)[0]))
     return {int: "a whole number", float: "a number"}.get(annotation, "a list of names with commas")
-
-
-def _limits(info: FieldInfo) -> str:
-    """`from 1 to 512`, `above 0 and up to 1`, `of 0 or more`, from the field's constraints."""
-    found = {
-        name: getattr(limit, name)
-        for limit in info.metadata
-        for name in ("ge", "gt", "le", "lt")
-        if hasattr(limit, name)
-    }
-    low = f"from {_number(found['ge'])}" if "ge" in found else ""
-    low = f"above {_number(found['gt'])}" if "gt" in found else low
-    high = f"below {_number(found['lt'])}" if "lt" in found else ""
-    high = f"up to {_number(found['le'])}" if "le" in found else high
-    if low and high:
-        return f"{low} to {_number(found['le'])}" if "ge" in found and "le" in found else f"{low} and {high}"
-    return f"{low} up" if "ge" in found else low or high
-
-
-def _number(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:g}"

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from ollama_tune.core.evaluate.compare import Sample
 from ollama_tune.core.export.values import Verification
 from ollama_tune.core.runs.events import Event, EventReader
 from ollama_tune.core.runs.folder import RunFolder, State
 from ollama_tune.core.text import human_bytes, human_count, human_seconds, one_line, visible
+from ollama_tune.tui.coach import Advice, advise
+from ollama_tune.tui.run_view import RunView
 
 Print = Callable[[str], None]
 SIGNS = {"pass": "✓", "warn": "!", "fail": "✗", "skipped": "–"}
 POLL = 0.2
 STEP_SECONDS = 3.0
 PROGRESS_SECONDS = 2.0
+ADVICE_SECONDS = 10.0
 
 
 class Raw:
@@ -31,10 +34,20 @@ class Raw:
 
 
 class Follower:
-    """Turns events into lines; step lines at most every few seconds, everything else at once."""
+    """Turns events into lines; step lines at most every few seconds, everything else at once. Where the
+    coach's verdict on the curves turns, it is told.
 
-    def __init__(self, out: Print) -> None:
+    `before` are the events that were told already, or need not be.
+    """
+
+    def __init__(
+        self, out: Print, *, step_seconds: float = STEP_SECONDS, before: Iterable[Event] = ()
+    ) -> None:
         self._out = out
+        self._view = RunView()
+        self._view.fold(before)
+        self._advice, self._advised = "started", 0.0
+        self._step_seconds = step_seconds
         self._last_step = 0.0
         self._last_progress = 0.0
         self._tokens = self._seconds = 0.0
@@ -49,6 +62,19 @@ class Follower:
         method = getattr(self, f"_show_{event.kind}", None)
         if method is not None:
             method(event)
+        self._view.fold([event])
+        if event.kind == "evaluation" or (
+            event.kind == "step" and time.monotonic() - self._advised >= ADVICE_SECONDS
+        ):
+            self._advised = time.monotonic()
+            advice = advise(self._view)
+            if advice is not None and advice.kind != self._advice:
+                self._advice = advice.kind
+                self.tell(advice)
+
+    def tell(self, advice: Advice) -> None:
+        """Print what the curves mean now, which is another thing than before."""
+        self._out(f"{advice.sign} {advice.sentence} {advice.advice}".rstrip())
 
     def _show_start(self, event: Event) -> None:
         if event["stage"] == "train":
@@ -86,7 +112,7 @@ class Follower:
             self._out(f"  first step done {event.t - self._started:.1f} s after the start")
             self._started = None
         last = event["step"] >= event["total_steps"]
-        if not last and event["step"] > 1 and time.monotonic() - self._last_step < STEP_SECONDS:
+        if not last and event["step"] > 1 and time.monotonic() - self._last_step < self._step_seconds:
             return
         self._last_step = time.monotonic()
         speed = self._tokens / self._seconds if self._seconds else 0.0

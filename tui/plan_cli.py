@@ -17,6 +17,7 @@ EPILOG = """\b
 Examples:
   ollama-tune plan --data rows.jsonl --model Qwen/Qwen3-4B-Instruct-2507
   ollama-tune plan --data rows.jsonl --model ~/my-model --gpu "RTX 4090" --json
+  ollama-tune plan --data rows.jsonl --name my-model --output run.yaml && ollama-tune run run.yaml
   ollama-tune plan --gpu 24GiB --set training.rank=64 --set training.epochs=1
 
 \b
@@ -30,7 +31,7 @@ With --json one object is printed (bytes, seconds and kWh as numbers):
   offers    values to set so that the plan fits, with text and memory
   warnings  sentences
   gpu       name, total_bytes and free_bytes of the card that is planned for, or null
-An error is {"outcome": "error", "what": ..., "fix": ...}.
+An error is {"outcome": "error", "code": ..., "what": ..., "fix": ...}.
 """
 
 
@@ -40,6 +41,7 @@ An error is {"outcome": "error", "what": ..., "fix": ...}.
 @click.option(
     "--gpu", metavar="CARD", help="Plan for a card that is not here: its name or its memory, such as 24GiB."
 )
+@click.option("--name", help="Name in Ollama; the same as --set export.name=NAME.")
 @click.option("--set", "values", multiple=True, metavar="FIELD=VALUE", help="A setting that is yours.")
 @click.option("--output", type=click.Path(path_type=Path), help="Write the settings to this run.yaml.")
 @click.option("--no-simulation", is_flag=True, help="The formula's memory alone: at once.")
@@ -48,6 +50,7 @@ def plan(
     model: str,
     data: str,
     gpu: str | None,
+    name: str | None,
     values: tuple[str, ...],
     output: Path | None,
     no_simulation: bool,
@@ -59,7 +62,7 @@ def plan(
     for a GPU is confirmed by simulating a step with the installed libraries, which takes some seconds.
     """
     with telling(as_json):
-        made = _made(model, data, gpu, assignments(values))
+        made = _made(model, data, gpu, assignments(values) | _named(name))
         if not as_json:
             _print(made)
         found = made if no_simulation else _confirmed(made, quiet=as_json)
@@ -68,6 +71,16 @@ def plan(
     if output is not None:
         made.plan.settings.save(output)
         click.echo(f"Written: {output}. Start it with `ollama-tune run {output}`.", err=as_json)
+
+
+def _named(name: str | None) -> dict[str, Any]:
+    """The name in Ollama as a setting, checked now and not after the training."""
+    if name is None:
+        return {}
+    from ollama_tune.core.plan.names import check_ollama_name
+
+    check_ollama_name(name)
+    return {"export.name": name}
 
 
 def _made(model: str, data: str, gpu: str | None, changed: dict[str, Any]) -> Prepared:

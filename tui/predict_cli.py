@@ -12,9 +12,11 @@ from ollama_tune.tui.shell import assignments, telling
 if TYPE_CHECKING:
     from ollama_tune.core.plan.predict import Prediction
 
-EXAMPLE = """\b
+EPILOG = """\b
+Examples:
   ollama-tune predict --model ~/Llama-3.1-8B --set quantization=nf4 --set rank=16 \\
       --set sequence_length=2048 --set gradient_checkpointing=layers --json
+  ollama-tune predict --model ./model --set rank=64 --method formula
 """
 
 
@@ -29,7 +31,7 @@ def _keys(context: click.Context, _parameter: click.Parameter, wanted: bool) -> 
     context.exit()
 
 
-@click.command(epilog="Example:\n\n" + EXAMPLE)
+@click.command(epilog=EPILOG)
 @click.option(
     "--model",
     required=True,
@@ -58,7 +60,7 @@ def predict(model: Path, values: tuple[str, ...], method: str, as_json: bool) ->
     """Predict the peak of GPU memory of a training with these settings.
 
     Every row has sequence_length tokens. What is not set has the default that --keys shows. With --json an
-    error is {"outcome": "error", "what": ..., "fix": ...}.
+    error is {"outcome": "error", "code": ..., "what": ..., "fix": ...}.
     """
     import json
 

@@ -6,7 +6,7 @@ import datetime
 import json
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 from ollama_tune.core.errors import TuneError, UsageError
@@ -16,6 +16,8 @@ from ollama_tune.core.plan.values import MemoryEstimate, Offer, Plan, WorkEstima
 from ollama_tune.core.runs.folder import RunFolder
 from ollama_tune.core.text import human_bytes, human_seconds, one_line, visible
 from ollama_tune.tui.exporting import fails_in_ollama_only, use_and_share
+from ollama_tune.tui.run_summary import ListedRun, folder_size, read_runs
+from ollama_tune.tui.shell import error_object
 
 EXPORT_AGAIN = "Do not use the file: export again with another type."
 
@@ -133,45 +135,67 @@ def _memory_json(memory: MemoryEstimate) -> dict[str, Any]:
     }
 
 
-def run_row(folder: RunFolder) -> dict[str, Any]:
-    """One run for the list; a run whose settings cannot be read is listed too."""
-    status = folder.status()
-    try:
-        model = folder.settings().model.source
-    except TuneError:
-        model = "?"
+def run_rows() -> list[dict[str, Any]]:
+    """All runs for the list, newest first; a run whose settings cannot be read is listed too.
+
+    `advice` is the coach's verdict on the curves (`kind`, `sign`, `sentence`, `advice`), or null. Bytes and
+    Unix times are numbers. Keys may be added, none is taken away or changed.
+    """
+    return [_run_row(run) for run in read_runs()]
+
+
+def _run_row(run: ListedRun) -> dict[str, Any]:
+    summary = run.summary
     return {
-        "name": folder.name,
+        "name": run.name,
+        "state": run.state.value,
+        "stage": summary.stage,
+        "step": summary.step,
+        "total_steps": summary.total_steps,
+        "loss": summary.loss,
+        "validation_loss": summary.validation_loss,
+        "best_loss": summary.best_loss,
+        "best_step": summary.best_step,
+        "exact_match_before": summary.before,
+        "exact_match_after": summary.after,
+        "advice": asdict(summary.advice) if summary.advice else None,
+        "ollama_name": summary.name or None,
+        "model": run.model(),
+        "updated": summary.updated,
+        "size_bytes": folder_size(run.folder.path),
+        "path": str(run.folder.path),
+    }
+
+
+def run_json(folder: RunFolder) -> dict[str, Any]:
+    """Which run a command was about and how it is now, for programs."""
+    status = folder.status()
+    return {
+        "outcome": "ok",
+        "run": folder.name,
+        "path": str(folder.path),
         "state": status.state.value,
         "stage": status.stage,
-        "step": status.step,
-        "total_steps": status.total_steps,
-        "loss": status.loss,
-        "validation_loss": status.validation_loss,
-        "model": model,
-        "updated": status.updated,
-        "path": str(folder.path),
     }
 
 
 def runs_lines(rows: list[dict[str, Any]]) -> list[str]:
-    """The list of runs as a table."""
+    """The list of runs as a table; the loss is the best one on the held-out rows."""
     if not rows:
         return ["There is no run yet. Start one with `ollama-tune` or `ollama-tune demo`."]
-    lines = [f"{'run':<40} {'state':<16} {'step':>13} {'loss':>8} {'when':<16} model"]
+    lines = [f"{'run':<36} {'state':<15} {'step':>13} {'loss':>8} {'size':>10} {'when':<16} model"]
     for row in rows:
         step = f"{row['step']:,}/{row['total_steps']:,}" if row["total_steps"] else "-"
-        loss = "-" if row["loss"] is None else f"{row['loss']:.4f}"
+        best = row["loss"] if row["best_loss"] is None else row["best_loss"]
+        loss = "-" if best is None else f"{best:.4f}"
         moment = datetime.datetime.fromtimestamp(row["updated"]) if row["updated"] else None
         when = moment.strftime("%Y-%m-%d %H:%M") if moment else "-"
-        name, model = one_line(row["name"], 40), one_line(row["model"], 40)
-        lines.append(f"{name:<40} {row['state']:<16} {step:>13} {loss:>8} {when:<16} {model}")
+        name, model = one_line(row["name"], 36), one_line(row["model"], 40)
+        size = human_bytes(row["size_bytes"])
+        lines.append(f"{name:<36} {row['state']:<15} {step:>13} {loss:>8} {size:>10} {when:<16} {model}")
+        if row["advice"]:
+            lines.append(f"    {row['advice']['sign']} {row['advice']['sentence']}")
     return lines
-
-
-def folder_size(path: Path) -> int:
-    """Bytes of all files below a folder."""
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def read_proof(folder: RunFolder) -> Verification:
@@ -186,6 +210,12 @@ def read_proof(folder: RunFolder) -> Verification:
         raise TuneError(f"{path} cannot be read.", "Export the run again.", details=str(error)) from error
 
 
+class NotProved(TuneError):
+    """An export whose proof failed."""
+
+    code = "not_proved"
+
+
 def proof_json(proof: Verification) -> dict[str, Any]:
     """A proof for programs: `outcome` is `ok`, `warn` or `error`; a failed one says what to do."""
     if proof.verdict != "fail":
@@ -194,7 +224,8 @@ def proof_json(proof: Verification) -> dict[str, Any]:
     there = fails_in_ollama_only(proof)
     what = f"The {'model in Ollama' if there else 'exported file'} failed its proof ({failed})."
     fix = "Update Ollama and export again." if there else EXPORT_AGAIN
-    return {"outcome": "error", "what": what, "fix": fix, "verification": proof.to_dict()}
+    told = error_object(NotProved(what, fix))
+    return told | {"verification": proof.to_dict()}
 
 
 def finished_lines(folder: RunFolder) -> list[str]:

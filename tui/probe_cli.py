@@ -44,6 +44,12 @@ def probe(as_json: bool, unload: bool) -> None:
     unloaded           gone, left, gained_bytes; null without --unload
 
     The exit status is 0, 1 when Ollama kept a model, and 2 for --unload with the Ollama of another host.
+
+    \b
+    Examples:
+      ollama-tune probe
+      ollama-tune probe --json
+      ollama-tune probe --unload
     """
     from ollama_tune.core.machine.probe import probe_machine
     from ollama_tune.core.machine.processes import holders, ram_holders

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+ANSWERS = 400
+"""The most answers that are kept of a question, the newest."""
+
 
 @dataclass(frozen=True)
 class ValidationPoint:
@@ -12,6 +15,40 @@ class ValidationPoint:
     step: int
     loss: float | None
     exact_match: float | None
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the model answered at a step; `cut` where it was not let to its end."""
+
+    step: int
+    text: str
+    cut: bool = False
+
+
+@dataclass
+class Asked:
+    """A held-out question with the wanted answer, the base model's, and the tuned model's by step.
+
+    `said` is in the order of the steps, `final` the answer of the finished adapter; None while not known.
+    """
+
+    prompt: str
+    reference: str
+    base: str | None = None
+    said: list[Said] = field(default_factory=list)
+    final: str | None = None
+
+    def take(self, answer: Said) -> None:
+        """Another answer; one at the same step is replaced."""
+        self.back(answer.step - 1)
+        self.said.append(answer)
+        del self.said[:-ANSWERS]
+
+    def back(self, step: int) -> None:
+        """Forget the answers after a step: it is done again."""
+        while self.said and self.said[-1].step > step:
+            self.said.pop()
 
 
 @dataclass(frozen=True)
@@ -34,6 +71,11 @@ class Memory:
     free: int
     total: int
     parts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def others(self) -> int:
+        """What is held besides the run: by other programs and, on a GPU, by the driver for this one."""
+        return max(self.total - self.free - self.used, 0)
 
 
 @dataclass(frozen=True)

@@ -4,36 +4,38 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from ollama_tune.core.evaluate.compare import Sample
 from ollama_tune.core.export.values import Verification
 from ollama_tune.core.runs.events import Event, back_to
 from ollama_tune.core.text import human_bytes, one_line
+from ollama_tune.tui.pace import Pace
 from ollama_tune.tui.run_values import (
+    Asked,
     Checkpoint,
     LogLine,
     Memory,
     Patience,
     ProbeResult,
     Progress,
+    Said,
     ValidationPoint,
 )
 from ollama_tune.tui.widgets.curves import LossCurve
 
-WINDOW = 32
-LOG_LINES = 400
+LOG_LINES = 4000
 WARNINGS = 50
 WIDE = 400
+ONCE = "evaluating_base"
+"""The phase that a run has once in its life, between two steps."""
 
 
 class RunView:
     """The state of one run, kept up to date by `fold`.
 
     Times are Unix seconds, speeds useful tokens a second. A log that was resumed reads as one run:
-    steps after the checkpoint that a worker went on from are taken back. Where a long curve cannot take them
-    back exactly, `complete` is False until `read_curves` gets the whole log.
+    steps after the checkpoint that a worker went on from are taken back.
     """
 
     def __init__(self) -> None:
@@ -52,7 +54,6 @@ class RunView:
         self.learning_rate: float | None = None
         self.gradient_norm: float | None = None
         self.losses, self.norms, self.rates = LossCurve(), LossCurve(), LossCurve()
-        self.complete = True
         self.first_step_seconds: float | None = None
         self.patience: Patience | None = None
         self.validation: dict[int, ValidationPoint] = {}
@@ -60,12 +61,12 @@ class RunView:
         self.before: float | None = None
         self.after: float | None = None
         self.memory: Memory | None = None
+        self.memories: dict[str, Memory] = {}
         self.probe: ProbeResult | None = None
         self.predicted: Mapping[str, int] = {}
         self.checkpoints: list[Checkpoint] = []
         self.samples: dict[tuple[str, str], Sample] = {}
-        self.newest: list[Sample] = []
-        self.newest_step = 0
+        self.asked: dict[tuple[str, str], Asked] = {}
         self.warnings: dict[str, str] = {}
         self.log: deque[LogLine] = deque(maxlen=LOG_LINES)
         self.logged = 0
@@ -76,11 +77,7 @@ class RunView:
         self.pause: Event | None = None
         self.last: Event | None = None
         self.version = 0
-        self._speeds: deque[tuple[float, float, float | None]] = deque(maxlen=WINDOW)
-        self._first_step: tuple[float, int] | None = None
-        self._last_step = 0.0
-        self._banked = 0.0
-        self._began: float | None = None
+        self.pace = Pace()
 
     def fold(self, events: Iterable[Event]) -> bool:
         """Take in events in their order; False when there were none. Foreign ones are passed over."""
@@ -116,7 +113,7 @@ class RunView:
     @property
     def training(self) -> bool:
         """True between the first and the last step of this start."""
-        return self._first_step is not None and not self.trained
+        return self.pace.running and not self.trained
 
     @property
     def validation_loss(self) -> float | None:
@@ -131,15 +128,12 @@ class RunView:
     @property
     def tokens_per_second(self) -> float | None:
         """Useful tokens a second over the last 32 steps."""
-        seconds = sum(second for _, second, _ in self._speeds)
-        return sum(tokens for tokens, _, _ in self._speeds) / seconds if seconds > 0 else None
+        return self.pace.tokens_per_second
 
     @property
     def mfu(self) -> float | None:
         """The share of the card's arithmetic that the last 32 steps used; None where it is not known."""
-        known = [(share, second) for _, second, share in self._speeds if share is not None]
-        seconds = sum(second for _, second in known)
-        return sum(share * second for share, second in known) / seconds if seconds > 0 else None
+        return self.pace.mfu
 
     @property
     def unsaved(self) -> int:
@@ -149,34 +143,24 @@ class RunView:
     @property
     def elapsed(self) -> float:
         """Seconds spent on training over all starts, up to the last event."""
-        return self._banked + (self.updated - self._began if self._began is not None else 0.0)
+        return self.pace.elapsed(self.updated)
 
     @property
     def finish_time(self) -> float | None:
-        """When the last step is expected: the mean pace since this start, evaluations included."""
-        if self._first_step is None or self.trained or self.step <= self._first_step[1]:
-            return None
-        since, first = self._first_step
-        pace = (self._last_step - since) / (self.step - first)
-        return self._last_step + pace * (self.total_steps - self.step)
+        """When the last step is expected; None while it is not known."""
+        return None if self.trained else self.pace.finish(self.total_steps)
 
     def _say(self, event: Event, text: str, sign: str = "") -> None:
         self.log.append(LogLine(event.t, sign, text))
         self.logged += 1
 
-    def _bank(self, end: float) -> None:
-        if self._began is not None:
-            self._banked += max(end - self._began, 0.0)
-        self._began = None
-
     def _start(self, event: Event) -> None:
-        self._bank(self.updated)
+        self.pace.end(self.updated)
         self.stage, self.started = str(event["stage"]), event.t
         self.error = self.stopped = None
         self.pause = None
         self.progress = None
         self.phase, self.phase_since = "", event.t
-        self._first_step = None
         self.done.pop(self.stage, None)
         if self.stage == "train":
             self._start_training(event)
@@ -185,33 +169,24 @@ class RunView:
             self._say(event, "Export started.")
 
     def _start_training(self, event: Event) -> None:
-        self._began = event.t
+        self.pace.start(event.t)
         self.device, self.model = str(event.get("device", "")), str(event.get("model", ""))
         self.first_step_seconds = None
         self._data(event)
         step = int(event.get("resumed_from") or 0)
-        self._speeds.clear()
         self._go_back(step)
         self._say(event, f"Going on from step {step:,}." if step else f"Training started on {self.device}.")
 
     def _go_back(self, step: int) -> None:
         """Later steps come again; what they were counts no more."""
-        exact = [curve.cut(step) for curve in (self.losses, self.norms, self.rates)]
-        self.complete = self.complete and all(exact)
+        for curve in (self.losses, self.norms, self.rates):
+            curve.cut(step)
         self.step = min(self.step, step)
-        self._first_step = None
+        self.pace.back()
         self.validation = {at: point for at, point in self.validation.items() if at <= step}
         self.checkpoints = [point for point in self.checkpoints if point.step <= step]
-        if self.newest_step > step:
-            self.newest, self.newest_step = [], 0
-
-    def read_curves(self, events: Iterable[Event]) -> None:
-        """Draw the curves anew from the steps of a run, each told once (`effective`)."""
-        self.losses, self.norms, self.rates = LossCurve(), LossCurve(), LossCurve()
-        self.complete = True
-        for event in events:
-            if event.kind == "step":
-                self._draw(event.data)
+        for asked in self.asked.values():
+            asked.back(step)
 
     def _data(self, event: Event) -> None:
         self.total_steps = int(event.get("total_steps") or self.total_steps)
@@ -225,6 +200,7 @@ class RunView:
     def _phase(self, event: Event) -> None:
         self.phase, self.phase_since = one_line(str(event["text"]), WIDE), event.t
         self.progress = None
+        (self.pace.once if event.get("name") == ONCE else self.pace.every)(event.t)
         self._say(event, self.phase)
 
     def _progress(self, event: Event) -> None:
@@ -240,20 +216,14 @@ class RunView:
         self.loss = data["loss"]
         self.learning_rate = data["learning_rate"]
         self.gradient_norm = data.get("gradient_norm")
-        self._draw(data)
-        self._speeds.append((data["useful_tokens"], data["seconds"], data.get("mfu")))
-        self._last_step = event.t
-        if self._first_step is None:
-            self._first_step = (event.t, step)
+        self.losses.add(step, data["loss"])
+        self.norms.add(step, self.gradient_norm)
+        self.rates.add(step, self.learning_rate)
+        if not self.pace.running:
             self.progress = None
+        self.pace.step(event.t, step, data["useful_tokens"], data["seconds"], data.get("mfu"))
         if self.first_step_seconds is None:
             self.first_step_seconds = event.t - self.started
-
-    def _draw(self, data: Mapping[str, Any]) -> None:
-        step = int(data["step"])
-        self.losses.add(step, data["loss"])
-        self.norms.add(step, data.get("gradient_norm"))
-        self.rates.add(step, data.get("learning_rate"))
 
     def _evaluation(self, event: Event) -> None:
         loss, exact = event.get("loss"), event.get("exact_match")
@@ -275,19 +245,25 @@ class RunView:
         key = str(event["prompt"]), str(event.get("reference") or "")
         old = self.samples.get(key, Sample(*key, None, None))
         base, tuned = event.get("base"), event.get("tuned")
-        self.samples[key] = sample = Sample(
+        self.samples[key] = Sample(
             *key, old.base if base is None else str(base), old.tuned if tuned is None else str(tuned)
         )
-        step = event.get("step")
-        if step is not None:
-            kept = self.newest if self.newest_step == step else []
-            said = f"{tuned} …" if event.get("cut") else str(tuned)
-            self.newest, self.newest_step = [*kept, replace(sample, tuned=said)], int(step)
+        self._answered(self.asked.setdefault(key, Asked(*key)), event)
+
+    def _answered(self, asked: Asked, event: Event) -> None:
+        base, tuned, step = event.get("base"), event.get("tuned"), event.get("step")
+        if base is not None:
+            asked.base = str(base)
+        if tuned is not None and step is not None:
+            asked.take(Said(int(step), str(tuned), bool(event.get("cut"))))
+        elif tuned is not None:
+            asked.final = str(tuned)
 
     def _memory(self, event: Event) -> None:
         parts = event.get("parts") or (self.memory.parts if self.memory else {})
         used, peak, free, total = (int(event.get(name) or 0) for name in ("used", "peak", "free", "total"))
         self.memory = Memory(str(event["device"]), used, peak, free, total, dict(parts))
+        self.memories[self.memory.device] = self.memory
         if probe := event.get("probe"):
             self.probe = ProbeResult(probe["predicted"], probe["measured"], int(probe.get("limit") or 0))
             measured, predicted = (human_bytes(probe[name]) for name in ("measured", "predicted"))
@@ -311,15 +287,12 @@ class RunView:
 
     def _paused(self, event: Event) -> None:
         self.pause = event
+        self.pace.pause(event.t)
         self._say(event, one_line(f"{event['what']} {event['fix']}", WIDE), "‖")
 
     def _continued(self, event: Event) -> None:
         self.pause = None
-        waited = float(event.get("seconds") or 0.0)
-        if self._began is not None:
-            self._began += waited
-        if self._first_step is not None:
-            self._first_step = self._first_step[0] + waited, self._first_step[1]
+        self.pace.go_on(float(event.get("seconds") or 0.0))
         self._say(event, f"Going on at step {event['step']:,}.")
 
     def _warning(self, event: Event) -> None:
@@ -334,7 +307,7 @@ class RunView:
         self._say(event, f"{what} {fix}", "!")
 
     def _error(self, event: Event) -> None:
-        self._bank(event.t)
+        self.pace.end(event.t)
         self.error = event
         self._say(event, one_line(f"{event['what']} {event.get('fix', '')}", WIDE), "✗")
 
@@ -342,12 +315,12 @@ class RunView:
         self.verification = Verification.from_dict(event.data)
 
     def _stopped(self, event: Event) -> None:
-        self._bank(event.t)
+        self.pace.end(event.t)
         self.stopped = event
         self._say(event, f"Stopped at step {event['step']:,} by {one_line(str(event['reason']), WIDE)}.")
 
     def _done(self, event: Event) -> None:
-        self._bank(event.t)
+        self.pace.end(event.t)
         stage = str(event["stage"])
         self.done[stage] = event
         self.progress = None

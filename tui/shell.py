@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -19,20 +21,77 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 
 
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+
+
+def say(line: str, as_json: bool, values: Mapping[str, Any]) -> None:
+    """The result of a command: a line for people, or one object for programs."""
+    click.echo(json.dumps(values, indent=2) if as_json else line)
+
+
 def out(line: str) -> None:
     """Print a line."""
     click.echo(line)
 
 
+def wants_json(arguments: Sequence[str]) -> bool:
+    """Whether a command line asks for JSON, even one that cannot be understood otherwise."""
+    options = itertools.takewhile(lambda argument: argument != "--", arguments)
+    return any(option in ("--json", "--events") for option in options)
+
+
 @contextlib.contextmanager
 def telling(as_json: bool) -> Iterator[None]:
-    """An error as the one object, where that was asked for."""
+    """Every error as one object on one line of standard output, where JSON was asked for."""
     try:
         yield
-    except TuneError as error:
+    except (BrokenPipeError, SystemExit):
+        raise
+    except (Exception, KeyboardInterrupt) as error:
         if not as_json:
             raise
-        end_json(error.exit_code, outcome="error", what=error.what, fix=error.fix)
+        known = _known(error)
+        click.echo(json.dumps(error_object(known)))
+        sys.exit(known.exit_code)
+
+
+def _known(error: BaseException) -> TuneError:
+    """Any error as one that says what happened and what to do."""
+    if isinstance(error, TuneError):
+        return error
+    if isinstance(error, click.ClickException):
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "ollama-tune"
+        return UsageError(error.format_message(), f"See `{command} --help`.")
+    if isinstance(error, (click.Abort, KeyboardInterrupt)):
+        return Interrupted("Interrupted; nothing more was done.", "Give the command again when you like.")
+    from ollama_tune.tui.crash import report_crash
+
+    what, *rest = (line.strip(" ✗") for line in report_crash(error).splitlines())
+    return CrashError(what, " ".join(rest))
+
+
+class Interrupted(TuneError):
+    """Ctrl+C, or an answer of no."""
+
+    exit_code = INTERRUPTED
+    code = "interrupted"
+
+
+class CrashError(TuneError):
+    """An error of this program's own."""
+
+    code = "crashed"
+
+
+def error_object(error: TuneError) -> dict[str, Any]:
+    """An error for programs: `code` is a word that never changes, `what` and `fix` are for people.
+
+    Settings that are refused have `mistakes` too: field, line (or null), what and fix of each.
+    """
+    told = {"outcome": "error", "code": error.code, "what": error.what, "fix": error.fix}
+    mistakes = [asdict(mistake) for mistake in getattr(error, "mistakes", ())]
+    return told | ({"mistakes": mistakes} if mistakes else {})
 
 
 def end_json(status: int, **values: Any) -> NoReturn:
@@ -43,7 +102,12 @@ def end_json(status: int, **values: Any) -> NoReturn:
 
 def has_terminal() -> bool:
     """Whether somebody can be asked."""
-    return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    return on_terminal() and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def on_terminal() -> bool:
+    """Whether a person types and reads, even if the terminal can only show lines."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def assignments(values: tuple[str, ...]) -> dict[str, Any]:
@@ -67,10 +131,14 @@ def follow_or_leave(
 ) -> None:
     """Print a run's events until its worker ends, and exit with its status; or say how to come back.
 
-    `raw` prints the events themselves, one JSON object a line, and nothing else.
+    `raw` is for programs: the events themselves, one JSON object a line, and nothing else; with `detach` the
+    one object that says which run it is.
     """
     if detach:
-        out(f"{folder.name} is going. Watch it with `ollama-tune attach {folder.name}`.")
+        from ollama_tune.tui.printing import run_json
+
+        going = f"{folder.name} is going. Watch it with `ollama-tune attach {folder.name}`."
+        say(going, raw, run_json(folder))
         return
     from ollama_tune.tui.follow import Follower, Raw, follow
 
@@ -111,8 +179,9 @@ def _end(folder: RunFolder, state: State, *, quiet: bool = False) -> None:
         sys.exit(0)
     if state is State.FINISHED:
         from ollama_tune.tui.printing import finished_lines
+        from ollama_tune.tui.tracking_cli import tracking_lines
 
-        for line in finished_lines(folder):
+        for line in (*finished_lines(folder), *tracking_lines(folder)):
             out(line)
         sys.exit(0)
     if state is State.CRASHED:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ollama_tune.core.files import write_atomic
 from ollama_tune.core.paths import runs_dir, state_dir
 from ollama_tune.core.runs.lock import is_held
+from ollama_tune.core.text import visible
 
 if TYPE_CHECKING:
     from ollama_tune.core.data.chat.render import ChatFormat
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ollama_tune.core.models.about import About
     from ollama_tune.core.models.values import ModelChoice, ModelSpec
     from ollama_tune.core.plan.bases import BaseFit
+    from ollama_tune.core.plan.settings import Settings
     from ollama_tune.core.plan.values import Choice, Plan
 
 BUNDLED = "bundled"
@@ -102,6 +104,26 @@ class WizardState:
 _READING_PATHS = frozenset(f"data.{name}" for name in READING)
 
 
+def answers_of(settings: Settings, step: int = SETTINGS) -> WizardState:
+    """The answers that give these very settings, such as those of a run that is to be done again, changed.
+
+    Everything counts as set by hand, so that nothing changes but what the person changes; a field that is
+    as recommended shows no mark. The name in Ollama is recommended anew: the old model is not to be replaced.
+    """
+    values = {
+        f"{section}.{name}": value
+        for section in ("data", "training", "evaluation", "export")
+        for name, value in getattr(settings, section).model_dump().items()
+    }
+    kept = {path: value for path, value in values.items() if path not in _ASKED_ANEW}
+    changed = {path: value for path, value in kept.items() if value or path not in _READING_PATHS}
+    model, data = settings.model, settings.data.path
+    return WizardState(step, model.source, model.revision, data, changed, None, model.chat_template)
+
+
+_ASKED_ANEW = frozenset(("data.path", "export.name"))
+
+
 def reading_values(reading: Reading) -> dict[str, Any]:
     """A reading as settings, by dotted path; nothing that is empty."""
     values = ((name, getattr(reading, name)) for name in READING)
@@ -155,10 +177,12 @@ def load_answers() -> WizardState:
         saved = json.loads(_wizard_path().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return WizardState()
-    return _answers(saved) if isinstance(saved, dict) else WizardState()
+    return answers_from(saved) if isinstance(saved, dict) else WizardState()
 
 
-def _answers(saved: dict[str, Any]) -> WizardState:
+def answers_from(saved: dict[str, Any]) -> WizardState:
+    """Answers as they were stored; whatever is missing or wrong is the default."""
+
     def text(name: str) -> str | None:
         return saved[name] if isinstance(saved.get(name), str) and saved[name] else None
 
@@ -191,3 +215,9 @@ def live_run() -> Path | None:
     """
     locks = sorted(runs_dir().glob("*/lock"), key=lambda path: path.parent.name, reverse=True)
     return next((path.parent for path in locks if is_held(path)), None)
+
+
+def goes_on(run: Path) -> str:
+    """What is said of a live run where its window is left: that it goes on, and how to come back."""
+    name = visible(run.name)
+    return f"{name} goes on without this window: `ollama-tune attach {name}` shows it again."

@@ -1,4 +1,7 @@
-"""What the wizard's threads do: each function asks the real rooms and returns what is to be told."""
+"""What the wizard asks the real rooms, for its threads and for the plain questions.
+
+Nothing here imports Textual, except the functions whose answer is a message of it.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,23 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.text import human_bytes, one_line
-from ollama_tune.tui import messages
-from ollama_tune.tui.state import WizardState
+from ollama_tune.tui.state import BUNDLED, WizardState
 
 if TYPE_CHECKING:
+    from ollama_tune.core.data.chat.render import ChatFormat
     from ollama_tune.core.data.values import Lengths
     from ollama_tune.core.machine.values import Machine
+    from ollama_tune.core.models.about import About
     from ollama_tune.core.models.values import ModelChoice, ModelSpec
+    from ollama_tune.core.plan.bases import BaseFit
     from ollama_tune.core.plan.settings import Settings
     from ollama_tune.core.plan.values import Choice, Plan
+    from ollama_tune.tui import messages
     from ollama_tune.tui.state import Facts
 
 IMPORTING = threading.Lock()
@@ -37,7 +44,7 @@ def probe() -> Machine:
 def in_use(machine: Machine) -> tuple[str, ...]:
     """Sentences about who holds memory on the box."""
     with IMPORTING:
-        from ollama_tune.core.plan.room import in_use
+        from ollama_tune.core.machine.processes import in_use
 
     return tuple(in_use(machine))
 
@@ -73,6 +80,13 @@ def resident(pid: int) -> int:
 
 
 def unload(url: str, stopped: Callable[[], bool]) -> messages.OllamaUnloaded:
+    """What Ollama let go and what that gained, as a message."""
+    from ollama_tune.tui import messages
+
+    return messages.OllamaUnloaded(unloaded(url, stopped))
+
+
+def unloaded(url: str, stopped: Callable[[], bool]) -> str:
     """What Ollama let go and what that gained, in a sentence."""
     with IMPORTING:
         from ollama_tune.core.machine.unload import unload_loaded
@@ -82,34 +96,57 @@ def unload(url: str, stopped: Callable[[], bool]) -> messages.OllamaUnloaded:
     gained = f" {human_bytes(done.gained)} of GPU memory more are free." if done.gained > 0 else ""
     words = f"Ollama let {gone} go.{gained}" if gone else "Ollama let nothing go."
     words += f" It still holds {left}: somebody may be using it." if left else ""
-    return messages.OllamaUnloaded(words)
+    return words
 
 
 def recommend_base(machine: Machine, lengths: Lengths | None) -> messages.BaseRecommended:
-    """Which base model suits the box, and what each listed one needs there."""
+    """Which base model suits the box, and what each listed one needs there, as a message."""
+    from ollama_tune.tui import messages
+
+    return messages.BaseRecommended(*weighed(machine, lengths))
+
+
+def weighed(machine: Machine, lengths: Lengths | None) -> tuple[Choice, dict[str, BaseFit]]:
+    """Which base model suits the box, and what each listed one needs there by its id."""
     with IMPORTING:
         from ollama_tune.core.plan.bases import USUAL, base_fits, recommend_base
 
     fits = base_fits(machine, lengths or USUAL)
     base = recommend_base(machine, lengths or USUAL)
-    return messages.BaseRecommended(base, {fit.model.id: fit for fit in fits})
+    return base, {fit.model.id: fit for fit in fits}
 
 
 def read_model(source: str, revision: str | None, form: str | None) -> messages.ModelRead:
-    """What a model is; `form` is the chat form taken for a base model. Of a hub's only small files come."""
+    """What a model is, as a message; `form` is the chat form taken for a base model."""
+    from ollama_tune.tui import messages
+
+    spec, found, chat = described(source, revision, form)
+    read = partial(messages.ModelRead, source, revision, spec, found)
+    if chat is None:
+        from ollama_tune.core.models.chat_templates import NO_TEMPLATE
+
+        return read(error=TuneError(NO_TEMPLATE, "The step Model offers one; Enter takes it there."))
+    return read(chat)
+
+
+def described(
+    source: str, revision: str | None, form: str | None
+) -> tuple[ModelSpec, About, ChatFormat | None]:
+    """A model, what is to be known of it, and its chat form; none for a base model whose form is not taken.
+
+    Of a model of the hub only small files come.
+    """
     with IMPORTING:
         from ollama_tune.core.data.chat.render import ChatFormat
         from ollama_tune.core.models.about import about
-        from ollama_tune.core.models.chat_templates import NO_TEMPLATE
         from ollama_tune.core.models.describe import describe
 
     spec = describe(source, revision)
     found = about(spec)
-    read = partial(messages.ModelRead, source, revision, spec, found)
     if found.offer is not None and form != found.offer.name:
-        return read(error=TuneError(NO_TEMPLATE, "The step Model offers one; Enter takes it there."))
+        return spec, found, None
     template = found.offer.template if found.offer is not None else None
-    return read(ChatFormat.from_folder(spec.folder, template=template))
+    return spec, found, ChatFormat.from_folder(spec.folder, template=template)
 
 
 def list_models() -> tuple[ModelChoice, ...]:
@@ -139,3 +176,28 @@ def plan(
         if choice is not None:
             recommended[path] = choice
     return plan, recommended
+
+
+def whole_path(typed: str) -> str:
+    """What was typed as the settings take it: `bundled`, a hub id as it is, else an absolute path."""
+    if typed in ("", BUNDLED):
+        return BUNDLED
+    from ollama_tune.core.models.locate import is_hub_id
+
+    try:
+        path = Path(typed).expanduser().absolute()
+        return typed if is_hub_id(typed) and not path.exists() else str(path)
+    except (OSError, RuntimeError, ValueError):
+        return typed
+
+
+def model_source(typed: str) -> tuple[str, str | None]:
+    """What was typed as a folder, or as a hub id with or without `@revision`."""
+    try:
+        folder = Path(typed).expanduser()
+        if typed.startswith(("~", "/", ".")) or folder.exists():
+            return str(folder.absolute()), None
+    except (OSError, RuntimeError, ValueError):
+        return typed, None
+    source, _, revision = typed.partition("@")
+    return source.strip(), revision.strip() or None

@@ -56,6 +56,10 @@ class FactsApp(App[int]):
     def read_everything(self) -> None:
         """Start on all facts; called once the first frame is painted."""
         self.probe_again()
+        self.read_answers()
+
+    def read_answers(self) -> None:
+        """Read what the answers name: the model and the data; and list the models there are."""
         self._read_model_again()
         self._check_data_again()
         self._list_models()
@@ -125,6 +129,11 @@ class FactsApp(App[int]):
         """Take the recommended value of a field again."""
         kept = {name: value for name, value in self.answers.changed.items() if name != path}
         self.answers = replace(self.answers, changed=kept)
+        self._plan_again()
+
+    def restore_all(self) -> None:
+        """Take the recommended value of every field again; how the data is read stays as it was said."""
+        self.answers = replace(self.answers, changed=self.answers.reading_values())
         self._plan_again()
 
     def take_offer(self, offer: Offer) -> None:

@@ -2,12 +2,18 @@
 
 `python -m ollama_tune.core.evaluate.chat RUNFOLDER` reads one JSON object a line and writes one a line:
 
-    in    {"id", "messages": [{"role", "content"}], "max_new_tokens", "temperature", "seed"} or {"cancel": id}
-    out   {"ready": true} once, {"id", "model": "base" | "tuned", "text": the next piece},
+    in    {"id", "messages": {model: [{"role", "content"}]}, "tools": JSON text, **asking},
+          {"id", "questions": [{"messages": [...], "tools"}], "models": [model], **asking} or {"cancel": id}
+    out   {"ready": true} once,
+          {"id", "model", "prompt": tokens asked, "dropped": oldest turns left out of them},
+          {"id", "model", "text": the next piece},
+          {"id", "model", "row": number of the question, "text", "end", "tokens", "prompt", "dropped"},
           {"id", "model", "end": "stop" | "length" | "cancelled", "tokens", "seconds"},
           {"id" (absent when the model cannot be loaded), "error": {"what", "fix"}}
 
-The base answers first, then the tuned model. It ends when its input is closed.
+A model is `base` or `tuned`; they answer in the order in which they are named. `asking` is what
+`Asking.request` gives. The answers to `questions` are made in batches and told when they are whole; the end
+of a row may also be `long`, where the question does not fit. It ends when its input is closed.
 """
 
 from __future__ import annotations
@@ -21,11 +27,14 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ollama_tune.core.data.values import Message
+from ollama_tune.core.data.values import Message, ToolCall
 from ollama_tune.core.errors import TuneError
+from ollama_tune.core.evaluate.asking import Sampling
+from ollama_tune.core.evaluate.window import Fitted, fit_prompt
 from ollama_tune.core.models.locate import resolve
 from ollama_tune.core.models.tokenizer_files import read_json
 from ollama_tune.core.plan.settings import TrainingSettings
@@ -33,10 +42,13 @@ from ollama_tune.core.runs.chat import run_chat
 from ollama_tune.core.runs.folder import RunFolder
 
 if TYPE_CHECKING:
-    from ollama_tune.core.evaluate.generate import Generator
+    from ollama_tune.core.evaluate.generate import Answer, Generator
     from ollama_tune.core.train.path import Engine
+    from ollama_tune.core.train.shortage import Shortage
 
 Send = Callable[[dict[str, Any]], None]
+LONGEST = 100_000
+"""Characters of an answer that are told in one line."""
 
 
 class Inbox:
@@ -82,38 +94,88 @@ class Chat:
         from ollama_tune.core.evaluate.generate import Generator
 
         engine = load_engine(base_folder, folder.adapter, settings.training)
-        self._generator: Generator = Generator(engine, self._format)
+        self._generator: Generator = Generator(engine, self._format, on_shortage=_too_large)
 
     def answer(self, request: dict[str, Any], send: Send, cancelled: Callable[[], bool]) -> None:
-        """Answer with the base, then with the tuned model, piece by piece."""
-        prompt = self._prompt([_message(m) for m in request["messages"]])
-        for model in ("base", "tuned"):
-            head = {"id": request["id"], "model": model}
-            if cancelled():
-                send(head | {"end": "cancelled", "tokens": 0, "seconds": 0.0})
-                continue
-            start = time.perf_counter()
-            made = self._generator.stream(
-                prompt,
-                int(request["max_new_tokens"]),
-                tuned=model == "tuned",
-                on_text=lambda text, head=head: send(head | {"text": text}),  # type: ignore[misc]
-                temperature=float(request["temperature"]),
-                seed=int(request["seed"]),
-                stopped=cancelled,
-            )
-            end = "stop" if made.ended else "cancelled" if cancelled() else "length"
-            seconds = round(time.perf_counter() - start, 4)
-            send(head | {"end": end, "tokens": len(made.ids), "seconds": seconds})
+        """Answer with each of the models in turn: one question piece by piece, or several at once."""
+        one = "messages" in request
+        sampling = Sampling(**request["sampling"])
+        for model in request["messages"] if one else request["models"]:
+            job = _Job(request, model, sampling, send, cancelled)
+            start, end, tokens = time.perf_counter(), "cancelled", 0
+            if not cancelled():
+                end, tokens = self._one(job) if one else self._several(job)
+            job.tell({"end": end, "tokens": tokens, "seconds": round(time.perf_counter() - start, 4)})
 
-    def _prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        prompt = self._format.prompt_ids(messages)
-        if self._context is not None and len(prompt) >= self._context:
-            raise TuneError(
-                f"The conversation has {len(prompt):,} tokens; the model reads at most {self._context:,}.",
-                "Begin a new conversation or ask a shorter question.",
-            )
-        return prompt
+    def _one(self, job: _Job) -> tuple[str, int]:
+        """Answer one question; how the answer ended, and its tokens."""
+        request = job.request
+        fitted = self._fitted(request["messages"][job.model], request)
+        job.tell({"prompt": len(fitted.ids), "dropped": fitted.dropped})
+        made = self._generator.stream(
+            fitted.ids,
+            fitted.room,
+            tuned=job.model == "tuned",
+            on_text=lambda text: job.tell({"text": text}),
+            sampling=job.sampling,
+            stopped=job.cancelled,
+        )
+        return job.end(made), len(made.ids)
+
+    def _several(self, job: _Job) -> tuple[str, int]:
+        """Answer all questions; an answer that was not whole when it was cancelled is told as such."""
+        prompts: dict[int, Fitted] = {}
+        for number, question in enumerate(job.request["questions"]):
+            try:
+                prompts[number] = self._fitted(question["messages"], job.request | question)
+            except TuneError as error:
+                job.tell({"row": number, "text": error.what, "end": "long", "tokens": 0})
+        rows = list(prompts)
+
+        def told(place: int, made: Answer) -> None:
+            fitted = prompts[rows[place]]
+            figures = {"prompt": len(fitted.ids), "dropped": fitted.dropped, "tokens": len(made.ids)}
+            job.tell({"row": rows[place], "text": made.text[:LONGEST], "end": job.end(made)} | figures)
+
+        made = self._generator.several(
+            [prompts[row].ids for row in rows],
+            min((fitted.room for fitted in prompts.values()), default=0),
+            tuned=job.model == "tuned",
+            sampling=job.sampling,
+            stopped=job.cancelled,
+            on_answer=told,
+        )
+        return "cancelled" if job.cancelled() else "stop", sum(len(answer.ids) for answer in made)
+
+    def _fitted(self, messages: Sequence[Mapping[str, Any]], request: Mapping[str, Any]) -> Fitted:
+        turns = [message_of(turn) for turn in messages]
+        longest = max(int(request["max_new_tokens"]), 1)
+        return fit_prompt(self._format, turns, request.get("tools", ""), self._context, longest)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What one model is asked, and where its answer goes."""
+
+    request: dict[str, Any]
+    model: str
+    sampling: Sampling
+    send: Send
+    cancelled: Callable[[], bool]
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Send something of this model's answer."""
+        self.send({"id": self.request["id"], "model": self.model} | message)
+
+    def end(self, made: Answer) -> str:
+        """How an answer ended."""
+        return "stop" if made.ended else "cancelled" if self.cancelled() else "length"
+
+
+def _too_large(_before: int, after: int, shortage: Shortage) -> None:
+    """Fewer questions are asked at once without a word; one that does not fit alone is an error."""
+    if not after:
+        raise TuneError("The memory does not suffice for this answer.", "Close other programs, or ask less.")
 
 
 def load_engine(base: Path, adapter: Path, training: TrainingSettings) -> Engine:
@@ -130,11 +192,15 @@ def load_engine(base: Path, adapter: Path, training: TrainingSettings) -> Engine
     return GeneralEngine(load_adapter(load_base(base, training), adapter), lambda: autocast(training))
 
 
-def _message(turn: Mapping[str, Any]) -> Message:
-    """A turn of a request. One without a text, such as a mere call of a tool, has an empty one."""
-    return Message(
-        str(turn["role"]), str(turn.get("content") or ""), str(turn.get("reasoning_content") or "")
+def message_of(turn: Mapping[str, Any]) -> Message:
+    """A turn of a request, in the names of `Message.as_dict`. One without a text has an empty one."""
+    calls = tuple(
+        ToolCall(call["function"]["name"], json.dumps(call["function"]["arguments"]), call.get("id", ""))
+        for call in turn.get("tool_calls", ())
     )
+    names = ("content", "reasoning_content", "name", "tool_call_id")
+    content, reasoning, name, call_id = (str(turn.get(part) or "") for part in names)
+    return Message(str(turn["role"]), content, reasoning, calls, name, call_id)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -8,14 +8,17 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ollama_tune.core.evaluate.asking import Asking
+from ollama_tune.core.evaluate.conversation import MODELS, HeldOut
 from ollama_tune.core.runs.folder import RunFolder
 
 MODULE = "ollama_tune.core.evaluate.chat"
 MAX_LINE = 1 << 20
 MAX_WAITING = 10_000
+USUAL = Asking()
 
 
 class ChatProcess:
@@ -44,16 +47,24 @@ class ChatProcess:
 
     def ask(
         self,
-        messages: Sequence[dict[str, str]],
+        messages: Mapping[str, Sequence[Mapping[str, Any]]],
+        asking: Asking = USUAL,
         *,
-        max_new_tokens: int = 128,
-        temperature: float = 0.0,
-        seed: int = 7,
+        tools: str = "",
     ) -> int:
-        """Ask both models; returns the request's id, under which `poll` brings the answers."""
+        """Ask each model its own conversation; returns the id under which `poll` brings the answers."""
+        return self._send({"messages": messages, "tools": tools}, asking)
+
+    def ask_several(
+        self, questions: Sequence[HeldOut], asking: Asking = USUAL, models: Sequence[str] = MODELS
+    ) -> int:
+        """Ask all questions at once, each for itself; returns the id."""
+        asked = [question.request() for question in questions]
+        return self._send({"questions": asked, "models": list(models)}, asking)
+
+    def _send(self, request: dict[str, Any], asking: Asking) -> int:
         self._count += 1
-        request = {"id": self._count, "messages": list(messages), "seed": seed}
-        self._outgoing.put(request | {"max_new_tokens": max_new_tokens, "temperature": temperature})
+        self._outgoing.put({"id": self._count, **request, **asking.request()})
         return self._count
 
     def poll(self) -> list[dict[str, Any]]:

@@ -8,7 +8,18 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from ollama_tune.core.data.values import Example
+from ollama_tune.core.plan.answers import GENERAL_ROWS
+from ollama_tune.core.train.batches import collate
+from ollama_tune.core.train.path import Choose
 
 Ids = Sequence[int]
 
@@ -29,6 +40,17 @@ class _Watch(StoppingCriteria):
         return torch.full((len(input_ids),), self._stopped(), device=input_ids.device, dtype=torch.bool)
 
 
+class _Only(LogitsProcessor):
+    """Leaves the chosen token of each row as the only possible one, so that both engines choose alike."""
+
+    def __init__(self, choose: Choose) -> None:
+        self._choose = choose
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        chosen = self._choose(scores)[:, None]
+        return torch.full_like(scores, float("-inf")).scatter_(1, chosen, 0.0)
+
+
 class GeneralEngine:
     """Writes answers with a PEFT model, with its adapter or without; see `core/train/path.py`'s `Engine`.
 
@@ -36,7 +58,7 @@ class GeneralEngine:
     The model's own sampling settings are dropped: they would bend what is compared.
     """
 
-    rows = 16
+    rows = GENERAL_ROWS
     """Prompts that are answered at once."""
 
     def __init__(
@@ -59,7 +81,7 @@ class GeneralEngine:
         *,
         tuned: bool,
         stop_ids: Ids,
-        temperature: float = 0.0,
+        choose: Choose | None = None,
         stopped: Callable[[], bool] = lambda: False,
         on_tokens: Callable[[Ids], None] | None = None,
     ) -> list[list[int]]:
@@ -70,7 +92,8 @@ class GeneralEngine:
             output = self._model.get_base_model().generate(
                 input_ids=ids,
                 attention_mask=mask,
-                generation_config=self._settings(max_new_tokens, stop_ids, temperature),
+                generation_config=self._settings(max_new_tokens, stop_ids),
+                logits_processor=LogitsProcessorList([] if choose is None else [_Only(choose)]),
                 stopping_criteria=StoppingCriteriaList([watch]),
             )
         stop = frozenset(stop_ids)
@@ -83,6 +106,18 @@ class GeneralEngine:
             logits = self._model(input_ids=torch.tensor([list(ids)], device=self._device)).logits[0]
         chosen: torch.Tensor = logits[list(positions)].float()
         return chosen
+
+    @torch.no_grad()
+    def likelihoods(self, examples: Sequence[Example], *, tuned: bool) -> list[float]:
+        """Of each row the natural log of the probability of its supervised tokens, summed."""
+        found: list[float] = []
+        with self._adapter(tuned), self._autocast():
+            for start in range(0, len(examples), self.rows // 4):
+                part = examples[start : start + self.rows // 4]
+                batch = collate(part, self._pad_id, str(self._device))
+                logits = self._model(**batch.inputs()).logits
+                found += [_likelihood(logits[row], example) for row, example in enumerate(part)]
+        return found
 
     @contextlib.contextmanager
     def _adapter(self, tuned: bool) -> Any:
@@ -109,16 +144,22 @@ class GeneralEngine:
             mask[row, width - len(prompt) :] = 1
         return ids.to(self._device), mask.to(self._device)
 
-    def _settings(self, max_new_tokens: int, stop_ids: Ids, temperature: float) -> GenerationConfig:
-        sampled = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
+    def _settings(self, max_new_tokens: int, stop_ids: Ids) -> GenerationConfig:
         return GenerationConfig(  # type: ignore[no-untyped-call]
             max_new_tokens=max_new_tokens,
-            do_sample=bool(sampled),
+            do_sample=False,
             eos_token_id=sorted(stop_ids) or None,
             pad_token_id=self._pad_id,
             use_cache=True,
-            **sampled,
         )
+
+
+def _likelihood(logits: torch.Tensor, example: Example) -> float:
+    """The summed logs of the probabilities of a row's supervised tokens."""
+    places = [place for place, trained in enumerate(example.trained) if trained and place]
+    targets = torch.tensor([example.ids[place] for place in places], device=logits.device)
+    shares = logits[[place - 1 for place in places]].float().log_softmax(-1)
+    return float(shares.gather(-1, targets[:, None]).sum())
 
 
 def _up_to_stop(ids: list[int], stop: frozenset[int]) -> list[int]:

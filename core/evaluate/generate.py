@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 from ollama_tune.core.data.chat.render import ChatFormat
+from ollama_tune.core.evaluate.asking import GREEDY, Sampling
 from ollama_tune.core.train.shortage import Shortage, free_memory, halved, is_out_of_memory
 
 if TYPE_CHECKING:
-    from ollama_tune.core.train.path import Engine
+    from ollama_tune.core.train.path import Choose, Engine
 
 Ids = Sequence[int]
 OnShortage = Callable[[int, int, Shortage], None]
+WINDOW = 256
+"""Tokens of an answer that are decoded together while it is written."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +30,22 @@ class Answer:
     ended: bool
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """Prompts that are answered at once, and how."""
+
+    prompts: Sequence[Ids]
+    max_new_tokens: int
+    tuned: bool
+    stopped: Callable[[], bool]
+    choose: Choose | None
+
+
 class _Listener:
-    """Passes the text of one answer on as it grows; holds back half a character."""
+    """Passes the text of one answer on as it grows; holds back half a character.
+
+    Only the newest tokens are decoded anew, so that a token costs the same at the end of a long answer.
+    """
 
     def __init__(self, chat: ChatFormat, on_text: Callable[[str], None]) -> None:
         self._chat = chat
@@ -38,7 +56,17 @@ class _Listener:
     def put(self, tokens: Ids) -> None:
         """Take the next token."""
         self._ids += [token for token in tokens if token not in self._chat.stop_ids]
-        self._show(self._chat.decode(self._ids), final=False)
+        text = self._chat.decode(self._ids)
+        self._show(text, final=False)
+        if len(self._ids) >= WINDOW and self._shown == len(text):
+            self._forget(text)
+
+    def _forget(self, text: str) -> None:
+        """Go on with the newest tokens, where these decode alone as they do behind the others."""
+        rest = self._ids[-WINDOW // 8 :]
+        newest = self._chat.decode(rest)
+        if text.endswith(newest):
+            self._ids, self._shown = rest, len(newest)
 
     def end(self) -> None:
         """Show what is left."""
@@ -52,21 +80,22 @@ class _Listener:
 
 
 class _Ended:
-    """Counts the answers of a batch that the model has ended, and tells how many there are in all."""
+    """Follows a batch token by token, and tells each answer that the model has ended."""
 
     def __init__(
-        self, before: int, total: int, stop_ids: frozenset[int], progress: Callable[[int, int], None] | None
+        self, rows: Sequence[int], stop_ids: frozenset[int], ended: Callable[[int, Ids], None]
     ) -> None:
-        self._done, self._total = before, total
-        self._stop_ids = stop_ids
-        self._progress = progress
+        self._rows, self._stop_ids, self._ended = rows, stop_ids, ended
+        self._live = list(range(len(rows)))
+        self._ids: list[list[int]] = [[] for _ in rows]
 
     def put(self, tokens: Ids) -> None:
-        """Take the next token of each answer."""
-        ended = sum(token in self._stop_ids for token in tokens)
-        if ended and ended < len(tokens) and self._progress is not None:
-            self._done += ended
-            self._progress(self._done, self._total)
+        """Take the next token of each answer that goes on."""
+        for place, token in zip(self._live, tokens, strict=True):
+            self._ids[place].append(token)
+            if token in self._stop_ids:
+                self._ended(self._rows[place], self._ids[place])
+        self._live = [place for place in self._live if self._ids[place][-1] not in self._stop_ids]
 
 
 class Generator:
@@ -93,29 +122,56 @@ class Generator:
         stopped: Callable[[], bool] = lambda: False,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Answer]:
-        """The most likely answer to each prompt; prompts of like length share a batch."""
+        """The most likely answer to each prompt."""
+        told = progress or (lambda done, total: None)
+        done = 0
+
+        def ended(_row: int, _answer: Answer) -> None:
+            nonlocal done
+            done += 1
+            told(done, len(prompts))
+
+        return self.several(prompts, max_new_tokens, tuned=tuned, stopped=stopped, on_answer=ended)
+
+    def several(
+        self,
+        prompts: Sequence[Ids],
+        max_new_tokens: int,
+        *,
+        tuned: bool,
+        sampling: Sampling = GREEDY,
+        stopped: Callable[[], bool] = lambda: False,
+        on_answer: Callable[[int, Answer], None] = lambda _row, _answer: None,
+    ) -> list[Answer]:
+        """Answers to all prompts; those of like length share a batch.
+
+        `on_answer` gets the number of a prompt and its answer as soon as that is whole.
+        """
         order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
         answers: dict[int, Answer] = {}
-        while len(answers) < len(order):
-            rows = order[len(answers) : len(answers) + self._batch]
-            told = _Ended(len(answers), len(prompts), self._chat.stop_ids, progress)
-            made = self._guarded([prompts[row] for row in rows], max_new_tokens, tuned, stopped, told.put)
-            answers.update(zip(rows, made, strict=False))
-            if progress is not None:
-                progress(len(answers), len(prompts))
+
+        def ended(row: int, answer: Answer) -> None:
+            if row not in answers:
+                answers[row] = answer
+                on_answer(row, answer)
+
+        choose = self._chooser(sampling)
+        while rows := [row for row in order if row not in answers][: self._batch]:
+            batch = _Batch([prompts[row] for row in rows], max_new_tokens, tuned, stopped, choose)
+            early = partial(self._follow, rows, ended)
+            for row, answer in zip(rows, self._guarded(batch, early), strict=False):
+                ended(row, answer)
         return [answers[row] for row in range(len(prompts))]
 
-    def _guarded(
-        self,
-        prompts: list[Ids],
-        max_new_tokens: int,
-        tuned: bool,
-        stopped: Callable[[], bool],
-        on_tokens: Callable[[Ids], None],
-    ) -> list[Answer]:
+    def _follow(self, rows: Sequence[int], ended: Callable[[int, Answer], None]) -> Callable[[Ids], None]:
+        """Tells the answers of these rows that the model ends; a new one is needed for each attempt."""
+        return _Ended(rows, self._chat.stop_ids, lambda row, ids: ended(row, self._answer(ids))).put
+
+    def _guarded(self, batch: _Batch, follow: Callable[[], Callable[[Ids], None]]) -> list[Answer]:
         """The answers to the first prompts, as many as memory allows."""
+        prompts = batch.prompts
         try:
-            return self._decode(prompts, max_new_tokens, tuned, stopped, on_tokens=on_tokens)
+            return self._decode(batch, follow())
         except Exception as error:
             if self._on_shortage is None or not is_out_of_memory(error):
                 raise
@@ -126,7 +182,7 @@ class Generator:
             return [Answer((), "", ended=False)]
         self._batch = halved(len(prompts))
         self._on_shortage(len(prompts), self._batch, shortage)
-        return self._guarded(prompts[: self._batch], max_new_tokens, tuned, stopped, on_tokens)
+        return self._guarded(replace(batch, prompts=prompts[: self._batch]), follow)
 
     def stream(
         self,
@@ -135,20 +191,20 @@ class Generator:
         *,
         tuned: bool,
         on_text: Callable[[str], None],
-        temperature: float = 0.0,
-        seed: int = 7,
+        sampling: Sampling = GREEDY,
         stopped: Callable[[], bool] = lambda: False,
     ) -> Answer:
-        """One answer, greedy or sampled from the whole distribution, passed on piece by piece."""
-        import torch
-
-        torch.manual_seed(seed)
+        """One answer, passed on piece by piece."""
         listener = _Listener(self._chat, on_text)
-        (answer,) = self._decode(
-            [prompt], max_new_tokens, tuned, stopped, temperature=temperature, on_tokens=listener.put
-        )
+        batch = _Batch([prompt], max_new_tokens, tuned, stopped, self._chooser(sampling))
+        (answer,) = self._guarded(batch, lambda: listener.put)
         listener.end()
         return answer
+
+    def _chooser(self, sampling: Sampling) -> Choose | None:
+        from ollama_tune.core.evaluate.choose import chooser
+
+        return chooser(sampling)
 
     def top_tokens(self, ids: Ids, positions: Sequence[int], count: int) -> list[list[tuple[int, float]]]:
         """The tuned model's `count` most likely next tokens after ids[:p + 1] for each position p.
@@ -160,21 +216,19 @@ class Generator:
         pairs = zip(chosen.indices.tolist(), chosen.values.tolist(), strict=True)
         return [list(zip(tokens, logprobs, strict=True)) for tokens, logprobs in pairs]
 
-    def _decode(
-        self,
-        prompts: Sequence[Ids],
-        max_new_tokens: int,
-        tuned: bool,
-        stopped: Callable[[], bool],
-        **options: Any,
-    ) -> list[Answer]:
-        stop_ids = sorted(self._chat.stop_ids)
+    def _decode(self, batch: _Batch, on_tokens: Callable[[Ids], None]) -> list[Answer]:
         found = self._engine.decode(
-            prompts, max_new_tokens, tuned=tuned, stop_ids=stop_ids, stopped=stopped, **options
+            batch.prompts,
+            batch.max_new_tokens,
+            tuned=batch.tuned,
+            stop_ids=sorted(self._chat.stop_ids),
+            choose=batch.choose,
+            stopped=batch.stopped,
+            on_tokens=on_tokens,
         )
         return [self._answer(ids) for ids in found]
 
-    def _answer(self, ids: list[int]) -> Answer:
+    def _answer(self, ids: Sequence[int]) -> Answer:
         ended = bool(ids) and ids[-1] in self._chat.stop_ids
         kept = tuple(ids[:-1] if ended else ids)
         return Answer(kept, self._chat.decode(kept), ended)

@@ -140,14 +140,13 @@ def _mig_parts(nvml: Any, handle: Any) -> Iterator[Any]:
 
 def _gpu(nvml: Any, index: int, handle: Any, parent: Any) -> Gpu:
     """What the driver tells of a device; a MIG instance's chip, sensors and screen are its parent's."""
-    free, total, unified = _memory(nvml, handle)
+    free, total, unified = read_free(nvml, handle)
     processes = _processes(nvml, handle)
 
     def ask(name: str, *arguments: Any) -> Any:
         return _optional(nvml, lambda: getattr(nvml, name)(parent, *arguments), None)
 
     capability = ask("nvmlDeviceGetCudaComputeCapability")
-    rates = ask("nvmlDeviceGetUtilizationRates")
     mode = ask("nvmlDeviceGetVirtualizationMode")
     return Gpu(
         index=index,
@@ -161,18 +160,30 @@ def _gpu(nvml: Any, index: int, handle: Any, parent: Any) -> Gpu:
         unified=unified,
         virtual=mode == nvml.NVML_GPU_VIRTUALIZATION_MODE_VGPU,
         processes_known=processes is not None,
-        utilization=rates.gpu if rates else None,
-        temperature=ask("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
-        power=_watts(ask("nvmlDeviceGetPowerUsage")),
-        power_limit=_watts(ask("nvmlDeviceGetEnforcedPowerLimit")),
+        **read_sensors(nvml, parent),
     )
+
+
+def read_sensors(nvml: Any, card: Any) -> dict[str, Any]:
+    """What a card's sensors tell now: the last four fields of a `Gpu`. NVML must be open."""
+
+    def ask(name: str, *arguments: Any) -> Any:
+        return _optional(nvml, lambda: getattr(nvml, name)(card, *arguments), None)
+
+    rates = ask("nvmlDeviceGetUtilizationRates")
+    return {
+        "utilization": rates.gpu if rates else None,
+        "temperature": ask("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
+        "power": _watts(ask("nvmlDeviceGetPowerUsage")),
+        "power_limit": _watts(ask("nvmlDeviceGetEnforcedPowerLimit")),
+    }
 
 
 def _watts(milliwatts: int | None) -> float | None:
     return None if milliwatts is None else milliwatts / 1000
 
 
-def _memory(nvml: Any, handle: Any) -> tuple[int, int, bool]:
+def read_free(nvml: Any, handle: Any) -> tuple[int, int, bool]:
     """Free and total bytes; where CPU and GPU share memory NVML does not say, but the kernel does.
 
     Only `free` counts: what old drivers call used includes what they keep for themselves, and new ones not.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import os
 import socket
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 DEFAULT_PORT = "11434"
 LOCAL_PATIENCE, REMOTE_PATIENCE = 0.9, 1.9
 MAX_ANSWER = 1 << 20
+Answer = tuple[int, dict[str, Any]]
+"""Status and JSON object."""
 
 
 def ollama_url() -> str:
@@ -104,29 +108,73 @@ def _advice(local: bool) -> str:
 
 
 def _ask(url: str, local: bool, patience: float) -> OllamaStatus:
+    ask = _ask_here if local and url.startswith("http://") else _ask_there
+    try:
+        return ask(url, local, patience)
+    except UsageError as error:
+        return OllamaStatus(url, None, str(error), local)
+
+
+def _ask_here(url: str, local: bool, patience: float) -> OllamaStatus:
+    """Ask a server of this machine by the standard library: httpx takes longer to import than all the rest
+    of the probe, and the first screen waits for it.
+    """
+    import http.client
+
+    place = urlsplit(url)
+
+    def get(path: str) -> Answer:
+        server = http.client.HTTPConnection(place.hostname or "", place.port, timeout=patience)
+        with contextlib.closing(server):
+            server.request("GET", place.path + path, headers=authorization())
+            answer = server.getresponse()
+            return answer.status, _object(answer.read(MAX_ANSWER))
+
+    try:
+        return _status(url, local, get)
+    except TimeoutError:
+        return _silent(url, local)
+    except (http.client.HTTPException, ValueError) as error:
+        return _not_asked(url, local, error)
+    except OSError:
+        return _absent(url, local)
+
+
+def _ask_there(url: str, local: bool, patience: float) -> OllamaStatus:
+    """Ask any other server, through the proxies and certificates that hold for it."""
     import httpx
 
     try:
         with open_client(url, patience) as client:
-            status, answer = request(client, "GET", "/api/version")
-            if status != 200:
-                return OllamaStatus(url, None, refusal(url, status), local)
-            version = answer.get("version")
-            if not isinstance(version, str) or not version:
-                text = f"What answers at {url} is not Ollama; set OLLAMA_HOST to Ollama's address."
-                return OllamaStatus(url, None, text, local)
-            status, answer = request(client, "GET", "/api/ps")
-            loaded = loaded_models(answer) if status == 200 else ()
-            return OllamaStatus(url, one_line(version, 40), "", local, loaded)
+            return _status(url, local, lambda path: request(client, "GET", path))
     except httpx.ConnectError:
-        return OllamaStatus(url, None, f"No Ollama answers at {url}; {_advice(local)}.", local)
+        return _absent(url, local)
     except httpx.TimeoutException:
         return _silent(url, local)
-    except UsageError as error:
-        return OllamaStatus(url, None, str(error), local)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        text = f"{url} cannot be asked ({one_line(str(error), 80)}); check OLLAMA_HOST."
+        return _not_asked(url, local, error)
+
+
+def _status(url: str, local: bool, get: Callable[[str], Answer]) -> OllamaStatus:
+    """What two answers say of the server."""
+    status, answer = get("/api/version")
+    if status != 200:
+        return OllamaStatus(url, None, refusal(url, status), local)
+    version = answer.get("version")
+    if not isinstance(version, str) or not version:
+        text = f"What answers at {url} is not Ollama; set OLLAMA_HOST to Ollama's address."
         return OllamaStatus(url, None, text, local)
+    status, answer = get("/api/ps")
+    return OllamaStatus(url, one_line(version, 40), "", local, loaded_models(answer) if status == 200 else ())
+
+
+def _absent(url: str, local: bool) -> OllamaStatus:
+    return OllamaStatus(url, None, f"No Ollama answers at {url}; {_advice(local)}.", local)
+
+
+def _not_asked(url: str, local: bool, error: Exception) -> OllamaStatus:
+    text = f"{url} cannot be asked ({one_line(str(error), 80)}); check OLLAMA_HOST."
+    return OllamaStatus(url, None, text, local)
 
 
 def refusal(url: str, status: int) -> str:
@@ -162,9 +210,7 @@ def _count(value: Any) -> int:
     return value if isinstance(value, int) and value >= 0 else 0
 
 
-def request(
-    client: httpx.Client, method: str, path: str, body: dict[str, Any] | None = None
-) -> tuple[int, dict[str, Any]]:
+def request(client: httpx.Client, method: str, path: str, body: dict[str, Any] | None = None) -> Answer:
     """Status and JSON object; an endless answer is cut, and what is no object counts as an empty one."""
     content = b""
     with client.stream(method, path, json=body) as answer:
@@ -172,8 +218,13 @@ def request(
             content += piece
             if len(content) > MAX_ANSWER:
                 break
+    return answer.status_code, _object(content)
+
+
+def _object(content: bytes) -> dict[str, Any]:
+    """The JSON object; an empty one for anything else."""
     try:
         tree = json.loads(content)
     except (ValueError, RecursionError):
-        tree = {}
-    return answer.status_code, tree if isinstance(tree, dict) else {}
+        return {}
+    return tree if isinstance(tree, dict) else {}

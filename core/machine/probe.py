@@ -23,10 +23,10 @@ def probe_machine(folder: Path | None = None) -> Machine:
         gpu = pool.submit(read_gpus)
         disk, models = read_disk(folder or data_dir()), read_disk(models_dir())
         host, server = read_host(), ollama.result()
-        return Machine(gpu.result(), host, disk, server, models, _ollama_disk(server))
+        return Machine(gpu.result(), host, disk, server, models, ollama_disk(server))
 
 
-def _ollama_disk(server: OllamaStatus) -> Disk | None:
+def ollama_disk(server: OllamaStatus) -> Disk | None:
     """The disk of a local server's models, where one of its usual folders can be seen from here."""
     if not server.local or not server.reachable:
         return None

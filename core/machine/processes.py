@@ -50,6 +50,12 @@ def ram_holders(least: int = LEAST_RAM, most: int = 3) -> list[str]:
     ]
 
 
+def in_use(machine: Machine) -> list[str]:
+    """Sentences about who holds memory that training could use; those of the RAM where it trains in RAM."""
+    shared = any(gpu.unified for gpu in machine.gpu.gpus)
+    return holders(machine) + (ram_holders() if machine.device == "cpu" or shared else [])
+
+
 def _on_gpu(gpu: Gpu, several: bool) -> Iterator[str]:
     place = f"GPU {gpu.index}" if several else "the GPU"
     if gpu.unified:

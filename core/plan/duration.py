@@ -10,6 +10,7 @@ from ollama_tune.core.models.about import missing_bytes
 from ollama_tune.core.models.locate import HUB_FACTS, is_complete, is_hub_id, snapshots
 from ollama_tune.core.models.tokenizer_files import read_json
 from ollama_tune.core.models.values import ModelSpec
+from ollama_tune.core.plan.answers import answer_rows
 from ollama_tune.core.plan.gguf_types import export_bytes, ollama_copies, written_bytes
 from ollama_tune.core.plan.memory import adapter_parameters, linear_parameters, weight_bytes
 from ollama_tune.core.plan.padding import sequences
@@ -28,7 +29,6 @@ KEPT_CHECKPOINTS = 2
 MEASUREMENTS = 8
 VALIDATION_ROWS = 512
 """Held-out rows that a measurement computes at most."""
-ANSWER_BATCH = 16
 LOAD_BYTES = 1e9
 """Bytes of weights read a second."""
 
@@ -168,13 +168,16 @@ def training_seconds(
 
 
 def _answer_seconds(settings: Settings, spec: ModelSpec, lengths: Lengths, rate: Rate) -> float:
-    """Answers of the base and the tuned model, 16 rows at once; the base often runs on to the limit.
+    """Answers of the base and the tuned model, some rows at once; the base often runs on to the limit.
 
-    A token takes the arithmetic of 16 rows or reading all weights once, whichever is longer.
+    A token takes the arithmetic of these rows or reading all weights once, whichever is longer.
     """
     rows = min(settings.evaluation.rows, lengths.rows - train_rows(lengths, settings.data.validation_split))
-    passes = 2 * math.ceil(rows / ANSWER_BATCH) * settings.evaluation.max_new_tokens
+    if rows <= 0:
+        return 0.0
+    groups = math.ceil(rows / answer_rows(spec, settings.training))
+    passes = 2 * groups * settings.evaluation.max_new_tokens
     weights = linear_parameters(spec) + spec.vocabulary_size * spec.hidden_size
     reading = weight_bytes(spec, settings.training) / rate.bandwidth
-    computing = 2.0 * ANSWER_BATCH * weights / rate.flops
+    computing = 2.0 * rows / groups * weights / rate.flops
     return passes * (spec.layers * rate.layer_seconds + max(reading, computing))

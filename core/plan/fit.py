@@ -266,7 +266,7 @@ def _batch_size(draft: Draft, first: Values, chosen: Values, free: str, rows_a_s
     if value < first["training.batch_size"]:
         return Choice(value, f"more {what} at once do not fit in {free}", rules.MEMORY)
     if value >= rows_a_step:
-        return Choice(value, f"all {what} of a step at once", rules.PRACTICE)
+        return Choice(value, f"all {rows_a_step} {what} of a step at once", rules.PRACTICE)
     if not draft.free("training.gradient_accumulation_steps"):
         return Choice(value, f"with your batches a step that makes {rows_a_step} {what}", rules.PRACTICE)
     tokens = value * (length if packing else draft.lengths.percentile_95)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from ollama_tune.core.plan import dora_walk
 from ollama_tune.core.plan.request import MemoryRequest
 from ollama_tune.core.plan.shape import Shape
 
@@ -87,7 +88,11 @@ class LayerWalk:
         """Weights of the adapter in one layer."""
         rank = self.request.rank
         experts = self.shape.expert_adapter(rank) if self.adapts_experts else 0
-        return experts + rank * sum(inside + outside for inside, outside in self.targets.values())
+        return (
+            experts
+            + dora_walk.magnitudes(self)
+            + rank * sum(inside + outside for inside, outside in self.targets.values())
+        )
 
     @cached_property
     def trained_weights(self) -> int:
@@ -186,7 +191,8 @@ class LayerWalk:
         copies = 0
         if self.copied_weights:
             copies = size * (shape.linear_parameters() // shape.L if self.full else self.adapter_weights)
-        return tokens * values + self._attention_saved(masked) + copies + self._routed()
+        values = tokens * values + self._attention_saved(masked)
+        return values + copies + self._routed() + dora_walk.kept(self)
 
     def recomputed(self) -> float:
         """How much less a layer keeps when its feed-forward part is computed again from that part's input."""
@@ -197,7 +203,7 @@ class LayerWalk:
         last = size * shape.I if "down_proj" in names and not self._own_input(shape.I) else 0
         between = (4 if self.casts and not self.request.mixed else size) * self.request.rank * len(names)
         again = size * shape.H if shared else 0
-        return tokens * (3 * size * shape.I + own + last + between + again)
+        return tokens * (3 * size * shape.I + own + last + between + again) + dora_walk.kept(self, names)
 
     def _routed(self) -> float:
         """What a mixture of experts keeps besides: each token's rows in the order of the experts and, where
@@ -218,7 +224,7 @@ class LayerWalk:
         shape, size = self.shape, self.size
         hidden = self.tokens * size * shape.H
         copied = any(self._own_input(inside) for inside, _ in self.targets.values())
-        result = hidden * (4 if copied else 2)
+        result = hidden * (4 if copied else 2) + max(dora_walk.forward(self, n) for n in self.shape.linear())
         weight = int(shape.I * shape.H * (size + 8 / 64)) if self.nf4 else 0
         if "down_proj" not in self.targets:
             return result + weight
@@ -237,6 +243,9 @@ class LayerWalk:
         gradient = tokens * size * inside
         adapted = name in self.targets
         if adapted:
+            moment, done = dora_walk.backward(self, name)
+            ledger.pass_by(moment)
+            ledger.drop(done)
             ledger.pass_by(tokens * size * outside)
             ledger.add(gradient)
             wide = tokens * 4 * inside if self.casts else gradient

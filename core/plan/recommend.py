@@ -85,7 +85,7 @@ def _choose_rows(draft: Draft) -> None:
     for name, value, reason in _READING:
         draft.choose(f"data.{name}", Choice(value, reason, rules.DATA))
     draft.choose("data.validation_split", rules.validation_split(draft.lengths.rows))
-    draft.choose("data.seed", Choice(7, "any number; the same one keeps the same rows out", rules.PRACTICE))
+    draft.choose("data.seed", Choice(7, "any number; the same one holds the same rows out", rules.PRACTICE))
     draft.choose("training.device", rules.device(draft.machine))
 
 
@@ -125,9 +125,11 @@ def _choose_optimizer(draft: Draft) -> None:
     draft.choose("training.max_gradient_norm", clip)
     draft.choose("training.seed", Choice(7, "any number; the same one repeats the run", rules.PRACTICE))
     draft.choose("training.evaluation_interval", rules.evaluation_interval(steps))
-    patience = Choice(3, "ends a run that only learns by heart; the best state is kept", rules.PRACTICE)
+    patience = Choice(
+        3, "3 measurements without gain: it only learns by heart; the best is kept", rules.PRACTICE
+    )
     draft.choose("training.early_stopping", patience)
-    minutes = Choice(5.0, "a crash then costs at most five minutes", rules.PRACTICE)
+    minutes = Choice(5.0, "a crash then costs at most 5 minutes", rules.PRACTICE)
     draft.choose("training.checkpoint_minutes", minutes)
 
 
@@ -147,3 +149,6 @@ def _choose_results(draft: Draft) -> None:
     server = draft.machine.ollama
     text = f"Ollama {server.version} answers" if server.reachable else "as soon as an Ollama answers"
     draft.choose("export.push", Choice(True, text, rules.MACHINE))
+    draft.choose("tracking.to", Choice([], "the charts here show the same", rules.PRACTICE))
+    draft.choose("tracking.project", Choice("ollama-tune", "one project for all runs", rules.PRACTICE))
+    draft.choose("tracking.folder", Choice("", "the run's own folder", rules.PRACTICE))

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from ollama_tune.core.errors import UsageError
+from ollama_tune.core.plan.former import present_value
 from ollama_tune.core.plan.paths import Way
 from ollama_tune.core.plan.settings import ComputeDtype, TrainingSettings
 
@@ -196,6 +197,7 @@ def _tidy(name: str, value: Any) -> Any:
 
     No module's name has a hyphen, as `all-linear` has.
     """
+    value = present_value(_PREFIX + name, value)
     if name == "quantization" and not value:
         return "none"
     if not isinstance(value, str):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ollama_tune.core.machine.probe import probe_machine
-from ollama_tune.core.machine.processes import holders, ram_holders
+from ollama_tune.core.machine.processes import in_use
 from ollama_tune.core.machine.unload import settled
 from ollama_tune.core.machine.values import Machine
 from ollama_tune.core.models.chat_templates import chosen_template
@@ -30,12 +30,6 @@ def look_again(probe: Callable[[], Machine] = probe_machine) -> Machine:
     free = settled()
     gpus = tuple(replace(gpu, free=free.get(gpu.uuid, gpu.free)) for gpu in machine.gpu.gpus)
     return replace(machine, gpu=replace(machine.gpu, gpus=gpus))
-
-
-def in_use(machine: Machine) -> list[str]:
-    """Sentences about who holds memory that training could use; those of the RAM where it trains in RAM."""
-    shared = any(gpu.unified for gpu in machine.gpu.gpus)
-    return holders(machine) + (ram_holders() if machine.device == "cpu" or shared else [])
 
 
 def shortage(settings: Settings, spec: ModelSpec, machine: Machine, longest: int) -> str:

@@ -23,7 +23,7 @@ from ollama_tune.core.plan.paths import fast_obstacle, general_pads, way_of
 from ollama_tune.core.plan.settings import GgufType, TrainingSettings
 from ollama_tune.core.plan.values import Choice
 from ollama_tune.core.rounding import round_up
-from ollama_tune.core.text import human_bytes, human_count
+from ollama_tune.core.text import human_bytes, human_count, one_line
 
 GIB = 1 << 30
 LWR = "LoRA Without Regret"
@@ -111,7 +111,8 @@ def path(spec: ModelSpec, training: TrainingSettings) -> Choice:
     """Left to the run, with what it will be."""
     way = way_of(spec, training)
     if way.path == "fast":
-        return Choice("auto", "fast: our own code knows this family, so no padding, less memory", MODEL)
+        text = f"fast: this tool's own code knows {one_line(spec.model_type, 16)}: no padding, less memory"
+        return Choice("auto", text, MODEL)
     why_not = fast_obstacle(spec, training.dora).removeprefix("The fast path ").removesuffix(".")
     return Choice("auto", f"general (transformers): the fast code {why_not}", MODEL)
 
@@ -119,7 +120,7 @@ def path(spec: ModelSpec, training: TrainingSettings) -> Choice:
 def validation_split(rows: int) -> Choice:
     """10 % of the rows, at least 20 where that leaves most for training, 5 % of many."""
     if rows < 5:
-        return Choice(0.0, f"{rows} rows are too few to keep any out", PRACTICE)
+        return Choice(0.0, f"{rows} rows are too few to hold any out", PRACTICE)
     if rows >= 4000:
         return Choice(0.05, f"5 % of {rows:,} rows are enough to measure on", PRACTICE)
     if rows >= 200:
@@ -173,11 +174,12 @@ def learning_rate(spec: ModelSpec, rank: int, steps: int) -> Choice:
     formula = base * (2000 / max(spec.hidden_size, 1)) ** EXPONENTS[family]
     anchor = _anchor(spec.parameters, rank)
     if spec.hidden_size >= ANCHORED_FROM and anchor < formula:
-        text = f"usual for {human_count(spec.parameters)} parameters (formula: {formula:.1e})"
+        text = f"usual for {human_count(spec.parameters)} parameters (a formula says {formula:.1e})"
         return Choice(anchor, text, QLORA)
     value = rounded(min(formula, LARGEST_RATE))
-    short = "" if steps >= LEAST_STEPS else f"; {steps} steps"
-    text = f"{base * 1e4:g}e-4 x (2000 / hidden size {spec.hidden_size})^{EXPONENTS[family]}{short}"
+    short = "" if steps >= LEAST_STEPS else f", more for only {steps} steps"
+    formula_words = f"{base * 1e4:g}e-4 x (2000 / {spec.hidden_size})^{EXPONENTS[family]}"
+    text = f"for width {spec.hidden_size:,}{short}: {formula_words}"
     return Choice(value, text, TINKER if steps >= LEAST_STEPS else LWR)
 
 
@@ -347,8 +349,8 @@ def _type_reason(chosen: TypeOffer, offers: Mapping[GgufType, TypeOffer], room: 
     if chosen.fits:
         better = offers[order[at - 1]]
         slower = f"{better.bytes / chosen.bytes - 1:.0%}".replace("%", " %")
-        more = f"{slower} slower" if better.fits else f"{_size(better.needed)}"
-        words = f"{_size(chosen.needed)} of {_size(free)} {room.place}; {better.name}: {more}"
+        more = f"is {slower} slower" if better.fits else f"needs {_size(better.needed)}"
+        words = f"{_share(chosen.needed, free)} {room.place}; {better.name} {more}"
     else:
         slow = ": part on the CPU" if room.place == "GPU" else ""
         words = f"needs {_size(chosen.needed)}, the {room.place} has {_size(free)}{slow}"
@@ -357,8 +359,13 @@ def _type_reason(chosen: TypeOffer, offers: Mapping[GgufType, TypeOffer], room: 
     if at + 1 == len(order):
         return f"{words}; no smaller type"
     smaller = offers[order[at + 1]]
-    loses = f", loses {smaller.loss / chosen.loss:.0f}x" if smaller.loss >= 2 * chosen.loss else ""
+    loses = f", loses {smaller.loss / chosen.loss:.0f}x as much" if smaller.loss >= 2 * chosen.loss else ""
     return f"{words}; {smaller.name} saves {_size(chosen.bytes - smaller.bytes)}{loses}"
+
+
+def _share(part: float, whole: float) -> str:
+    """`1.3 of 23.0 GiB`, or with two units where they are not the same."""
+    return f"{_size(part).removesuffix(' GiB' if whole >= GIB else ' MiB')} of {_size(whole)}"
 
 
 def _size(count: float) -> str:

@@ -5,7 +5,7 @@ The docstring under a field is its documentation; limits stand in the field's ow
 
 from __future__ import annotations
 
-import difflib
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,7 +23,11 @@ from pydantic import (
 from ollama_tune.core.data.values import Reading
 from ollama_tune.core.errors import UsageError
 from ollama_tune.core.files import write_atomic
+from ollama_tune.core.plan.former import migrate
+from ollama_tune.core.plan.refusal import nearest, refusal
+from ollama_tune.core.plan.yaml_lines import Marked, read_marked
 
+VERSION: Literal[1] = 1
 BUNDLED = "bundled"
 ALL_LINEAR: Literal["all-linear"] = "all-linear"
 
@@ -38,6 +42,7 @@ ComputeDtype = Literal["float32", "bfloat16", "float16"]
 GgufType = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_k_s", "q4_0"]
 LabelName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 ExportForm = Literal["merged", "adapter", "adapter_gguf"]
+TrackerName = Literal["tensorboard", "mlflow", "wandb", "trackio"]
 
 
 class _Section(BaseModel):
@@ -168,13 +173,6 @@ class TrainingSettings(_Section):
     checkpoint_minutes: float = Field(5.0, gt=0.0)
     """Longest time between two checkpoints; one is also written at every evaluation."""
 
-    @field_validator("gradient_checkpointing", mode="before")
-    @classmethod
-    def _former_words(cls, value: Any) -> Any:
-        """Until there was a choice, the setting was yes or no."""
-        word = str(value).strip().lower()
-        return {"true": "layers", "yes": "layers", "false": "none", "no": "none"}.get(word, value)
-
 
 class EvaluationSettings(_Section):
     """What is measured before and after."""
@@ -216,16 +214,28 @@ class ExportSettings(_Section):
         return name
 
 
+class TrackingSettings(_Section):
+    """Which other programs get the figures of the run; rows of the data and prompts are never sent."""
+
+    to: list[TrackerName] = []
+    """Any of `tensorboard`, `mlflow`, `wandb` and `trackio`; their packages must be installed."""
+    project: str = Field("ollama-tune", min_length=1, max_length=100)
+    """The project (MLflow: experiment) in which the run is found there; the run has its folder's name."""
+    folder: str = ""
+    """Where TensorBoard's files go, in a folder with the run's name; empty: into the run's own folder."""
+
+
 class Settings(_Section):
     """A whole run."""
 
-    version: Literal[1] = 1
+    version: Literal[1] = VERSION
     """Version of this schema."""
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     export: ExportSettings = ExportSettings()
+    tracking: TrackingSettings = TrackingSettings()
 
     @model_validator(mode="after")
     def _possible(self) -> Settings:
@@ -259,8 +269,9 @@ class Settings(_Section):
         return parse(tree)
 
     def to_yaml(self) -> str:
-        """The text of `run.yaml`."""
-        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+        """The text of `run.yaml`; its first line says which release wrote it."""
+        values = yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+        return f"# Written by ollama-tune {release()}.\n{values}"
 
     def save(self, path: Path) -> None:
         """Write `run.yaml` in one piece."""
@@ -280,58 +291,45 @@ def field_help(path: str) -> str:
     return str(model.model_fields[name].description or "")  # type: ignore[union-attr]
 
 
+def release() -> str:
+    """The version of the installed ollama-tune."""
+    return version("ollama-tune")
+
+
 def _set(tree: dict[str, Any], path: str, value: Any) -> None:
     section, _, name = path.partition(".")
     if not name or not isinstance(tree.get(section), dict):
-        raise UsageError(f"There is no setting {path!r}.", _nearest(path))
+        raise UsageError(f"There is no setting {path!r}.", nearest(path, field_paths()))
     tree[section][name] = value
 
 
-def _nearest(path: str) -> str:
-    names = field_paths()
-    close = difflib.get_close_matches(path, names, n=1) or [n for n in names if n.endswith("." + path)][:1]
-    return f"Did you mean {close[0]!r}?" if close else "The settings are listed by `ollama-tune settings`."
+def parse(tree: Any, marked: Marked | None = None) -> Settings:
+    """Check a tree of values, those of earlier releases too; `marked` is the file that it stands in.
 
-
-def parse(tree: Any) -> Settings:
-    """Check a tree of values; an unknown or wrong field raises `UsageError` naming it and what is allowed."""
+    What is unknown or wrong raises `SettingsError`, which names the fields, their lines and what is allowed.
+    """
     if not isinstance(tree, dict):
+        where = f"In {marked.path}: " if marked else ""
         raise UsageError(
-            "The settings are not a table of sections.", "Compare with a run.yaml of a run folder."
+            f"{where}The settings are not a table of sections.", "Compare with a run.yaml of a run folder."
         )
+    _check_version(tree.get("version", VERSION), marked)
+    tree = migrate(tree)
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise _usage_error(first["loc"], first["type"], first["msg"]) from error
+        raise refusal(error, tree, field_paths(), marked) from error
 
 
-def _usage_error(location: tuple[int | str, ...], kind: str, message: str) -> UsageError:
-    path = ".".join(str(part) for part in location if part != "literal['all-linear']")
-    if kind == "extra_forbidden":
-        return UsageError(f"There is no setting {path!r}.", _nearest(path))
-    text = message.removeprefix("Value error, ")
-    return UsageError(f"The setting {path or 'run.yaml'} is wrong: {text}.", "Change it and try again.")
-
-
-def read_yaml(path: Path) -> Any:
-    """The tree in a YAML file; every problem is a `UsageError` that names the file and the line."""
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}.", "Give a run.yaml.") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not a text file.", "Give a run.yaml.") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UsageError(f"{path}{where} is not valid YAML.", "Mend that line and try again.") from error
+def _check_version(found: Any, marked: Marked | None) -> None:
+    """A newer schema is refused before its fields are: its file is right, and this release too old."""
+    if isinstance(found, int) and found > VERSION:
+        where = f"{marked.path} is" if marked else "These settings are"
+        what = f"{where} of version {found} of the settings; ollama-tune {release()} knows up to {VERSION}."
+        raise UsageError(what, "Update ollama-tune.")
 
 
 def load(path: Path) -> Settings:
     """Read a `run.yaml`; every problem is a `UsageError` that names the file, the line or the field."""
-    tree = read_yaml(path)
-    try:
-        return parse(tree)
-    except UsageError as error:
-        raise UsageError(f"In {path}: {error.what}", error.fix) from error
+    marked = read_marked(path)
+    return parse(marked.tree, marked)

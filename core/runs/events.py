@@ -62,6 +62,9 @@ from ollama_tune.core.files import DISK_FULL
 
 MAX_LINE = 60_000
 CHUNK = 1 << 20
+TOGETHER = 200
+"""So many lines are parsed at once."""
+NO_EVENT = (ValueError, KeyError, TypeError, AttributeError)
 RESERVE = 1 << 17
 """Bytes of disk kept for the log's next lines: the last words of a run on a full disk."""
 KEEP_SIZE = 1
@@ -87,10 +90,29 @@ class Event:
 def parse_line(line: bytes) -> Event | None:
     """An event, or None where the line is not one (torn or foreign)."""
     try:
-        data = json.loads(line)
-        return Event(int(data.pop("n")), float(data.pop("t")), str(data.pop("kind")), data)
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return _event(json.loads(line))
+    except NO_EVENT:
         return None
+
+
+def _event(data: Any) -> Event:
+    return Event(int(data.pop("n")), float(data.pop("t")), str(data.pop("kind")), data)
+
+
+def parse_lines(lines: list[bytes]) -> list[Event]:
+    """The events of many lines. Read as one list they cost half as much as one by one; lines that are no
+    events are then looked for one by one."""
+    events: list[Event] = []
+    for start in range(0, len(lines), TOGETHER):
+        part = lines[start : start + TOGETHER]
+        try:
+            found = [_event(data) for data in json.loads(b"[" + b",".join(part) + b"]")]
+        except NO_EVENT:
+            found = []
+        if len(found) != len(part):
+            found = [event for line in part if (event := parse_line(line)) is not None]
+        events += found
+    return events
 
 
 class EventWriter:
@@ -228,21 +250,26 @@ def _repair(path: Path) -> int:
 
 
 class EventReader:
-    """Follows a log from any process; keeps a byte offset and never blocks the writer."""
+    """Follows a log from any process; keeps a byte offset and never blocks the writer.
+
+    `behind` is True where the last call left some of the log for the next one.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offset = 0
+        self.behind = False
 
-    def poll(self) -> list[Event]:
-        """Every event completed since the last call."""
+    def poll(self, most: int | None = None) -> list[Event]:
+        """Every event completed since the last call, or those of the next `most` bytes (at least a line)."""
         try:
             size = self._path.stat().st_size
         except FileNotFoundError:
             return []
+        self.behind = most is not None and size > self._offset + most
         if size <= self._offset:
             return []
-        return self._read(size)
+        return self._read(self._offset + most if self.behind and most else size)
 
     def _read(self, size: int) -> list[Event]:
         events: list[Event] = []
@@ -254,7 +281,7 @@ class EventReader:
                 if not end:
                     break
                 self._offset += end
-                events += [e for line in block[:end].split(b"\n") if (e := parse_line(line)) is not None]
+                events += parse_lines(block[:end].split(b"\n")[:-1])
         return events
 
 

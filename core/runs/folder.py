@@ -19,9 +19,11 @@ import yaml
 from ollama_tune.core.errors import BusyError, TuneError, UsageError
 from ollama_tune.core.files import write_atomic
 from ollama_tune.core.paths import runs_dir
-from ollama_tune.core.plan.settings import BUNDLED, ExportSettings, Settings, load, parse, read_yaml
+from ollama_tune.core.plan.settings import BUNDLED, ExportSettings, Settings, load, parse
+from ollama_tune.core.plan.yaml_lines import read_marked
 from ollama_tune.core.runs.events import Event, effective, last_event, read_events
 from ollama_tune.core.runs.lock import is_held
+from ollama_tune.core.runs.trackers import require
 
 SILENCE = 60.0
 TAIL = 20
@@ -147,7 +149,7 @@ class RunFolder:
     def export_settings(self) -> ExportSettings:
         """The export asked for last, else the one in `run.yaml`."""
         if self.export_request_path.exists():
-            return parse({"export": read_yaml(self.export_request_path)}).export
+            return parse({"export": read_marked(self.export_request_path).tree}).export
         return self.settings().export
 
     def events(self) -> list[Event]:
@@ -267,7 +269,11 @@ def boot_id() -> str:
 
 
 def create_run(settings: Settings, label: str) -> RunFolder:
-    """Make a new run folder (mode 0700) with its `run.yaml`; `label` ends its name, e.g. the model's."""
+    """Make a new run folder (mode 0700) with its `run.yaml`; `label` ends its name, e.g. the model's.
+
+    Raises `TuneError` where a tracker that the settings name is not installed.
+    """
+    require(settings.tracking.to)
     stamp = datetime.datetime.now().strftime("%Y-%m-%d-%H%M")
     base = f"{stamp}-{re.sub(r'[^a-z0-9.]+', '-', label.lower()).strip('-.')[:40] or 'run'}"
     for number in range(1, 1000):
@@ -295,6 +301,8 @@ def _absolute(settings: Settings) -> Settings:
         for path, value in named.items()
         if value != BUNDLED and Path(value).expanduser().exists()
     }
+    if settings.tracking.folder:
+        found["tracking.folder"] = str(Path(settings.tracking.folder).expanduser().absolute())
     return settings.with_values(found) if found else settings
 
 

@@ -19,13 +19,15 @@ from typing import TYPE_CHECKING, NoReturn
 import psutil
 
 from ollama_tune.core.errors import BusyError, TuneError
+from ollama_tune.core.machine.logout import enable_linger, scope_prefix
 from ollama_tune.core.paths import state_dir
 
 if TYPE_CHECKING:
-    from ollama_tune.core.plan.settings import Settings
+    from ollama_tune.core.plan.settings import Settings, TrackingSettings
     from ollama_tune.core.runs.folder import RunFolder
 
 WORKER = "ollama_tune.core.train.worker"
+TRACKER = "ollama_tune.core.runs.tracking"
 PATIENCE = 20.0
 NICE = 10
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -36,14 +38,15 @@ NONE = "null"
 Process = subprocess.Popen[bytes]
 
 
-def _spawn(arguments: list[str], log: Path) -> Process:
+def _spawn(arguments: list[str], log: Path, module: str = WORKER) -> Process:
     """A new session and no descriptor on the terminal: SIGHUP and a closed window do not reach it.
 
-    A thread waits for its end, so that it is never left behind as a zombie.
+    Where the login manager would end it at a logout all the same, it gets a unit of its own, under the same
+    process id. A thread waits for its end, so that it is never left behind as a zombie.
     """
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", WORKER, *arguments],
+            [*scope_prefix(), sys.executable, "-m", module, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -144,6 +147,8 @@ def start(folder: RunFolder, stage: str = "train", warm: WarmWorker | None = Non
     """
     if folder.alive():
         raise _busy(folder)
+    if scope_prefix():
+        enable_linger()
     folder.stop_path.unlink(missing_ok=True)
     try:
         if warm is not None and warm.hand_over(folder, stage):
@@ -153,6 +158,18 @@ def start(folder: RunFolder, stage: str = "train", warm: WarmWorker | None = Non
     except KeyboardInterrupt:
         folder.stop_path.touch(mode=0o600)
         raise
+    if stage != "export":
+        with contextlib.suppress(TuneError, OSError):
+            track(folder, folder.settings().tracking)
+
+
+def track(folder: RunFolder, wanted: TrackingSettings) -> list[Process]:
+    """Send a run's figures to these trackers while it goes, each from a process of its own."""
+    logs = {name: folder.path / "tracking" / f"{name}.log" for name in wanted.to}
+    if logs:
+        (folder.path / "tracking").mkdir(mode=0o700, exist_ok=True)
+    said = wanted.model_dump_json()
+    return [_spawn([str(folder.path.absolute()), name, said], log, TRACKER) for name, log in logs.items()]
 
 
 def become(folder: RunFolder, stage: str, lock: int) -> NoReturn:

@@ -190,7 +190,15 @@ def load_weights(checkpoint: Checkpoint, path: TrainPath) -> None:
 
 
 def publish_adapter(folder: RunFolder, path: TrainPath) -> None:
-    """Write the finished adapter as the run's `adapter` folder, in one piece."""
+    """Write the finished adapter as the run's `adapter` folder, in one piece.
+
+    Raises `TuneError` for one that holds infinite numbers or none at all.
+    """
+    if not all(bool(weight.isfinite().all()) for weight in path.weights.values()):
+        raise TuneError(
+            "The adapter holds infinite numbers or none at all, so it is not published.",
+            f"`ollama-tune resume {folder.name}` goes on from the last checkpoint, which is whole.",
+        )
     part = folder.path / ".adapter.part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(mode=0o700)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gc
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from ollama_tune.core.export.values import ExportStopped
 from ollama_tune.core.train.session import Session, host_memory
+from ollama_tune.core.train.shortage import free_memory
 
 
 def export(session: Session, stages: Sequence[str]) -> dict[str, Any]:
@@ -17,7 +16,7 @@ def export(session: Session, stages: Sequence[str]) -> dict[str, Any]:
     from ollama_tune.core.export.pipeline import run_export
 
     session.gauge = host_memory
-    _free_memory()
+    free_memory()  # a training before in this process held some; the export and Ollama need it
     try:
         result = run_export(session.folder, session.emit, session.stopped)
     except ExportStopped:
@@ -29,11 +28,3 @@ def export(session: Session, stages: Sequence[str]) -> dict[str, Any]:
         "ollama_name": result.ollama_name,
         "commands": list(result.commands),
     }
-
-
-def _free_memory() -> None:
-    """Give back what a training before in this process held; the export and Ollama need it."""
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()

@@ -1,7 +1,8 @@
 """What is done when a loss or gradient is infinite or not a number: it must not spread, nor end the run.
 
-Such a step changes no weight. If it happens again soon, the run goes back to its last checkpoint and on with
-half the learning rate; when that has not helped three times, the run ends as it was at its last checkpoint.
+Such a step changes no weight. If it happens again soon, or the weights themselves are no longer finite, the
+run goes back to its last checkpoint and on with half the learning rate; when that has not helped three times,
+the run ends as it was at its last checkpoint.
 """
 
 from __future__ import annotations
@@ -76,13 +77,14 @@ class Guard:
     def leave_out(self, state: TrainState, step: int, what: str) -> bool:
         """Note that a step (counted from 1) was not finite; True where it is left out, False to go back.
 
-        Raises `NotFinite` when going back did not help.
+        Weights that are damaged themselves are not mended by leaving a step out. Raises `NotFinite` when
+        going back did not help.
         """
-        recent = [old for old in state.not_finite if step - old < SPAN]
+        recent, damaged = [old for old in state.not_finite if step - old < SPAN], not self.sound()
         state.not_finite = [*recent, step]
-        if len(recent) > RETURNS:
+        if len(recent) + damaged > RETURNS:
             raise NotFinite.at(step, what, self._session.settings.training.learning_rate * state.rate_factor)
-        if recent:
+        if recent or damaged:
             state.rate_factor /= 2
             return False
         self._session.warn(
@@ -91,6 +93,20 @@ class Guard:
             "checkpoint and on with half the learning rate.",
         )
         return True
+
+    def sound(self) -> bool:
+        """Whether every weight of the adapter is a finite number."""
+        return all(bool(weight.isfinite().all()) for weight in self._path.weights.values())
+
+    def may_save(self, step: int) -> bool:
+        """False, and told, where the weights must not take the place of good ones on the disk."""
+        if self.sound():
+            return True
+        self._session.warn(
+            f"At step {step} the adapter holds infinite numbers or none at all, so no checkpoint is written.",
+            "Nothing has to be done: the run goes on from the checkpoint before.",
+        )
+        return False
 
     def refuge(self, state: TrainState) -> Checkpoint | None:
         """The newest checkpoint from before the step that was not finite first; None for the beginning.
@@ -111,9 +127,10 @@ class Guard:
         """Say that and where to the run went back because of a step."""
         place = f"the checkpoint of step {state.step}" if state.step else "the beginning"
         rate = self._session.settings.training.learning_rate * state.rate_factor
+        again = " again" if len(state.not_finite) > 1 else ""
         self._session.emit(
             "warning",
-            what=f"In step {step} the {what} was infinite or not a number again: the run went back to "
+            what=f"In step {step} the {what} was infinite or not a number{again}: the run went back to "
             f"{place} and goes on with half the learning rate, at most {rate:.3g}.",
             fix="Nothing has to be done; a run with a lower learning rate from its start may end better.",
             back_to=state.step,

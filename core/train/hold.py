@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from ollama_tune.core.text import human_bytes
@@ -19,6 +20,8 @@ MARGIN = 16 << 20
 LOOK = 0.1
 RETRY = 1.0
 """Seconds between two looks at the wishes to stop and to go on, and at the disk."""
+LONGEST = 60.0
+"""Seconds between two attempts to write what did not fit although the disk seemed to have room."""
 
 
 class Hold:
@@ -45,27 +48,33 @@ class Hold:
         if not self._session.writer.flush():
             self.write(0, lambda: None)
 
-    def write(self, size: int, work: Callable[[], T]) -> T:
+    def write(self, size: int, work: Callable[[], T], place: Path | None = None) -> T:
         """Let `work` write about so many bytes, once the disk has room for them and the log is written.
 
-        It is done again when the disk was full after all, so it must leave nothing half-made behind.
+        `place` is where it writes, if not in the run's folder. It is done again when the disk was full after
+        all, with longer and longer pauses, so it must leave nothing half-made behind.
         """
+        place = place or self._folder.path
         done: list[T] = []
+        due, pause = 0.0, RETRY
 
         def tried() -> bool:
-            done.extend(self._try(size, work))
+            nonlocal due, pause
+            if time.monotonic() >= due and self._has_room(size, place):
+                done.extend(_attempt(work))
+                due, pause = time.monotonic() + pause, min(2 * pause, LONGEST)
             return bool(done)
 
         if not tried():
-            free, need = human_bytes(self._free()), human_bytes(size + MARGIN)
-            what = f"The disk of {self._folder.path} is full: {free} are free, {need} are needed."
+            free, need = human_bytes(_free(place)), human_bytes(size + MARGIN)
+            what = f"The disk of {place} is full: {free} are free, {need} are needed."
             fix = "Free some space: the run waits, and goes on by itself when there is room."
             self._wait("disk", what, fix, tried, RETRY)
         return done[0]
 
     def write_now(self, size: int, work: Callable[[], T]) -> T | None:
         """The same without waiting; None where the disk is full, which is told."""
-        done = self._try(size, work)
+        done = _attempt(work) if self._has_room(size, self._folder.path) else []
         if not done:
             self._session.warn(
                 f"The disk of {self._folder.path} is full, so step {self._session.step} has no checkpoint.",
@@ -73,20 +82,8 @@ class Hold:
             )
         return next(iter(done), None)
 
-    def _try(self, size: int, work: Callable[[], T]) -> list[T]:
-        if not self._session.writer.flush() or self._free() < size + MARGIN:
-            return []
-        try:
-            return [work()]
-        except Exception as error:
-            if not is_disk_full(error):
-                raise
-            return []
-
-    def _free(self) -> int:
-        """Bytes that may be written; a file system that does not know its size is believed to have room."""
-        usage = shutil.disk_usage(self._folder.path)
-        return usage.free if usage.total else 1 << 62
+    def _has_room(self, size: int, place: Path) -> bool:
+        return self._session.writer.flush() and _free(place) >= size + MARGIN
 
     def _wait(self, reason: str, what: str, fix: str, over: Callable[[], bool], every: float) -> None:
         session, since = self._session, time.monotonic()
@@ -100,3 +97,19 @@ class Hold:
         finally:
             session.waiting = False
         session.emit("continued", step=session.step, seconds=round(time.monotonic() - since, 3))
+
+
+def _free(place: Path) -> int:
+    """Bytes that may be written there; a file system that does not know its size is believed to have room."""
+    usage = shutil.disk_usage(place)
+    return usage.free if usage.total else 1 << 62
+
+
+def _attempt(work: Callable[[], T]) -> list[T]:
+    """What the work gives; nothing where the disk was full."""
+    try:
+        return [work()]
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        return []

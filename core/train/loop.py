@@ -333,8 +333,12 @@ class Trainer:
     def _save(self, reason: str, *, wait: bool = True) -> bool:
         """Write a checkpoint; False when memory did not suffice, then the former one stays.
 
-        With no room on the disk the run waits for it or, where it shall not, goes without, too.
+        With no room on the disk the run waits for it or, where it shall not, goes without, too. So it does
+        where a weight is not finite.
         """
+        if not self._guard.may_save(self.state.step):
+            self._saved = time.monotonic()
+            return False
         self._session.writer.sync()
         self.state.scaler = self._scaler.state_dict()
         step, folder = self.state.step, self._session.folder

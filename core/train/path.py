@@ -25,6 +25,9 @@ STEPS_DOWN: tuple[Recompute, ...] = ("none", "mlp", "layers", "offload")
 Observe = Callable[[str, "torch.Tensor"], None]
 """Gets the name of a linear layer (`model.layers.0.mlp.down_proj`) and its inputs, tokens x width."""
 
+Choose = Callable[["torch.Tensor"], "torch.Tensor"]
+"""Takes logits (rows x vocabulary) and gives the next token of each row."""
+
 
 class Batch(Protocol):
     """Rows made ready to be computed at once on the device; what else is in it is the path's own business."""
@@ -102,18 +105,21 @@ class Engine(Protocol):
         *,
         tuned: bool,
         stop_ids: Sequence[int],
-        temperature: float = 0.0,
+        choose: Choose | None = None,
         stopped: Callable[[], bool] = lambda: False,
         on_tokens: Callable[[Sequence[int]], None] | None = None,
     ) -> list[list[int]]:
         """The tokens after each prompt, up to a stop token, which is included, or the limit.
 
-        Greedy at temperature 0, else sampled from the whole distribution with torch's random numbers.
+        `choose` takes each step's logits and gives the tokens; without it the most likely ones are taken.
         `on_tokens` gets every new token of each prompt that is still being answered.
         """
 
     def logits(self, ids: Sequence[int], positions: Sequence[int], *, tuned: bool) -> Any:
         """float32 logits (positions x vocabulary) of the token after each position."""
+
+    def likelihoods(self, examples: Sequence[Example], *, tuned: bool) -> list[float]:
+        """Of each row the natural log of the probability of its supervised tokens, summed."""
 
 
 def make_path(

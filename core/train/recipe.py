@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.data.load import load_dataset
+from ollama_tune.core.data.rows.cache import folder as rows_folder
 from ollama_tune.core.data.split import held_out_numbers
 from ollama_tune.core.data.tokens.encoded import Examples, Picked
 from ollama_tune.core.data.tokens.lengths import encode_rows
@@ -29,7 +30,10 @@ from ollama_tune.core.train import checkpoint
 from ollama_tune.core.train.batches import StepPlan
 from ollama_tune.core.train.checkpoint import Checkpoint
 from ollama_tune.core.train.former import tell_former_end
+from ollama_tune.core.train.hold import Hold
+from ollama_tune.core.train.housekeeping import lasting
 from ollama_tune.core.train.judge import in_parts
+from ollama_tune.core.train.lean_torch import import_torch
 from ollama_tune.core.train.measure import Held, measure_base, measure_tuned, write_reference
 from ollama_tune.core.train.pace import learn_pace
 from ollama_tune.core.train.path import TrainPath, make_path
@@ -70,22 +74,24 @@ class Material:
 def train(session: Session, stages: Sequence[str]) -> dict[str, Any]:
     """Train the run's adapter, measure before and after, publish it; returns the `done` event's fields."""
     found, damaged = checkpoint.newest(session.folder)
-    chosen = _choose(session)
+    known = _known_model(session)
+    chosen = known and choose_path(known, session.settings.training)
     _start(session, stages, found, chosen)
     tell_former_end(session, found)
     for name in damaged:
         session.warn(f"The checkpoint {name} is damaged.", "The run goes on from the one before it.")
-    spec = _base_model(session)
+    spec = _base_model(session, known)
     session.phase("reading_data", "Reading the data and turning it into tokens.")
-    data = session.settings.data
-    rows = load_dataset(data.path, data.reading()).rows
-    chat = store_chat(session.folder, spec.folder, rows)
+    data, hold = session.settings.data, Hold(session)
+    rows = hold.write(0, lambda: load_dataset(data.path, data.reading()).rows, rows_folder())
+    chat = hold.write(0, lambda: store_chat(session.folder, spec.folder, rows))
     chosen = chosen or choose_path(spec, session.settings.training)
     material = _read(session, chat, spec, rows, chosen)
     session.phase("loading_model", "Loading the libraries and the model.")
     budget = read_budget(session.settings.training.device)
-    path = _load(session, spec, chosen, material.longest)
-    trainer, generator = _prepare(session, path, chat, material, found)
+    with lasting():
+        path = _load(session, spec, chosen, material.longest)
+        trainer, generator = _prepare(session, path, chat, material, found)
     probe(session, trainer, spec, material.longest, budget)
     base = cache(lambda: _measure_base(session, trainer, generator, material))
     trainer.on_measured = base
@@ -118,14 +124,12 @@ def train(session: Session, stages: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _choose(session: Session) -> tuple[PathName, str] | None:
-    """How the model will be computed; None while its files are not here, or are not what they should be."""
-    model, training = session.settings.model, session.settings.training
+def _known_model(session: Session) -> ModelSpec | None:
+    """What is known of the model; None while its files are not here, or are not what they should be."""
     try:
-        spec = read_spec(model.source, model.revision)
+        return read_spec(session.settings.model.source, session.settings.model.revision)
     except TuneError:
         return None  # downloaded, or told, in a moment
-    return choose_path(spec, training)
 
 
 def _start(
@@ -144,13 +148,14 @@ def _start(
     )
 
 
-def _base_model(session: Session) -> ModelSpec:
+def _base_model(session: Session, known: ModelSpec | None) -> ModelSpec:
     """The base model's files, checked; a hub id's weights are downloaded where missing."""
     source, revision = session.settings.model.source, session.settings.model.revision
     if is_hub_id(source) and not any(map(is_complete, snapshots(source, revision))):
         session.phase("downloading", f"Downloading {source}.")
         download(source, revision, session.progress("downloading", "B"))
-    return read_spec(source, revision)
+        known = None
+    return known or read_spec(source, revision)
 
 
 def useful_threads(spec: ModelSpec, training: TrainingSettings, longest: int) -> int:
@@ -165,6 +170,7 @@ def useful_threads(spec: ModelSpec, training: TrainingSettings, longest: int) ->
 
 def _load(session: Session, spec: ModelSpec, chosen: tuple[PathName, str], longest: int) -> TrainPath:
     """The model with a fresh adapter; from here on the signs of life tell its parts in memory."""
+    import_torch()
     import torch
 
     from ollama_tune.core.train.optimizer import state_sizes

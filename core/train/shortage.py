@@ -15,6 +15,7 @@ import psutil
 
 from ollama_tune.core.files import DISK_FULL
 from ollama_tune.core.machine.host import read_memory
+from ollama_tune.core.train.housekeeping import return_freed_memory
 
 _KINDS = {"MemoryError", "OutOfMemoryError"}
 _WORDS = (
@@ -55,7 +56,9 @@ def device_failure(error: BaseException) -> str | None:
 def free_memory() -> None:
     """Give back what nothing refers to any more. To be called outside the `except` block that caught the
     error: inside it the traceback keeps the tensors of every frame alive."""
+    gc.unfreeze()
     gc.collect()
+    return_freed_memory()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()

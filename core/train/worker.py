@@ -17,6 +17,7 @@ from typing import Any
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.runs.folder import RunFolder, RunLock
 from ollama_tune.core.runs.launch import become, nice_worker
+from ollama_tune.core.train.housekeeping import keep_freed_memory
 from ollama_tune.core.train.prepared import Prepared
 from ollama_tune.core.train.recovery import Restart
 from ollama_tune.core.train.session import Session, Stopped, StopWish
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--warm", nargs=3, metavar=("FOLDER", "PID", "CREATE_TIME"))
     parser.add_argument("--lock", type=int, metavar="DESCRIPTOR")
     given = parser.parse_args(arguments)
+    keep_freed_memory()
     if given.warm:
         from ollama_tune.core.train.warm import wait_for_order
 

@@ -32,15 +32,18 @@ def colour(name: str, kind: str) -> str:
     return "#" + ANSI.get(name, DEFAULT[kind] if name == "default" else name)
 
 
+def colours(cell: pyte.screens.Char) -> tuple[str, str]:
+    """Of the character and of what is behind it."""
+    fore, back = colour(cell.fg, "fg"), colour(cell.bg, "bg")
+    return (back, fore) if cell.reverse else (fore, back)
+
+
 def draw_cell(
     draw: ImageDraw.ImageDraw, x: int, y: int, cell: pyte.screens.Char, font: ImageFont.FreeTypeFont
 ) -> None:
-    """One character with its colours; braille dots and blocks by hand."""
+    """One character in its colour; braille dots and blocks by hand."""
     width, height = CELL
-    fore, back = colour(cell.fg, "fg"), colour(cell.bg, "bg")
-    if cell.reverse:
-        fore, back = back, fore
-    draw.rectangle((x, y, x + width - 1, y + height - 1), fill=back)
+    fore, _ = colours(cell)
     code = ord(cell.data[0]) if cell.data else 32
     if 0x2800 <= code <= 0x28FF:
         for bit, (column, row) in enumerate(DOTS):
@@ -63,9 +66,15 @@ def draw_screen(screen: pyte.Screen, font_name: str) -> Image.Image:
         "RGB", (screen.columns * width + 16, screen.lines * height + 16), colour("default", "bg")
     )
     draw = ImageDraw.Draw(image)
-    for row in range(screen.lines):
-        for column in range(screen.columns):
-            draw_cell(draw, 8 + column * width, 8 + row * height, screen.buffer[row][column], font)
+    cells = [
+        (8 + column * width, 8 + row * height, screen.buffer[row][column])
+        for row in range(screen.lines)
+        for column in range(screen.columns)
+    ]
+    for x, y, cell in cells:
+        draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colours(cell)[1])
+    for x, y, cell in cells:
+        draw_cell(draw, x, y, cell, font)
     return image
 
 

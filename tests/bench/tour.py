@@ -44,8 +44,13 @@ class Recording:
         self.shown.append(milliseconds)
 
     def save(self, path: Path) -> None:
-        """All frames as one file, in the colours of the last but few."""
-        palette = self.frames[len(self.frames) // 2].quantize(COLOURS)
+        """All frames as one file, with one palette that is made from all of them."""
+        every = Image.new("RGB", (self.frames[0].width, sum(frame.height for frame in self.frames)))
+        top = 0
+        for frame in self.frames:
+            every.paste(frame, (0, top))
+            top += frame.height
+        palette = every.quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE)
         first, *rest = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in self.frames)
         first.save(path, save_all=True, append_images=rest, duration=self.shown, loop=0, optimize=True)
 

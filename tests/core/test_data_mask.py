@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ollama_tune.core.data.chat.mask import find_answers, make_example
+from ollama_tune.core.data.chat.answers import find_answers
+from ollama_tune.core.data.chat.mask import make_example
 from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.data.tokens.lengths import encode_rows, measure
 from ollama_tune.core.data.values import Example, Message, Row

@@ -13,7 +13,8 @@ import torch
 
 from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.data.values import Message
-from ollama_tune.core.evaluate.generate import Answer, Generator
+from ollama_tune.core.evaluate.asking import Sampling
+from ollama_tune.core.evaluate.generate import WINDOW, Answer, Generator, _Listener
 from ollama_tune.core.plan.settings import TrainingSettings
 from ollama_tune.core.train.fast.path import make_fast
 from ollama_tune.core.train.general import make_general
@@ -126,13 +127,15 @@ def test_sampling_follows_the_seed_and_the_temperature(parts: Parts) -> None:
     prompt = prompts(parts.chat)[0]
 
     def sample(seed: int, temperature: float = 1.0) -> tuple[int, ...]:
-        ignore = list[str]().append
-        return parts.generator.stream(
-            prompt, 16, tuned=True, on_text=ignore, temperature=temperature, seed=seed
-        ).ids
+        sampling, ignore = Sampling(temperature, seed=seed), list[str]().append
+        return parts.generator.stream(prompt, 16, tuned=True, on_text=ignore, sampling=sampling).ids
 
     assert sample(1) == sample(1)
     assert sample(1) != sample(2)
+    greedy = parts.generator.greedy([prompt], 16, tuned=True)
+    assert parts.generator.several([prompt], 16, tuned=True, sampling=Sampling(1.0, top_k=1)) == greedy
+    drawn = [parts.generator.several([prompt] * 3, 9, tuned=True, sampling=Sampling(1.0)) for _ in range(2)]
+    assert drawn[0] == drawn[1] and len(set(drawn[0])) == 3
     assert sample(1, 1e-4) == parts.generator.greedy([prompt], 16, tuned=True)[0].ids
 
 
@@ -157,3 +160,22 @@ def test_top_tokens_are_log_probabilities_of_the_tuned_model(parts: Parts) -> No
     assert found[1][0][1] == pytest.approx(float(logits.max()), abs=1e-5)
     assert all(len(place) == 64 for place in found)
     assert sum(math.exp(value) for _, value in found[0]) <= 1.0
+
+
+def test_a_long_answer_comes_whole_though_only_its_end_is_decoded_anew(parts: Parts) -> None:
+    decoded: list[int] = []
+    chat, decode = copy.copy(parts.chat), parts.chat.decode
+
+    def counting(ids: Any) -> str:
+        decoded.append(len(ids))
+        return decode(ids)
+
+    chat.__dict__["decode"] = counting
+    pieces: list[str] = []
+    ids = chat.encode("The sky — 天空 é — is blue? " * 60)[0]
+    listener = _Listener(chat, pieces.append)
+    for token in ids:
+        listener.put([token])
+    assert max(decoded) <= WINDOW + 4 < len(ids) and len(pieces) > 100
+    listener.end()
+    assert "".join(pieces) == decode(ids)

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 
 from ollama_tune.core.evaluate.compare import compare
-from ollama_tune.core.evaluate.metrics import exact_match, wilson_interval
+from ollama_tune.core.evaluate.metrics import exact_match, similarity, wilson_interval
 from ollama_tune.core.runs.events import Event
 
 
@@ -56,3 +57,29 @@ def test_a_comparison_takes_the_latest_figure_of_each_kind() -> None:
     half = compare(events[:3])
     assert half.tuned.exact_match is None and half.tuned.loss == 2.0
     assert compare([]).base.loss is None and compare([]).rows == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "alike"),
+    [  # the figures are those of sacrebleu's chrF (nc:6, nw:0, eff:yes, space:no), divided by 100
+        ("2 TEA", "2 TEA | 1 BUN", 0.3682),
+        ("2 TEA | 1 BUN and more words", "2 TEA | 1 BUN", 0.7254),
+        ("今天天气很好", "今天天气不好", 0.3778),
+        ("Привет мир", "Привет, мир!", 0.5062),
+        ("東京", "京都", 0.25),
+        ("a", "ab", 0.5556),
+        ("a", "b", 0.0),
+        ("", "b", 0.0),
+        ("", "", 1.0),
+        (" It  is\nblue", "It is blue", 1.0),
+        ("ﬁne", "fine", 1.0),
+    ],
+)
+def test_similarity_is_chrf(answer: str, reference: str, alike: float) -> None:
+    assert similarity(answer, reference) == pytest.approx(alike, abs=5e-5)
+
+
+def test_similarity_of_very_long_texts_takes_no_time() -> None:
+    start = time.process_time()
+    assert similarity("天地" * 500_000, "天人" * 500_000) < 0.6
+    assert time.process_time() - start < 2

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from ollama_tune.core.evaluate.asking import Sampling
+from ollama_tune.core.evaluate.choose import chooser
 from ollama_tune.core.evaluate.general_engine import GeneralEngine
 from ollama_tune.core.models.blueprint import read_blueprint
 from ollama_tune.core.models.tokenizer_files import read_json
@@ -130,8 +132,8 @@ def test_drawn_answers_follow_the_distribution(llama: tuple[FastEngine, GeneralE
     fast, _ = llama
     prompt, draws = PROMPTS[3], 512
     shares = (fast.logits(prompt, [len(prompt) - 1], tuned=True)[0] / 0.5).softmax(-1)
-    torch.manual_seed(0)
-    drawn = fast.decode([prompt] * draws, 1, tuned=True, stop_ids=[], temperature=0.5)
+    choose = chooser(Sampling(0.5, seed=0))
+    drawn = fast.decode([prompt] * draws, 1, tuned=True, stop_ids=[], choose=choose)
     counts = torch.bincount(torch.tensor(drawn)[:, 0], minlength=len(shares)) / draws
     top = shares.topk(5).indices
     assert torch.allclose(counts[top], shares[top], atol=4 * (0.25 / draws) ** 0.5)

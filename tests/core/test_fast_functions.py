@@ -44,13 +44,15 @@ def test_norm_forward_and_backward_agree_with_autograd(dtype: torch.dtype, shift
         torch.testing.assert_close(by_kernel.double(), leaf.grad, rtol=near, atol=3 * near)
 
 
-def test_dropout_zeroes_its_share_and_keeps_the_mean() -> None:
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_dropout_zeroes_its_share_and_keeps_the_mean(dtype: torch.dtype) -> None:
     dropped = Dropped(0.25, seed=9)
-    ones = torch.ones(400, 100)
+    ones = torch.ones(401, 99, dtype=dtype)
+    assert torch.equal((dropped.of(ones) == 0), (dropped.of(ones.double()) == 0)), "in every format the same"
     found = dropped.of(ones)
     assert abs(float((found == 0).float().mean()) - 0.25) < 0.01
     assert abs(float(found.mean()) - 1.0) < 0.02
-    assert torch.equal(found, dropped.of(ones))
+    assert found.dtype == dtype and torch.equal(found, dropped.of(ones))
     assert not torch.equal(found, Dropped(0.25, seed=10).of(ones))
 
 

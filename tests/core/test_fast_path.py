@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from ollama_tune.core.errors import TuneError
+from ollama_tune.core.models.spec import read_spec
+from ollama_tune.core.plan.answers import answer_rows
 from ollama_tune.core.plan.settings import TrainingSettings
 from ollama_tune.core.train.fast.path import FastPath, make_fast
 from ollama_tune.core.train.general import GeneralPath, make_general
@@ -113,7 +115,8 @@ def test_a_check_is_silent_where_rows_are_computed_apart_and_finds_where_they_ar
     fast: FastPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fast.train(True)
-    assert fast.check(ROWS[:2]) == "" == fast.check(ROWS[:1])
+    fast.compare(ROWS[:2])
+    fast.compare(ROWS[:1])
     attention = fast.model.layers[0].attention
     real = attention.forward
 
@@ -122,6 +125,8 @@ def test_a_check_is_silent_where_rows_are_computed_apart_and_finds_where_they_ar
         return out + out.mean(0) * (len(segments) > 1), rows
 
     monkeypatch.setattr(attention, "forward", leaky)
+    assert fast.check(ROWS[:2]) == "", "the explicit products of the CPU need no check"
+    monkeypatch.setattr(fast, "device", "cpu:0")
     with pytest.raises(TuneError, match="for the same rows alone"):
         fast.check(ROWS[:2])
 
@@ -138,6 +143,9 @@ def test_answers_and_sizes(fast: FastPath, general: GeneralPath, folder: Path) -
     ours, theirs = (path.engine.decode(prompts, 8, tuned=True, stop_ids=[]) for path in (fast, general))
     assert ours == theirs
     assert fast.parts() == general.parts()
+    spec = read_spec(str(folder))
+    assert fast.engine.rows == answer_rows(spec, SETTINGS)
+    assert general.engine.rows == answer_rows(spec, SETTINGS.model_copy(update={"path": "general"}))
 
 
 def test_a_gpu_that_is_not_there_and_a_model_that_is_not_known_are_told(

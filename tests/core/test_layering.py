@@ -20,6 +20,7 @@ MAY_TORCH = {
     "evaluate/general_engine.py",
     "evaluate/compare.py",
     "evaluate/chat.py",
+    "evaluate/choose.py",
     "export/adapter.py",
     "export/adapter_gguf.py",
     "export/merge.py",

@@ -10,6 +10,7 @@ import pytest
 from ollama_tune.core.machine.values import Machine, OllamaStatus
 from ollama_tune.core.models.values import ModelSpec
 from ollama_tune.core.paths import cache_dir
+from ollama_tune.core.plan.answers import answer_rows
 from ollama_tune.core.plan.duration import estimate, learn_speed, steps_of, token_flops, train_rows
 from ollama_tune.core.plan.gguf_types import export_bytes
 from ollama_tune.core.plan.settings import Settings
@@ -238,3 +239,18 @@ def test_without_a_name_nothing_is_exported() -> None:
 def test_data_of_no_rows_or_no_trained_token_is_no_crash() -> None:
     empty = replace(SHORT, rows=0, tokens=0, trained_tokens=0, longest=0)
     assert estimate(settings(), TINY, empty, machine()).seconds > 0
+
+
+@pytest.mark.parametrize(("path", "groups"), [("fast", 1), ("general", 4)])
+def test_answers_are_counted_in_groups_as_large_as_the_path_makes_them(path: str, groups: int) -> None:
+    """On a large GPU a token takes as long as the weights take to be read, for any number of rows."""
+    chosen = settings(training__device="cuda", training__compute_dtype="bfloat16", training__path=path)
+    model = replace(LLAMA_8B, layers=4)
+
+    def answers(rows: int) -> float:
+        asked = chosen.with_values({"evaluation.rows": rows})
+        return estimate(asked, model, CHAT, H200).seconds
+
+    assert answer_rows(model, chosen.training) == 64 // groups
+    one = answers(16) - answers(0)
+    assert one > 0 and answers(64) - answers(0) == pytest.approx(groups * one)

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from ollama_tune.core.errors import UsageError
+from ollama_tune.core.machine import processes
+from ollama_tune.core.machine.processes import in_use
 from ollama_tune.core.machine.values import Disk, Gpu, GpuProcess, GpuReport, Host, Machine, OllamaStatus
 from ollama_tune.core.models.spec import read_spec
 from ollama_tune.core.plan import room
-from ollama_tune.core.plan.room import check_run, in_use, look_again, of_this_box, shortage
+from ollama_tune.core.plan.room import check_run, look_again, of_this_box, shortage
 from ollama_tune.core.plan.settings import Settings
 from tests.tiny import build_model
 
@@ -55,7 +57,7 @@ def test_the_gpus_free_memory_is_taken_once_it_is_calm(monkeypatch: pytest.Monke
 
 
 def test_holders_of_ram_matter_where_training_happens_in_ram(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "ram_holders", lambda: ["editor holds 2.0 GiB of RAM."])
+    monkeypatch.setattr(processes, "ram_holders", lambda: ["editor holds 2.0 GiB of RAM."])
     assert in_use(machine(GIB)) == ["editor holds 2.0 GiB of RAM."]
     assert in_use(machine(GIB, card("GPU-1", GIB))) == ["game (process 7) holds 3.0 GiB of the GPU."]
 

@@ -37,7 +37,7 @@ def test_an_unknown_setting_names_the_nearest(path: str, nearest: str) -> None:
 
 
 def test_a_name_near_to_nothing_says_where_the_list_is() -> None:
-    assert "ollama-tune settings" in refused(lambda: Settings().with_value("qqqq.zzzz", 1)).fix
+    assert "ollama-tune schema" in refused(lambda: Settings().with_value("qqqq.zzzz", 1)).fix
 
 
 def test_an_unknown_name_in_a_file_is_told_the_same_way(tmp_path: Path) -> None:

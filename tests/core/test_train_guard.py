@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from ollama_tune.core.errors import TuneError
 from ollama_tune.core.runs.events import Event, effective
-from ollama_tune.core.train.checkpoint import newest
+from ollama_tune.core.train.checkpoint import ADAPTER, newest, publish_adapter
 from ollama_tune.core.train.guard import NotFinite, not_finite
+from ollama_tune.core.train.loop import Trainer
 from ollama_tune.core.train.session import Stopped
 from tests.core.loop_parts import Run, finished_run
 from tests.overflow import build_overflowing
+from tests.train_faults import DAMAGED, damage, listen_for_faults
 
 FAST: dict[str, Any] = {"learning_rate": 0.03, "warmup": 0.0, "schedule": "constant", "dropout": 0.0}
 SETTINGS = FAST | {"epochs": 2.0, "evaluation_interval": 3, "early_stopping": 0}
@@ -162,11 +167,42 @@ def test_a_weight_that_was_damaged_in_memory_is_mended_by_the_checkpoint(model_f
 
     run.trainer._step = poisoned  # type: ignore[method-assign]
     run.trainer.run()
-    assert told(run)[4:9] == [("back", None), ("step", -5), ("back", 3), ("step", 4), ("step", 5)]
+    assert told(run)[4:7] == [("back", 3), ("step", 4), ("step", 5)]
     steps = [event for event in effective(run.folder.events()) if event.kind == "step"]
     assert [event["step"] for event in steps] == list(range(1, 13))
     assert all(event["loss"] is not None for event in steps)
     assert all(torch.isfinite(weight).all() for weight in run.path.weights.values())
+
+
+def test_a_stop_right_after_a_weight_was_damaged_writes_no_checkpoint(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(model_folder, evaluation_interval=3, early_stopping=0)
+    monkeypatch.setattr(Trainer, "collate", Trainer.collate)  # what the faults change is put back at the end
+    damage(run.folder.path)
+    listen_for_faults(run.folder.path)
+    failing = Trainer.collate
+
+    def stopping(trainer: Trainer, rows: Sequence[int]) -> Any:
+        if trainer.state.step == DAMAGED and trainer.state.rate_factor == 1.0:
+            run.folder.stop_path.touch()
+        return failing(trainer, rows)
+
+    monkeypatch.setattr(Trainer, "collate", stopping)
+    with pytest.raises(Stopped):
+        run.trainer.run()
+    assert not all(torch.isfinite(weight).all() for weight in run.path.weights.values())
+    assert told(run)[-2:] == [("step", DAMAGED), ("back", None)]
+    with pytest.raises(TuneError, match="not published"):
+        publish_adapter(run.folder, run.path)
+    monkeypatch.setattr(Trainer, "collate", failing)
+    run.folder.stop_path.unlink()
+    again = Run(model_folder, run.folder, evaluation_interval=3, early_stopping=0)
+    assert again.resume() == [] and again.trainer.state.step == 6
+    again.trainer.run()
+    assert [entry for entry in told(run) if entry[0] == "back"] == [("back", None), ("back", 6)]
+    publish_adapter(run.folder, again.path)
+    assert all(torch.isfinite(weight).all() for weight in load_file(run.folder.adapter / ADAPTER).values())
 
 
 def test_an_infinite_gradient_under_float16s_scaler_is_no_alarm(

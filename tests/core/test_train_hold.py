@@ -16,9 +16,10 @@ from ollama_tune.core.runs import control
 from ollama_tune.core.runs.folder import create_run
 from ollama_tune.core.train import hold
 from ollama_tune.core.train.hold import Hold
+from ollama_tune.core.train.recipe import train
 from ollama_tune.core.train.session import Session, Stopped, StopWish
 from ollama_tune.core.train.shortage import device_failure, is_disk_full
-from tests.core.train_parts import wait_for
+from tests.core.train_parts import make_run, wait_for, write_rows
 from tests.small_disk import SmallDisk, small_disk
 
 
@@ -137,3 +138,25 @@ def test_a_broken_gpu_is_named_by_the_drivers_words_alone() -> None:
     assert device_failure(RuntimeError(launch)) == "CUDA error: unspecified launch failure"
     for text in ("CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling", "bug"):
         assert device_failure(RuntimeError(text)) is None
+
+
+def test_a_run_that_finds_the_disk_full_waits_before_it_reads_its_data(
+    disk: SmallDisk, model_folder: Path, tmp_path: Path
+) -> None:
+    settings = {"training": {"epochs": 0.1}, "evaluation": {"rows": 0}, "export": {"importance": False}}
+    folder = make_run(model_folder, write_rows(tmp_path / "rows.jsonl"), **settings)
+    session = Session(folder, StopWish(folder))
+    disk.fill()
+
+    def free() -> None:
+        wait_for(lambda: session.waiting)
+        assert not folder.chat_template_path.exists() and not list(folder.checkpoints.glob("*"))
+        disk.free()
+
+    thread = threading.Thread(target=free)
+    thread.start()
+    ended = train(session, ("train",))
+    thread.join()
+    kinds = told(session)
+    assert kinds.index("paused") < kinds.index("continued") < kinds.index("data") < kinds.index("step")
+    assert ended["steps"] == kinds.count("step") > 0

@@ -13,6 +13,7 @@ import pytest
 from textual.pilot import Pilot
 from textual.worker import WorkerCancelled
 
+from ollama_tune.core.machine import processes
 from ollama_tune.core.machine.values import (
     Disk,
     Gpu,
@@ -23,8 +24,8 @@ from ollama_tune.core.machine.values import (
     OllamaModel,
     OllamaStatus,
 )
-from ollama_tune.core.plan import room
 from ollama_tune.tui.app import Start, TuneApp
+from ollama_tune.tui.look import Look
 from ollama_tune.tui.state import WizardState
 from tests.tiny import build_model
 
@@ -99,11 +100,12 @@ class Corner:
         machine: Callable[[], Machine] = cpu_machine,
         *,
         simulate: bool = False,
+        look: Look | None = None,
         **values: object,
     ) -> TuneApp:
         """A wizard at a step, on a fixed box, without a warm worker, and quick: without simulation."""
         start = Start(self.answers(step, **values))
-        return TuneApp(start, probe=machine, warm=False, simulate=simulate)
+        return TuneApp(start, probe=machine, look=look, warm=False, simulate=simulate)
 
 
 @pytest.fixture(scope="session")
@@ -120,7 +122,7 @@ def corner(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLORTERM", "truecolor")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setattr(room, "ram_holders", lambda: ["editor (process 99) holds 1.5 GiB of RAM."])
+    monkeypatch.setattr(processes, "ram_holders", lambda: ["editor (process 99) holds 1.5 GiB of RAM."])
     model = tmp_path / "tiny"
     shutil.copytree(tiny_model, model)
     return Corner(tmp_path, model, write_rows(tmp_path / "rows.jsonl"))
@@ -134,7 +136,8 @@ async def settled(pilot: Pilot[int]) -> TuneApp:
         with contextlib.suppress(WorkerCancelled):
             await app.workers.wait_for_complete()
         await pilot.pause()
-        if not app.facts.busy and not any(worker.is_running for worker in app.workers):
+        waiting = getattr(app.screen, "waiting", False)
+        if not (app.facts.busy or waiting or any(worker.is_running for worker in app.workers)):
             break
     await pilot.pause()
     return app

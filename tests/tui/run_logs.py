@@ -14,6 +14,7 @@ import pytest
 from textual.app import App
 from textual.pilot import Pilot
 
+from ollama_tune.core.machine.live import BoxNow
 from ollama_tune.core.machine.values import Machine
 from ollama_tune.core.plan.settings import Settings
 from ollama_tune.core.runs import events as events_module
@@ -21,7 +22,7 @@ from ollama_tune.core.runs import folder as folder_module
 from ollama_tune.core.runs.events import EventWriter
 from ollama_tune.core.runs.folder import RunFolder, RunLock, create_run
 from ollama_tune.tui.app import Start, TuneApp
-from ollama_tune.tui.screens import export, run_screen, runs, training
+from ollama_tune.tui.screens import export, run_screen, runs_lines, training
 from ollama_tune.tui.state import WizardState
 
 NASTY = "[/foo] [bold]x\x1b[2J\x1b]52;c;aGk=\x07 \u202eabc\u202c [red"
@@ -57,11 +58,21 @@ class Clock:
         self.now = BEGIN
         shown = {name: getattr(time, name) for name in ("sleep", "monotonic")}
         double = SimpleNamespace(time=lambda: self.now, **shown)
-        for module in (events_module, folder_module, run_screen, training, export, runs):
+        for module in (events_module, folder_module, run_screen, training, export, runs_lines):
             monkeypatch.setattr(module, "time", double)
+        monkeypatch.setattr(training, "watch_box", lambda *_: SteadyBox())
 
     def pass_by(self, seconds: float) -> None:
         self.now += seconds
+
+
+class SteadyBox:
+    """What a box does, the same at every look."""
+
+    latest = BoxNow(43.0, 1.9, 2, 3000 << 20, 4096 << 20, 60 << 30)
+
+    def close(self) -> None:
+        """Nothing was opened."""
 
 
 def make_run(label: str = "demo", **export: Any) -> RunFolder:

@@ -6,17 +6,9 @@ import random
 import pytest
 from textual.app import App, ComposeResult
 
-from ollama_tune.tui.widgets.chart import (
-    Canvas,
-    LossChart,
-    limits,
-    log_limits,
-    log_ticks,
-    percentile,
-    smoothed,
-    ticks,
-)
+from ollama_tune.tui.widgets.chart import Canvas, LossChart
 from ollama_tune.tui.widgets.curves import LossCurve
+from ollama_tune.tui.widgets.scales import limits, log_limits, log_ticks, percentile, smoothed, ticks
 
 
 def falling(steps: int, total: int) -> LossCurve:
@@ -46,7 +38,11 @@ def test_dots_land_in_the_braille_cell_they_belong_to() -> None:
     canvas = Canvas(2, 1)
     canvas.column(0, 0, 3)
     canvas.column(3, 1, 1)
-    assert "".join(canvas.glyph(mask) for mask in canvas.cells[0]) == "⡇⠐"
+    assert "".join(canvas.row(0)) == "⡇⠐"
+    blocks = Canvas(2, 1, braille=False)
+    blocks.column(0, 1, 1)
+    blocks.column(3, 0, 1)
+    assert "".join(blocks.row(0)) == "▖▐"
 
 
 def test_a_console_without_braille_gets_quadrant_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,13 +78,13 @@ def test_a_person_reads_the_same() -> None:
 def test_what_cannot_be_trained_on_is_one_object_and_status_1(content: bytes) -> None:
     Path("bad").write_bytes(content)
     found = as_json("bad", status=1)
-    assert set(found) == {"outcome", "message"}
+    assert set(found) == {"outcome", "code", "what", "fix"}
     assert found["outcome"] == "error"
-    assert found["message"].endswith(".")
+    assert found["what"].endswith(".")
 
 
 def test_a_missing_file_is_told() -> None:
-    assert "nothing.jsonl" in as_json("nothing.jsonl", status=1)["message"]
+    assert "nothing.jsonl" in as_json("nothing.jsonl", status=1)["what"]
 
 
 def test_lone_surrogates_controls_and_markup_come_out_as_valid_text() -> None:
@@ -116,13 +116,13 @@ def test_labels_that_are_numbers_can_be_named() -> None:
     text = run(name, "--labels", "0 = negative", "--labels", "1=positive")
     assert "labels    negative (30), positive (30)" in text
     for wrong in ("0", "0=", "=a"):
-        assert "--labels" in as_json(name, "--labels", wrong, status=2)["message"]
+        assert "--labels" in as_json(name, "--labels", wrong, status=2)["what"]
 
 
 def test_wrong_usage_is_status_2() -> None:
     name = write("rows.jsonl", *ROWS)
-    assert "--columns" in as_json(name, "--columns", "frage=a", status=2)["message"]
-    assert "1 to 12" in as_json(name, "--row", "13", status=2)["message"]
+    assert "--columns" in as_json(name, "--columns", "frage=a", status=2)["what"]
+    assert "1 to 12" in as_json(name, "--row", "13", status=2)["fix"]
     with pytest.raises(UsageError):
         run(name, "--columns", "question")
 

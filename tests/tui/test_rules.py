@@ -139,7 +139,7 @@ RULES: dict[int, tuple[str, tuple[str, ...]]] = {
 }
 
 
-def tests_in(file: Path) -> set[str]:
+def names_in(file: Path) -> set[str]:
     """The names of a module's test functions."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
@@ -156,4 +156,4 @@ def test_every_rule_has_a_test_that_is_there(number: int) -> None:
     assert proofs, "no test proves this rule"
     for proof in proofs:
         file, _, name = proof.partition("::")
-        assert name in tests_in(TESTS / file), proof
+        assert name in names_in(TESTS / file), proof

@@ -87,3 +87,26 @@ def test_the_end_names_the_best_step_and_its_loss_and_the_share_of_the_card_stan
     assert last == (
         "Training ended after 120 steps; the best adapter is that of step 100, held-out loss 0.4100."
     )
+
+
+def test_the_coach_is_told_when_its_verdict_turns_and_not_again() -> None:
+    folder = make_run()
+    log = Log(folder)
+    log.training(150)
+    lines = lines_of(folder)
+    told = [line for line in lines if line.startswith(("✓ ", "· ", "! "))]
+    assert len(told) == 1 and told[0].startswith("✓ Falling well")
+    assert lines.index(told[0]) == 1 + next(
+        n for n, line in enumerate(lines) if line.startswith("  held-out rows, tuned model")
+    )
+
+
+def test_a_follower_that_begins_later_knows_what_was_before() -> None:
+    folder = make_run()
+    Log(folder).training(150)
+    events, lines = folder.events(), []
+    seen = next(event.n for event in reversed(events) if event.kind == "evaluation")
+    follower = Follower(lines.append, before=events[:seen])
+    for event in events[seen:]:
+        follower.show(event)
+    assert sum(line.startswith("✓ Falling well") for line in lines) == 1

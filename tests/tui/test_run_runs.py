@@ -5,11 +5,15 @@ from textual.widgets import OptionList
 
 from ollama_tune.core.runs.folder import RunFolder, create_run, list_runs
 from ollama_tune.tui.app import TuneApp
+from ollama_tune.tui.duplicate import keep_answers, kept_answers
 from ollama_tune.tui.screens.done import DoneScreen
 from ollama_tune.tui.screens.runs import RunsScreen
+from ollama_tune.tui.screens.settings import SettingsScreen
 from ollama_tune.tui.screens.training import TrainingScreen
+from ollama_tune.tui.state import WizardState
 from ollama_tune.tui.widgets.confirm import ConfirmScreen
 
+from .conftest import Corner, settled
 from .run_logs import NASTY, Log, alive, make_run, open_app, screen_text, until, until_text
 
 
@@ -138,3 +142,127 @@ async def test_a_run_with_an_odd_name_or_a_broken_log_is_listed() -> None:
     async with app.run_test() as pilot:
         await opened(app)
         await until_text(pilot, "[foo] ␛[2J", folder.name, "✗ crashed", "· not started")
+
+
+async def many(*labels: str) -> list[RunFolder]:
+    folders = []
+    for number, label in enumerate(labels):
+        folder = make_run(label)
+        Log(folder).training(10 * (number + 1), 200)
+        folders.append(folder)
+    return folders
+
+
+async def test_a_word_filters_the_list_and_escape_takes_it_away() -> None:
+    folders = await many("apple", "pear", "plum", "apple-pie", "cherry", "fig")
+    app = open_app(folders[0])
+    async with app.run_test(size=(100, 30)) as pilot:
+        await opened(app)
+        await until_text(pilot, "apple-pie", "fig")
+        await pilot.press("f", *"apple", "enter")
+        await until(pilot, lambda: app.screen.query_one(OptionList).option_count == 2)
+        assert app.screen.query_one(OptionList).has_focus
+        await pilot.press("f", *"zz")
+        await until_text(pilot, "No run has 'zz'")
+        await pilot.press("escape")
+        await until(pilot, lambda: app.screen.query_one(OptionList).option_count == 6)
+        assert isinstance(app.screen, RunsScreen)
+
+
+async def test_o_orders_by_loss_size_and_name() -> None:
+    folders = await many("b", "a", "c", "e", "d", "f")
+    (folders[2].path / "big").write_bytes(bytes(5 << 20))
+    app = open_app(folders[0])
+    async with app.run_test(size=(100, 30)) as pilot:
+        await opened(app)
+        await until_text(pilot, "5.0 MiB", "when▾")
+        screen = app.screen
+        assert isinstance(screen, RunsScreen)
+        for heading, first in (("loss▾", folders[5]), ("size▾", folders[2]), ("run▾", folders[1])):
+            await pilot.press("o")
+            await until_text(pilot, heading)
+            assert screen._shown[0] == first.path
+
+
+async def test_the_details_say_what_the_curves_mean() -> None:
+    folder = run_in("exported")
+    app = open_app(folder)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await opened(app)
+        await until_text(pilot, "✓ Finished: loss", "Best at step 200", "ollama-tune run FOLDER/run.yaml")
+
+
+async def test_no_key_of_the_list_stops_or_deletes_by_accident() -> None:
+    """s and d are never confused: d does nothing, s only asks, and only where a worker is."""
+    folder = run_in("stopped")
+    app = open_app(folder)
+    async with app.run_test() as pilot:
+        await opened(app)
+        await until_text(pilot, "■ stopped")
+        await pilot.press("d", "s")
+        assert isinstance(app.screen, RunsScreen)
+        with alive(folder):
+            await until(pilot, lambda: app.screen.query_one(OptionList).option_count == 1)
+            app.screen._read_runs()  # type: ignore[attr-defined]
+            await until_text(pilot, "s Stop")
+            await pilot.press("d")
+            assert isinstance(app.screen, RunsScreen)
+            await pilot.press("s")
+            await until(pilot, lambda: isinstance(app.screen, ConfirmScreen))
+            await pilot.press("enter")
+            await until(pilot, lambda: isinstance(app.screen, RunsScreen))
+        assert not folder.stop_path.exists()
+
+
+async def test_again_opens_the_wizard_with_what_differs_from_the_recommendation(corner: Corner) -> None:
+    app = corner.app(4)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settled(pilot)
+        assert app.facts.plan is not None
+        wanted = app.facts.plan.settings.with_values({"training.rank": 4, "training.epochs": 7.0})
+        folder = create_run(wanted, "again")
+        app.set_value("training.alpha", 99)
+        mine = app.answers
+        await opened(app)
+        await until_text(pilot, "not started")
+        await pilot.press("n")
+        await until(pilot, lambda: isinstance(app.screen, SettingsScreen))
+        await settled(pilot)
+        await until_text(pilot, "Your unfinished", "b in Runs brings them back")
+        plan, recommended = app.facts.plan, app.facts.recommended
+        assert plan.settings.training == wanted.training and plan.settings.data == folder.settings().data
+        differ = {path for path, choice in recommended.items() if plan.settings.get(path) != choice.value}
+        assert differ >= {"training.rank", "training.epochs"} and "training.alpha" not in differ
+        assert app.answers.run is None and len(app.screen_stack) == 2
+        await opened(app)
+        await until_text(pilot, "b Bring back")
+        await pilot.press("b")
+        await until(pilot, lambda: isinstance(app.screen, SettingsScreen))
+        assert dict(app.answers.changed) == dict(mine.changed) and app.answers.data == mine.data
+        assert kept_answers() is None
+
+
+def test_answers_are_kept_once_and_not_pushed_out_by_a_duplicate() -> None:
+    mine = WizardState(step=3, data="/tmp/mine.jsonl")
+    first, second = (WizardState(step=4, changed={"training.rank": rank}) for rank in (4, 8))
+    assert keep_answers(mine, first)
+    assert keep_answers(first, second)
+    assert kept_answers() == mine
+    changed = WizardState(step=4, changed={"training.rank": 8, "training.alpha": 2})
+    assert keep_answers(changed, first)
+    assert kept_answers() == changed
+    assert not keep_answers(WizardState(run="x", data="/tmp/mine.jsonl"), second)
+    assert kept_answers() is None
+    assert not keep_answers(WizardState(), second)
+
+
+async def test_a_run_whose_settings_cannot_be_read_is_not_done_again() -> None:
+    folder = run_in("stopped")
+    folder.settings_path.write_text("training: [\n")
+    app = open_app(folder)
+    async with app.run_test() as pilot:
+        await opened(app)
+        await until_text(pilot, "■ stopped")
+        await pilot.press("n")
+        await until_text(pilot, "is not valid YAML")
+        assert isinstance(app.screen, RunsScreen)

@@ -6,8 +6,8 @@ import pytest
 
 from ollama_tune.core.runs.events import Event, EventReader
 from ollama_tune.core.runs.folder import RunFolder
+from ollama_tune.tui.run_follower import RunFollower
 from ollama_tune.tui.run_view import RunView
-from ollama_tune.tui.screens.run_screen import RunFollower
 from ollama_tune.tui.widgets.curves import BUCKETS, LossCurve
 from ollama_tune.tui.widgets.spark import spark
 
@@ -191,7 +191,8 @@ def test_a_run_that_went_back_takes_its_steps_and_its_answers_back() -> None:
     log("warning", what="Not a number.", fix="Half the rate from step 25 on.", back_to=25)
     view = view_of(folder)
     assert (view.step, max(view.validation), view.checkpoints[-1].step) == (25, 25, 25)
-    assert view.newest == [] and len(list(view.losses.points())) == 25
+    assert [len(asked.said) for asked in view.asked.values()] == [0, 0, 0]
+    assert len(list(view.losses.points())) == 25
 
 
 def test_what_a_crash_would_cost_is_counted_from_the_last_checkpoint() -> None:
@@ -229,12 +230,18 @@ def test_the_share_of_the_card_is_the_mean_by_time_and_unknown_without_a_card() 
     assert view_of(folder).mfu == pytest.approx(0.4)
 
 
-def test_the_newest_answers_are_those_of_one_step() -> None:
+def test_answers_are_kept_by_question_and_step_with_the_base_models_beside_them() -> None:
     folder = make_run()
     log = Log(folder)
     log.start().samples(step=1).samples(step=2)
+    log("sample", prompt="One soup, no salt.", reference="S1 -salt", base=None, tuned="S1 -salt")
     view = view_of(folder)
-    assert view.newest_step == 2 and [sample.tuned for sample in view.newest] == ["T2", "S1", "C1"]
+    tea, soup, _ = view.asked.values()
+    assert [(said.step, said.text) for said in tea.said] == [(1, "T"), (2, "T2")]
+    assert (tea.base, tea.final) == ("I am happy to help you with that.", None)
+    assert (soup.base, soup.final) == (tea.base, "S1 -salt")
+    log.samples(step=2)
+    assert [said.step for said in next(iter(view_of(folder).asked.values())).said] == [1, 2]
 
 
 def test_a_curve_in_one_line_goes_from_its_lowest_to_its_highest() -> None:

@@ -97,7 +97,7 @@ async def _try(app: TuneApp, pilot: Pilot[Any]) -> None:
     """Ask a held-out question; the process ends when the screen is left, and comes back with it."""
     screen = app.screen
     assert isinstance(screen, TryItScreen)
-    await until_text(pilot, "F5 A held-out question", seconds=60)
+    await until_text(pilot, "F5 Held-out", seconds=60)
     await pilot.press("f5")
     await until_text(pilot, "What is the colour of bird")
     await pilot.press("enter")

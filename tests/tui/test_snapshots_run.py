@@ -16,8 +16,6 @@ from ollama_tune.core.export.values import Check
 from ollama_tune.core.paths import runs_dir
 from ollama_tune.core.plan.settings import Settings
 from ollama_tune.core.runs.folder import RunFolder
-from ollama_tune.tui.screens.try_it import Prompt, TryItScreen
-from ollama_tune.tui.widgets.answer import AnswerPane
 from tests.cases import LLAMA_8B
 
 from .conftest import cpu_machine, gpu_machine
@@ -105,7 +103,7 @@ def test_paused_with_a_logarithmic_scale(folder: RunFolder, clock: Clock, snap_c
 
     async def prepare(pilot: Pilot[Any]) -> None:
         await until_text(pilot, "Paused at step 120", "p Go on")
-        await pilot.press("l")
+        await pilot.press("y")
         await until_text(pilot, "log scale")
         await pilot.pause()
 
@@ -120,30 +118,6 @@ def test_crashed(size: Size, folder: RunFolder, clock: Clock, snap_compare: Comp
         "Traceback (most recent call last):\nRuntimeError: [/foo] \x1b[31mno\nKilled\n"
     )
     assert picture(snap_compare, open_app(folder), size, "Killed", "r Resume")
-
-
-@SIZES
-def test_try_it(
-    size: Size, folder: RunFolder, clock: Clock, snap_compare: Compare, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The process that answers is tested elsewhere; here its words are put in."""
-    monkeypatch.setattr(TryItScreen, "_open", lambda self: setattr(self, "_ready", True))
-    Log(folder, clock).trained()
-
-    async def prepare(pilot: Pilot[Any]) -> None:
-        await until_text(pilot, "F5 A held-out question")
-        screen = pilot.app.screen
-        assert isinstance(screen, TryItScreen)
-        screen._show_question(Prompt((), "Two teas and a bun, please.", "2 TEA | 1 BUN"))
-        for name, answer in (
-            ("base", "With pleasure! Two teas and a bun.\nAnything else?"),
-            ("tuned", "2 TEA | 1 BUN"),
-        ):
-            screen.query_one(f"#{name}", AnswerPane).add(answer)
-            screen._ended({"model": name, "end": "stop", "tokens": 12, "seconds": 0.4})
-        await until_text(pilot, "✓ as wanted", "✗ not as wanted")
-
-    assert snap_compare(open_app(folder, 7), terminal_size=size, run_before=prepare)
 
 
 @SIZES

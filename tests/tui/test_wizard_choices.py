@@ -88,7 +88,9 @@ async def test_the_chosen_model_is_described(corner: Corner) -> None:
     assert "✓ tiny can be tuned." in text
     assert "LlamaForCausalLM: 2 layers, width 64" in text
     assert "Chat form ✓ the model brings its own" in text
-    assert "512 tokens; tokenizer: BPE, 376 entries" in text
+    assert "Reads up to 512 tokens (pieces of words) at once" in text
+    assert "tokenizer: BPE, 376 entries" in text
+    assert "Expect shows how everything works" in text and "Here ✓ trains in" in text
     assert "✓ can be exported to Ollama" in text
 
 
@@ -164,7 +166,7 @@ async def test_the_data_step_shows_format_rows_problems_and_the_trained_text(cor
         assert "✓ 40 rows of 41 · JSONL" in text
         assert "(line 41)" in text
         assert "What is the colour of bird 0? → Bird 0 is blue." in text
-        content = app.screen.query_one("#text").visual  # type: ignore[attr-defined]
+        content = app.screen.query_one("#text").content  # type: ignore[attr-defined]
     assert "trained: learned by the model" in text
     trained = "".join(
         content.plain[span.start : span.end] for span in content.spans if "underline" in str(span.style)

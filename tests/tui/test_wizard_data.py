@@ -7,26 +7,36 @@ from pathlib import Path
 
 import pytest
 from textual.content import Content
-from textual.widgets import Input, Static
+from textual.widgets import Input
 
 from ollama_tune.core.data.chat.render import ChatFormat
-from ollama_tune.core.data.values import Column, Message, Option, Problem, Question, Reading, Row
+from ollama_tune.core.data.values import (
+    Column,
+    Message,
+    Option,
+    Problem,
+    Question,
+    Reading,
+    Row,
+)
 from ollama_tune.core.plan.settings import Settings
 from ollama_tune.core.text import visible
 from ollama_tune.tui import data_tasks
 from ollama_tune.tui.app import TuneApp
-from ollama_tune.tui.data_tasks import render_row, whole_path
+from ollama_tune.tui.data_tasks import render_row
 from ollama_tune.tui.messages import DatasetChecked, RowsMeasured
 from ollama_tune.tui.screens.data import DataScreen
 from ollama_tune.tui.screens.data_columns import MOST_LABELS, ReadingScreen
 from ollama_tune.tui.screens.data_rows import GoToScreen, QuestionScreen
 from ollama_tune.tui.screens.settings import SettingsScreen
 from ollama_tune.tui.state import WizardState, reading_values
+from ollama_tune.tui.tasks import whole_path
 from ollama_tune.tui.text import where_text
 from ollama_tune.tui.widgets.data_summary import reading_words
 from ollama_tune.tui.widgets.problems import ProblemList
 from ollama_tune.tui.widgets.rendered import marked, with_ids
 from ollama_tune.tui.widgets.rows import RowList
+from ollama_tune.tui.widgets.textview import TextView
 from tests.tui.conftest import Corner, settled, shown
 
 
@@ -238,7 +248,7 @@ async def test_labels_are_counted_and_rows_over_the_sequence_length_told(corner:
         assert "10.00% are longer than 128" in text
         table(app).focus()
         await settled(pilot)
-        assert "128 tokens end here" in str(app.screen.query_one("#text", Static).visual)
+        assert "128 tokens end here" in str(app.screen.query_one("#text", TextView).content)
         assert "longer than 128 tokens, and so is its last question with the answer" in words(shown(app))
 
 

@@ -47,7 +47,7 @@ async def test_the_recommended_base_stands_second_with_its_reason(corner: Corner
     base = app.facts.base
     assert base is not None
     assert lines[2].startswith("● Bundled demo model")
-    assert lines[3].startswith(f"○ {base.value.id}") and "★ recommended" in lines[3]
+    assert lines[3].startswith(f"○ {base.value.id}") and "★ " in lines[3] and "recommended" in lines[3]
     assert words(f"★ {base.value.name} suits this machine: {base.reason}") in words(" ".join(lines))
 
 
@@ -75,7 +75,8 @@ async def test_a_listed_model_is_looked_at_without_the_hub_and_read_on_enter(
         await settled(pilot)
         text = words(shown(app))
         assert "134.5 M, about 256.6 MiB to download" in text
-        assert "Licence apache-2.0" in text and "Here trains in" in text
+        assert "Licence apache-2.0" in text and "Here trains in" in text and "for your rows" in text
+        assert "Expect one narrow task with short answers, such as labels" in text
         assert "Enter asks the hub for its small files" in text
         assert (hub.requests, app.answers.model) == ([], "bundled")
         await pilot.press("enter")

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, ClassVar, cast
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
-from textual.screen import Screen
 from textual.widgets import Static
 
 from ollama_tune.core.text import visible
+from ollama_tune.tui.explaining import ExplainedScreen, Topic, size_classes
 from ollama_tune.tui.state import STEPS, Facts, Step
 from ollama_tune.tui.widgets.keybar import KeyBar
 from ollama_tune.tui.widgets.steps import StepHeader, StepList
@@ -21,18 +21,13 @@ if TYPE_CHECKING:
 TOO_SMALL = "This window is too small: make it at least 60 columns wide and 18 lines high."
 
 
-class FramedScreen(Screen[None]):
+class FramedScreen(ExplainedScreen[None]):
     """A screen with the header line, the key line, and one sentence where the window is too small.
 
     A subclass fills `body()`. Facts arrive by `facts_changed`, once at the start and at every change.
     """
 
     TITLE_TEXT: ClassVar[str] = ""
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("f1,question_mark", "explain", "Help"),
-        Binding("q", "app.leave", show=False),
-        Binding("ctrl+q", "app.leave", "Quit", priority=True),
-    ]
 
     @property
     def tune(self) -> TuneApp:
@@ -41,6 +36,7 @@ class FramedScreen(Screen[None]):
 
     def compose(self) -> ComposeResult:
         """Header, body, keys, and the sentence that covers all when there is no room."""
+        self.add_class(*size_classes(self.app))
         yield self.header()
         with Horizontal(id="frame"):
             yield from self.side()
@@ -93,15 +89,9 @@ class FramedScreen(Screen[None]):
         """True where the key bar shows the action dimmed, though the key still answers."""
         return False
 
-    def help_topic(self) -> tuple[str, str]:
-        """The help file (a section) and the heading in it that `?` shows now."""
+    def screen_topic(self) -> Topic:
+        """The help of the screen as a whole."""
         return "screens", self.TITLE_TEXT
-
-    def action_explain(self) -> None:
-        """Show the help for what has the focus."""
-        from ollama_tune.tui.widgets.help import HelpScreen
-
-        self.app.push_screen(HelpScreen(*self.help_topic()))
 
 
 class StepScreen(FramedScreen):
@@ -145,8 +135,8 @@ class StepScreen(FramedScreen):
     def leaving(self) -> None:
         """Take over what was typed; nothing to do by default."""
 
-    def help_topic(self) -> tuple[str, str]:
-        """By default the help of the step."""
+    def screen_topic(self) -> Topic:
+        """The help of the step."""
         return "screens", self.step.title
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:

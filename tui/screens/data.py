@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,11 +12,12 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
+from textual.timer import Timer
 from textual.widgets import Static
 from textual.worker import Worker, get_current_worker
 
 from ollama_tune.core.text import visible
-from ollama_tune.tui import data_tasks
+from ollama_tune.tui import data_tasks, tasks
 from ollama_tune.tui.messages import RowRendered, RowsFound
 from ollama_tune.tui.screens.base import StepScreen
 from ollama_tune.tui.screens.data_columns import ReadingScreen
@@ -24,8 +26,9 @@ from ollama_tune.tui.state import BUNDLED, Facts, reading_values
 from ollama_tune.tui.text import put_text, tilde
 from ollama_tune.tui.widgets.data_summary import found_lines
 from ollama_tune.tui.widgets.form import TextField
+from ollama_tune.tui.widgets.help import paragraphs
 from ollama_tune.tui.widgets.page import Page
-from ollama_tune.tui.widgets.problems import ProblemList
+from ollama_tune.tui.widgets.problems import ProblemList, what_to_do
 from ollama_tune.tui.widgets.rendered import RowText
 from ollama_tune.tui.widgets.rows import RowHead, RowList
 
@@ -33,7 +36,11 @@ if TYPE_CHECKING:
     from ollama_tune.core.data.chat.render import ChatFormat
     from ollama_tune.core.data.values import DatasetProfile, Problem, Question, Row
 
+HELP = {"path": ("data", "path"), "problems": ("data", "problems")}
+HELP |= {"rows": ("data", "table"), "text": ("data", "text")}
 WITH_ROWS = ("go_to", "ids", "all_rows")
+REST = 0.06
+"""Seconds between two keys below which a key is held: rows that it passes over get no text."""
 
 
 class DataScreen(StepScreen):
@@ -58,12 +65,15 @@ class DataScreen(StepScreen):
         self._limit = 0
         self._filter: Problem | None = None
         self._told_about: set[tuple[str, str]] = set()
+        self._moved = 0.0
+        self._rest: Timer | None = None
 
     def body(self) -> ComposeResult:
         """Path, findings, problems, rows, rendered row."""
         yield TextField(id="path", placeholder="bundled, a file, a folder, or org/name of the hub")
         yield Page(id="found")
         yield ProblemList(id="problems")
+        yield Static(id="advice", markup=False)
         with Vertical(id="rows-and-text"):
             rows = RowList(id="rows")
             yield Static(id="filter", markup=False)
@@ -129,8 +139,8 @@ class DataScreen(StepScreen):
     @on(RowsFound)
     def _rows_found(self, message: RowsFound) -> None:
         if not message.rows:
-            whole = "That is about the data as a whole, not about single rows."
-            unread = "Nothing of these could be read as a row; look at those lines in the file."
+            whole = "That is about the data as a whole, not about single rows. F1 says what to do."
+            unread = "These lines cannot be shown here; look at them in the file."
             self.say(unread if message.problem.lines else whole)
             return
         self.say("")
@@ -138,6 +148,14 @@ class DataScreen(StepScreen):
         self._table.show(message.rows)
         self._tell_filter()
         self._table.focus()
+
+    @on(ProblemList.Pointed)
+    def _pointed(self, event: ProblemList.Pointed) -> None:
+        """What to do about the problem under the cursor, below the list while that has the focus."""
+        line, problem = self.query_one("#advice", Static), event.problem
+        words = what_to_do(problem.kind) if problem is not None else ""
+        line.display = bool(words)
+        put_text(line, Content.assemble(("→ ", "bold"), paragraphs(words)))
 
     def _tell_filter(self) -> None:
         line = self.query_one("#filter", Static)
@@ -222,9 +240,24 @@ class DataScreen(StepScreen):
 
     # One row
 
+    @property
+    def waiting(self) -> bool:
+        """True while the text of a row will be made once the cursor rests."""
+        return self._rest is not None
+
     @on(RowList.Highlighted)
     def _highlighted(self, event: RowList.Highlighted) -> None:
-        self._row = event.row
+        """A row's text is made at once, or when the cursor rests after a held key."""
+        now, self._row = time.monotonic(), event.row
+        moving, self._moved = now - self._moved < REST, now
+        if self._rest is not None:
+            self._rest.stop()
+        self._rest = self.set_timer(REST, self._rested) if moving else None
+        if not moving:
+            self._render_row()
+
+    def _rested(self) -> None:
+        self._rest = None
         self._render_row()
 
     def _render_row(self) -> None:
@@ -261,6 +294,13 @@ class DataScreen(StepScreen):
         """Show the ids of the tokens beside their text, or hide them."""
         self.query_one("#row-text", RowText).toggle_ids()
 
+    def help_topic(self) -> tuple[str, str]:
+        """The help of the part with the focus: of a problem, what that kind means."""
+        focused = self.focused
+        if isinstance(focused, ProblemList) and focused.problem is not None:
+            return "problems", focused.problem.kind
+        return HELP.get(focused.id or "", super().help_topic()) if focused else super().help_topic()
+
     # The path, and going on
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
@@ -286,7 +326,7 @@ class DataScreen(StepScreen):
         typed, data = self.query_one("#path", TextField).value.strip(), self.tune.answers.data
         if typed in (data, tilde(data)):
             return False
-        path = data_tasks.whole_path(typed)
+        path = tasks.whole_path(typed)
         if path == data:
             return False
         self.say("")

@@ -15,6 +15,7 @@ from textual.widgets.option_list import Option as Line
 from ollama_tune.core.text import one_line, visible
 from ollama_tune.tui.widgets.form import NumberField
 from ollama_tune.tui.widgets.modal import BoxScreen, paragraph
+from ollama_tune.tui.widgets.options import Options
 
 if TYPE_CHECKING:
     from ollama_tune.core.data.values import Column, Question
@@ -27,6 +28,7 @@ MAP = -1
 class GoToScreen(BoxScreen[int]):
     """Asks for the number of a row."""
 
+    HELP_TOPIC: ClassVar[tuple[str, str]] = ("windows", "Go to row")
     BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "take", "Go there", priority=True)]
 
     def __init__(self, rows: int) -> None:
@@ -66,6 +68,7 @@ class QuestionScreen(BoxScreen[int]):
     }
     QuestionScreen #samples { margin-top: 1; max-height: 10; }
     """
+    HELP_TOPIC: ClassVar[tuple[str, str]] = ("windows", "Question about the data")
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "take", "Take it", priority=True),
         Binding("escape", "refuse", "Leave it as it is"),
@@ -84,7 +87,7 @@ class QuestionScreen(BoxScreen[int]):
             Line(Content.assemble(visible(option.label), ("  (likeliest)" if first else "", "dim")))
             for first, option in zip([True, *[False] * 99], self._question.options, strict=False)
         ]
-        yield OptionList(*lines, id="options", markup=False, compact=True)
+        yield Options(*lines, id="options", markup=False, compact=True)
         yield Static(sample_lines(self._columns), id="samples", markup=False)
 
     def on_mount(self) -> None:

@@ -1,4 +1,4 @@
-"""Step 9: how to talk to the model, what it learned, and where everything is."""
+"""Step 9: how to talk to the model, what it learned, where everything is, and what can be done next."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.widgets import Static
 
+from ollama_tune.core.errors import TuneError
 from ollama_tune.core.evaluate.compare import Sample
 from ollama_tune.core.evaluate.metrics import exact_match
 from ollama_tune.core.files import write_atomic
@@ -22,7 +23,9 @@ from ollama_tune.tui.widgets.bar import level
 
 SAMPLES = 3
 BAR = 20
-LABEL = 11
+LABEL = 13
+ASK = "Ask it, for example: "
+REPORT = "verification.json"
 COMMANDS = "commands.txt"
 
 
@@ -33,6 +36,7 @@ class DoneScreen(RunScreen):
     CSS_PATH = "done.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("c", "copy", "Copy the command"),
+        Binding("t", "again", "Train again"),
         Binding("n", "new_run", "New run"),
         Binding("l", "runs", "All runs"),
     ]
@@ -42,6 +46,7 @@ class DoneScreen(RunScreen):
         with VerticalScroll(id="page-of-results"):
             yield Static(id="headline", markup=False)
             yield Static(id="commands", markup=False)
+            yield Static(id="ask", markup=False)
             yield Static(id="share", markup=False)
             yield Static("Where everything is", classes="heading")
             yield Static(id="places", markup=False)
@@ -72,12 +77,21 @@ class DoneScreen(RunScreen):
         self.tell("#headline", self._headline(), layout=True)
         self.tell("#commands", "\n".join(visible(command) for command in commands), layout=True)
         self.query_one("#commands").display = bool(commands)
+        self._show_question(bool(commands))
         share = [visible(command) for command in use_and_share(self._left())[1]]
         self.tell("#share", Content.styled(f"To share it: {'; '.join(share)}", "dim"), layout=True)
         self.query_one("#share").display = bool(share)
         room = self.query_one("#page-of-results").size.width - LABEL - 2
         self.tell("#learned", learned(self.view, max(room, 30)), layout=True)
         self.tell("#places", self._places(), layout=True)
+
+    def _show_question(self, ready: bool) -> None:
+        """A question that it has learned the likes of, to begin with."""
+        question = next((sample.prompt for sample in self.view.samples.values()), "")
+        line, room = self.query_one("#ask", Static), self.query_one("#page-of-results").size.width
+        line.display = ready and bool(question)
+        words = one_line(question, max(room - len(ASK) - 2, 20))
+        self.tell("#ask", Content.assemble((ASK, "dim"), words))
 
     def on_resize(self) -> None:
         """Answers are cut at the width of the window."""
@@ -102,7 +116,9 @@ class DoneScreen(RunScreen):
         if self.view.verification is not None:
             file = one_line(self.view.verification.file, 80)
             places.append(("model file", f"{self.folder.export.name}/{file}"))
-        places.append(("adapter", f"{self.folder.adapter.name}/"))
+            places.append(("proof", f"{self.folder.export.name}/{REPORT}"))
+        places.append(("trained part", f"{self.folder.adapter.name}/ (the adapter)"))
+        places.append(("settings", f"{self.folder.settings_path.name}: `ollama-tune run` does it again"))
         lines = [Content.assemble((f"{name:<{LABEL}}", "dim"), place) for name, place in places]
         return Content("\n").join(lines)
 
@@ -117,6 +133,19 @@ class DoneScreen(RunScreen):
             self.say(f"Sent to your terminal's clipboard. It could not be written: {error.strerror}.")
         else:
             self.say(f"Sent to your terminal's clipboard; also in {tilde(path)}")
+
+    async def action_again(self) -> None:
+        """The wizard at Settings with everything as in this run."""
+        from ollama_tune.tui.duplicate import keep_answers
+        from ollama_tune.tui.state import answers_of
+
+        try:
+            answers = answers_of(self.folder.settings())
+        except TuneError as error:
+            self.say(str(error))
+            return
+        keep_answers(self.tune.answers, answers)
+        await self.tune.open_wizard(answers)
 
     async def action_new_run(self) -> None:
         """The wizard from the start."""

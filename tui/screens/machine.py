@@ -20,8 +20,9 @@ from ollama_tune.tui.widgets.page import BLANK, Line, Page, heading, row, sign
 if TYPE_CHECKING:
     from ollama_tune.core.machine.values import Gpu, Host, Machine, OllamaStatus
 
-BAR = 24
+BAR = 16
 LABEL = 9
+WELCOME = "Enter goes on in every step; every value is suggested."
 HOLDERS = 6
 
 
@@ -79,6 +80,8 @@ def describe(machine: Machine, in_use: Sequence[str]) -> list[Line]:
     """Everything about the box; `in_use` are sentences about who holds memory."""
     disk = machine.disk
     return [
+        Line(Content.styled(WELCOME, "dim")),
+        BLANK,
         heading("Graphics card"),
         *_gpu_lines(machine),
         BLANK,

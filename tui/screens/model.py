@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import on
@@ -15,23 +14,29 @@ from textual.widgets.option_list import Option
 
 from ollama_tune.core.models.catalogue import find_listed
 from ollama_tune.core.models.values import ModelChoice
-from ollama_tune.core.text import human_bytes, human_count, human_seconds, one_line, visible
+from ollama_tune.core.text import one_line, visible
 from ollama_tune.tui.screens.base import StepScreen
 from ollama_tune.tui.state import BUNDLED, Facts, WizardState
+from ollama_tune.tui.tasks import model_source
 from ollama_tune.tui.text import tilde
 from ollama_tune.tui.widgets.errors import sentence
 from ollama_tune.tui.widgets.form import TextField
-from ollama_tune.tui.widgets.page import Line, Page, row, sign
+from ollama_tune.tui.widgets.model_lines import (
+    OWN,
+    USUAL,
+    advice,
+    describe,
+    describe_listed,
+    list_line,
+    offered,
+)
+from ollama_tune.tui.widgets.options import Options
+from ollama_tune.tui.widgets.page import Line, Page
 
 if TYPE_CHECKING:
     from ollama_tune.core.models.catalogue import CatalogueModel
-    from ollama_tune.core.models.chat_templates import TemplateOffer
-    from ollama_tune.core.models.values import ModelSpec
-    from ollama_tune.core.plan.bases import BaseFit
-    from ollama_tune.core.plan.values import Choice
 
 BUNDLED_CHOICE = ModelChoice(BUNDLED, BUNDLED, BUNDLED, None, "")
-LABEL = 11
 HINT = "or type a folder, or a hub id such as org/name"
 
 
@@ -54,7 +59,7 @@ class ModelScreen(StepScreen):
 
     def body(self) -> ComposeResult:
         """List, recommendation, line, details."""
-        yield OptionList(id="models", markup=False, compact=True)
+        yield Options(id="models", markup=False, compact=True)
         yield Static(id="base", markup=False)
         yield TextField(id="source", placeholder=HINT)
         yield Static(id="source-state", markup=False)
@@ -78,9 +83,14 @@ class ModelScreen(StepScreen):
         self.query_one("#source-state", Static).update(self._state(facts))
         self.query_one("#spec", Page).show(self._details(facts))
 
+    def on_resize(self) -> None:
+        """The lines of the list are cut to the width."""
+        self.call_after_refresh(self._fill, self.tune.facts)
+
     def _details(self, facts: Facts) -> list[Line]:
         if self._looked is not None:
-            return describe_listed(self._looked, facts.fits.get(self._looked.id))
+            rows = USUAL if self.tune.answers.data == BUNDLED else OWN
+            return describe_listed(self._looked, facts.fits.get(self._looked.id), rows)
         return describe(facts.spec, facts) if facts.spec else []
 
     def _state(self, facts: Facts) -> Content:
@@ -102,12 +112,13 @@ class ModelScreen(StepScreen):
 
     def _fill(self, facts: Facts) -> None:
         choices, chosen = in_order(facts), self.tune.answers.model
-        shown = choices, chosen, facts.base, facts.fits
+        width = self.query_one("#models").scrollable_content_region.width
+        shown = choices, chosen, facts.base, facts.fits, width
         if shown == self._filled:
             return
         self._filled = shown
         models, sources = self.query_one("#models", OptionList), [choice.source for choice in choices]
-        lines = [_line(choice, choice.source == chosen, facts) for choice in choices]
+        lines = [list_line(choice, choice.source == chosen, facts, width) for choice in choices]
         if sources == self._sources:
             for index, line in enumerate(lines):
                 models.replace_option_prompt_at_index(index, line)
@@ -135,7 +146,7 @@ class ModelScreen(StepScreen):
 
     def _typed(self) -> tuple[str, str | None] | None:
         typed = self.query_one("#source", TextField).value.strip()
-        return _split(typed) if typed else None
+        return model_source(typed) if typed else None
 
     def leaving(self) -> None:
         """Take what was typed."""
@@ -162,6 +173,11 @@ class ModelScreen(StepScreen):
     def _left_line(self) -> None:
         self.leaving()
 
+    def help_topic(self) -> tuple[str, str]:
+        """The help of the list, or of the line."""
+        places = {"models": ("model", "list"), "source": ("model", "source")}
+        return places.get(self.focused.id or "" if self.focused else "", super().help_topic())
+
     def obstacle(self) -> str:
         """A model that cannot be read; one that is still being read may be read on."""
         facts = self.tune.facts
@@ -184,11 +200,6 @@ class ModelScreen(StepScreen):
         await super().action_next()
 
 
-def offered(facts: Facts) -> TemplateOffer | None:
-    """The chat form that is offered for the chosen base model and not taken yet."""
-    return facts.about.offer if facts.about is not None and facts.model_error is not None else None
-
-
 def here(facts: Facts) -> set[str]:
     """What need not be asked of the hub: the sources of the models on this box."""
     return {choice.source for choice in facts.models or (BUNDLED_CHOICE,) if choice.kind != "catalogue"}
@@ -201,109 +212,5 @@ def in_order(facts: Facts) -> list[ModelChoice]:
     return sorted(facts.models or (BUNDLED_CHOICE,), key=lambda choice: places.get(choice.source, 2))
 
 
-def advice(base: Choice | None) -> Content:
-    """Which base model suits this box, and why."""
-    if base is None:
-        return Content("")
-    return Content.assemble(
-        ("★ ", "$text-accent bold"), f"{visible(base.value.name)} suits this machine: ", (base.reason, "dim")
-    )
-
-
 def _shown(answers: WizardState) -> str:
     return tilde(answers.model) + (f"@{visible(answers.revision)}" if answers.revision else "")
-
-
-def _split(typed: str) -> tuple[str, str | None]:
-    """A folder, or a hub id with or without `@revision`."""
-    folder = Path(typed).expanduser()
-    if typed.startswith(("~", "/", ".")) or folder.exists():
-        return str(folder.absolute()), None
-    source, _, revision = typed.partition("@")
-    return source.strip(), revision.strip() or None
-
-
-def _line(choice: ModelChoice, chosen: bool, facts: Facts) -> Content:
-    fit, size = facts.fits.get(choice.source), f"  {human_bytes(choice.size)}" if choice.size else ""
-    far = choice.kind == "catalogue"
-    gated = "licence to accept" if fit is not None and far and fit.model.gated else ""
-    notes = ("" if far else one_line(choice.note, 60), gated, fit.obstacle if fit is not None else "")
-    note = "; ".join(filter(None, notes))
-    mark = ("● ", "$text-accent") if chosen else ("○ ", "dim")
-    best = facts.base is not None and facts.base.value.id == choice.source
-    star = ("  ★ recommended", "$text-accent") if best else ""
-    return Content.assemble(
-        mark, one_line(choice.name, 44), (size, "dim"), star, (f"  {note}" if note else "", "dim")
-    )
-
-
-def describe(spec: ModelSpec, facts: Facts) -> list[Line]:
-    """A base model in lines of label and figure."""
-    found = facts.about
-    size = f"{human_bytes(spec.weight_bytes)} in {visible(spec.weight_dtype)}"
-    return [
-        row("Parameters", f"{human_count(spec.parameters)}, {size}", LABEL),
-        row("Kind", _kind(spec), LABEL),
-        row("Context", _context(spec, found.tokenizer if found else ""), LABEL),
-        row("Chat form", _chat_form(spec, facts), LABEL),
-        row("Licence", _licence(spec.licence, found is not None and bool(found.gated)), LABEL),
-        row("Export", one_line(spec.export_reason, 200) or "✓ can be exported to Ollama", LABEL),
-        _place(spec, facts),
-    ]
-
-
-def _kind(spec: ModelSpec | CatalogueModel) -> str:
-    return f"{one_line(spec.architecture, 40)}: {spec.layers} layers, width {spec.hidden_size:,}"
-
-
-def _context(spec: ModelSpec | CatalogueModel, tokenizer: str) -> str:
-    read = f"; tokenizer: {visible(tokenizer)}" if tokenizer else f"; {spec.vocabulary_size:,} tokens known"
-    return f"{spec.context_length:,} tokens{read}"
-
-
-def _chat_form(spec: ModelSpec, facts: Facts) -> str:
-    offer = facts.about.offer if facts.about is not None else None
-    if spec.chat_template is not None:
-        return "✓ the model brings its own"
-    if offer is None:
-        return "none: this is a base model, and no token of it ends an answer"
-    return f"none; {'offered' if offered(facts) else 'taken'}: {visible(offer.name)}"
-
-
-def _licence(licence: str, gated: bool) -> str:
-    asked = "; it has to be accepted on the hub" if gated else ""
-    return (one_line(licence, 60) or "not stated") + asked
-
-
-def _place(spec: ModelSpec, facts: Facts) -> Line:
-    """Where the model lies; what is to be fetched against the room for it."""
-    size = facts.about.to_download if facts.about is not None else 0
-    if not size:
-        place = "comes with ollama-tune" if spec.source == BUNDLED else tilde(spec.folder)
-        return row("Place", place, LABEL)
-    disk = facts.machine.models_disk if facts.machine is not None else None
-    room = f", {human_bytes(disk.free)} free" if disk is not None else ""
-    short = ("✗ ", "$text-error") if disk is not None and size > disk.free else ""
-    words = f"{human_bytes(size)} when the run starts{room}"
-    return row("Download", Content.assemble(short, words), LABEL)
-
-
-def describe_listed(model: CatalogueModel, fit: BaseFit | None) -> list[Line]:
-    """A listed model that is not here yet, and what it would need on this box."""
-    size = f"{human_count(model.parameters)}, about {human_bytes(2 * model.parameters)} to download"
-    lines = [
-        row("Parameters", size, LABEL),
-        row("Kind", _kind(model), LABEL),
-        row("Context", _context(model, ""), LABEL),
-        row("Licence", _licence(model.licence, bool(model.gated)), LABEL),
-    ]
-    if fit is None:
-        return lines
-    words = (
-        f"trains in {human_bytes(fit.training_bytes)} and {human_seconds(fit.seconds)}, "
-        f"runs as {fit.gguf_type} in {human_bytes(fit.serving_bytes)}"
-    )
-    lines.append(row("Here", words, LABEL))
-    return (
-        lines if not fit.obstacle else [*lines, sign("!", f"Not recommended here: {visible(fit.obstacle)}.")]
-    )

@@ -13,20 +13,22 @@ from textual.content import Content
 
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.paths import runs_dir, state_dir
-from ollama_tune.core.text import human_bytes, human_count, human_seconds, one_line, visible
+from ollama_tune.core.text import human_bytes, visible
 from ollama_tune.tui.screens.base import StepScreen
-from ollama_tune.tui.state import BUNDLED, Facts
+from ollama_tune.tui.state import Facts
 from ollama_tune.tui.text import tilde
 from ollama_tune.tui.widgets.confirm import TypedConfirmScreen
-from ollama_tune.tui.widgets.data_summary import reading_words
 from ollama_tune.tui.widgets.errors import sentence
-from ollama_tune.tui.widgets.membar import MemoryBar, duration
-from ollama_tune.tui.widgets.page import BLANK, Line, Page, row, sign
+from ollama_tune.tui.widgets.membar import MemoryBar
+from ollama_tune.tui.widgets.page import BLANK, Line, Page, heading, sign
+from ollama_tune.tui.widgets.review_lines import cost_lines, more_lines, place_lines, what_lines
 
 if TYPE_CHECKING:
-    from ollama_tune.core.plan.settings import Settings, TrainingSettings
+    from ollama_tune.core.plan.settings import Settings
     from ollama_tune.core.plan.values import Plan
     from ollama_tune.core.runs.folder import RunFolder
+
+SHOWS = "Enter shows it, n starts another."
 
 
 class ReviewScreen(StepScreen):
@@ -76,19 +78,26 @@ class ReviewScreen(StepScreen):
             self._file = self._save(state_dir() / "run.yaml", plan.settings)
         self._started = self._same_run(plan.settings)
         self.call_later(self.tune.confirm_plan)
-        job.show([*what_lines(plan, facts), BLANK])
+        job.show([*what_lines(plan, facts), BLANK, heading("Cost")])
         bar.show(plan, "simulating …" if "simulation" in facts.busy else "")
         self.query_one("#summary", Page).show(self._lines(plan, facts))
         self.say(str(facts.plan_error) if facts.plan_error else facts.busy.get("start", ""))
 
     def _lines(self, plan: Plan, facts: Facts) -> list[Line]:
-        lines = list(offer_lines(plan))
-        if self._started is not None:
-            lines += [sign("▶", f"Started already as {visible(self._started.name)}; Enter shows it."), BLANK]
-        lines += cost_lines(plan, facts)
-        lines += [row("Command", Content.styled(visible(self.command()), "bold"), 10), BLANK]
-        lines += [sign("!", visible(warning)) for warning in plan.warnings]
-        return [*lines, *ground_lines(plan)]
+        started = self._started
+        told = [] if started is None else [sign("▶", f"Started already as {visible(started.name)}; {SHOWS}")]
+        command = Line(Content.styled(f"  {visible(self.command())}", "bold"), 2)
+        return [
+            *told,
+            *cost_lines(plan, facts),
+            BLANK,
+            *place_lines(plan, facts),
+            BLANK,
+            heading("Command that does the same"),
+            command,
+            BLANK,
+            *more_lines(plan),
+        ]
 
     def command(self) -> str:
         """The command that does the same; empty when run.yaml could not be written."""
@@ -174,7 +183,7 @@ class ReviewScreen(StepScreen):
         if written is not None:
             self._file = written
             self.query_one("#summary", Page).show(self._lines(self._plan, self.tune.facts))
-            self.say(f"Written: {written}")
+            self.say(f"Written. Run it with: {self.command()}")
 
     def action_copy(self) -> None:
         """Send the command to the clipboard; whether the terminal takes it cannot be known."""
@@ -188,83 +197,3 @@ def _doubt(plan: Plan) -> str:
         f"It needs about {needed} and {free} are free. The run will most likely end with an "
         "out-of-memory error after some minutes; nothing else on this machine is harmed."
     )
-
-
-def what_lines(plan: Plan, facts: Facts) -> list[Line]:
-    """Model, data, training and result in words."""
-    settings, spec = plan.settings, facts.spec
-    training, data = settings.training, settings.data
-    parameters = f", {human_count(spec.parameters)} parameters" if spec else ""
-    rows = f", {facts.lengths.rows:,} rows" if facts.lengths else ""
-    source = "bundled" if data.path == BUNDLED else tilde(data.path)
-    held = "4 bit" if training.quantization == "nf4" else "full precision"
-    return [
-        row("Model", f"{one_line(spec.name if spec else settings.model.source, 80)}{parameters}"),
-        row("Data", f"{source}{rows}, {data.validation_split:.0%} of them kept out to measure on"),
-        *(row("", words) for words in reading_words(data)),
-        row("Training", _schedule(training)),
-        row("Adapter", f"LoRA, rank {training.rank}, alpha {training.alpha}; base weights in {held}"),
-        row("Result", _result(settings)),
-    ]
-
-
-def _schedule(training: TrainingSettings) -> str:
-    a_step = training.batch_size * training.gradient_accumulation_steps
-    rate, longest = training.learning_rate, training.sequence_length
-    return (
-        f"{training.epochs:g} epochs, learning rate {rate:g}, "
-        f"{a_step} rows a step of up to {longest:,} tokens"
-    )
-
-
-def _result(settings: Settings) -> str:
-    name = settings.export.name
-    kind = settings.export.type.upper()
-    return f"{visible(name)} in Ollama, as {kind}" if name else "an adapter; nothing is exported"
-
-
-def cost_lines(plan: Plan, facts: Facts) -> list[Line]:
-    """Time and how sure it is, energy, disk and place."""
-    work = plan.work
-    low, high = human_seconds(work.seconds / work.spread), human_seconds(work.seconds * work.spread)
-    energy = "" if work.energy_kwh is None else f"; at most {work.energy_kwh:.2g} kWh on the GPU"
-    return [
-        row("Time", Content.assemble(duration(work), energy)),
-        row("", Content.styled(f"between {low} and {high}: {visible(work.ground)}", "dim")),
-        row("Disk", _disk(plan, facts)),
-        row("Goes to", f"a new folder in {tilde(runs_dir())}"),
-    ]
-
-
-def _disk(plan: Plan, facts: Facts) -> str:
-    work = plan.work
-    written = (
-        (work.checkpoint_bytes, "for checkpoints"),
-        (work.export_bytes, "export"),
-        (work.download_bytes, "to download"),
-        (work.ollama_bytes, "in Ollama"),
-    )
-    words = ", ".join(f"{human_bytes(size)} {what}" for size, what in written if size)
-    free = f"; {human_bytes(facts.machine.disk.free)} free" if facts.machine else ""
-    return f"{words}{free}"
-
-
-def ground_lines(plan: Plan) -> list[Line]:
-    """What the memory's figure and the recommended values rest on."""
-    from ollama_tune.core.plan.sources import count_sources
-
-    lines = [row("Chosen", visible(count_sources(plan)))]
-    if plan.memory.remark:
-        lines.append(row("Memory", visible(f"{plan.memory.method}; {plan.memory.remark}")))
-    return lines
-
-
-def offer_lines(plan: Plan) -> list[Line]:
-    """The nearest plans that fit, each with its key."""
-    if not plan.offers:
-        return []
-    lines = [row("Would fit", "press its number (f takes the first)")]
-    for number, offer in enumerate(plan.offers, 1):
-        needed = human_bytes(offer.memory.needed)
-        lines.append(sign(str(number), f"{visible(offer.text)} ({needed})", "$text-accent"))
-    return [*lines, BLANK]

@@ -8,9 +8,9 @@ from textual.content import Content
 from textual.widgets import Static
 from textual.worker import Worker
 
-from ollama_tune.core.runs.events import EventReader, effective
-from ollama_tune.core.runs.folder import ALIVE, RunFolder, State
+from ollama_tune.core.runs.folder import RunFolder
 from ollama_tune.core.text import human_bytes, human_count, human_seconds, one_line, visible
+from ollama_tune.tui.run_follower import RunFollower
 from ollama_tune.tui.run_values import Progress
 from ollama_tune.tui.run_view import RunView
 from ollama_tune.tui.screens.base import StepScreen
@@ -20,35 +20,8 @@ from ollama_tune.tui.widgets.bar import level
 POLL = 0.5
 SHOW = 0.9
 BAR = 24
-
-
-class RunFollower:
-    """A run's log folded into a view, and its state, read anew at each `poll`."""
-
-    def __init__(self, folder: RunFolder) -> None:
-        self.folder = folder
-        self.view = RunView()
-        self.state = State.NEW
-        self._reader = EventReader(folder.events_path)
-
-    def poll(self) -> bool:
-        """Take in what is new; True when events came or the state changed."""
-        fresh, old = self._read(), self.state
-        self.state = self.folder.state(self.view.last, paused=self.view.paused)
-        if not self.alive and self._read():
-            fresh, self.state = True, self.folder.state(self.view.last)
-        return fresh or old is not self.state
-
-    def _read(self) -> bool:
-        fresh = self.view.fold(self._reader.poll())
-        if not self.view.complete:
-            self.view.read_curves(effective(self.folder.events()))
-        return fresh
-
-    @property
-    def alive(self) -> bool:
-        """True while a worker holds the run."""
-        return self.state in ALIVE
+PIECE, BREATH = 1 << 20, 0.001
+"""Bytes of a log that are read at once, in some 20 ms."""
 
 
 class RunScreen(StepScreen):
@@ -60,6 +33,7 @@ class RunScreen(StepScreen):
         self._phase: tuple[object, ...] = ()
         self._fresh = True
         self._shown = 0.0
+        self._texts: dict[str, Static] = {}
 
     @property
     def folder(self) -> RunFolder:
@@ -81,7 +55,10 @@ class RunScreen(StepScreen):
         self.call_after_refresh(self._first_poll)
 
     def _first_poll(self) -> None:
-        self.run.poll()
+        """Between two pieces of a long log keys are answered."""
+        if self.run.poll(PIECE) and self.run.behind:
+            self.set_timer(BREATH, self._first_poll)
+            return
         self._show()
         self.set_interval(POLL, self._poll)
 
@@ -104,6 +81,7 @@ class RunScreen(StepScreen):
     def show_now(self) -> None:
         """Show everything at once, after something the person did."""
         self.show_run()
+        self.tick()
         self.refresh_bindings()
 
     def _keys(self) -> tuple[object, ...]:
@@ -118,7 +96,10 @@ class RunScreen(StepScreen):
 
     def tell(self, selector: str, content: Content | str, *, layout: bool = False) -> None:
         """Change a text only where it is another one: every repaint costs bytes over ssh."""
-        put_text(self.query_one(selector, Static), content, layout=layout)
+        static = self._texts.get(selector)
+        if static is None:
+            static = self._texts[selector] = self.query_one(selector, Static)
+        put_text(static, content, layout=layout)
 
     def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
         """An error of our own in slow work is reported by the application."""

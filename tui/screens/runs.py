@@ -1,91 +1,106 @@
-"""The list of runs: what each is doing, and what can be done with it."""
+"""The list of runs: what each came to, and what can be done with it."""
 
 from __future__ import annotations
 
-import datetime
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.message import Message
-from textual.widgets import OptionList, Static
+from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
-from textual.worker import Worker
+from textual.worker import get_current_worker
 
-from ollama_tune.core.errors import TuneError
-from ollama_tune.core.runs.folder import RunFolder, State, list_runs
-from ollama_tune.core.text import human_bytes, one_line, visible
-from ollama_tune.tui.screens.base import FramedScreen
-from ollama_tune.tui.screens.run_screen import RunFollower
-from ollama_tune.tui.text import tilde
+from ollama_tune.core.runs.folder import RunFolder
+from ollama_tune.tui.duplicate import kept_answers
+from ollama_tune.tui.run_summary import ListedRun, folder_size, read_runs
+from ollama_tune.tui.screens.run_changes import RunChangesScreen
+from ollama_tune.tui.screens.runs_lines import Table, about
+from ollama_tune.tui.text import put_text
+from ollama_tune.tui.widgets.options import Options
 
 POLL = 1.0
-SIGNS = {
-    State.NEW: "·",
-    State.RUNNING: "▶",
-    State.PAUSED: "‖",
-    State.SILENT: "!",
-    State.FINISHED: "✓",
-    State.STOPPED: "■",
-    State.FAILED: "✗",
-    State.CRASHED: "✗",
+NEWS = 0.3
+MOST = 4
+"""So many runs can be compared at once."""
+MANY = 6
+"""From so many runs on the list can be filtered and ordered."""
+ORDERS: dict[str, Callable[[ListedRun], Any]] = {
+    "when": lambda run: 0,
+    "loss": lambda run: math.inf if run.summary.shown_loss is None else run.summary.shown_loss,
+    "size": lambda run: -(run.size or 0),
+    "name": lambda run: run.name,
 }
-STATE, STEP, LOSS, WHEN = 17, 13, 8, 6
-NAME = 24, 48
 
 
 @dataclass
 class RunsRead(Message):
-    """Every run with its log read, newest first."""
+    """Runs with what is known of them, newest first; `last` is off while older ones are still being read."""
 
-    runs: tuple[RunFollower, ...]
+    runs: tuple[ListedRun, ...]
+    last: bool = True
 
 
 @dataclass
-class Settled(Message):
-    """A resume or a deletion ended; `error` says why it did not work."""
+class SizesKnown(Message):
+    """How many bytes each run's folder takes."""
 
-    error: TuneError | None = None
+    sizes: dict[Path, int]
 
 
-class RunsScreen(FramedScreen):
-    """Runs, newest first; live ones are followed, the others were read once."""
+class RunsScreen(RunChangesScreen):
+    """Runs, newest first; live ones are followed, of the others a summary is kept."""
 
     TITLE_TEXT = "Runs"
     CSS_PATH = "runs.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "Open", priority=True),
         Binding("escape", "close", "Back"),
+        Binding("space", "mark", "Mark"),
+        Binding("c,equals_sign", "compare", "Compare"),
         Binding("s", "stop", "Stop"),
         Binding("r", "resume", "Resume"),
+        Binding("n", "duplicate", "Again"),
+        Binding("b", "bring_back", "Bring back"),
         Binding("x", "delete", "Delete"),
+        Binding("f,slash", "filter", "Filter"),
+        Binding("o", "order", "Order", show=False),
     ]
 
     def __init__(self) -> None:
         super().__init__()
-        self._runs: tuple[RunFollower, ...] = ()
+        self._runs: tuple[ListedRun, ...] = ()
         self._read = False
         self._shown: tuple[Path, ...] = ()
+        self._lines: list[Content] = []
+        self._marked: list[Path] = []
+        self._order = "when"
+        self._wanted = ""
+        self._kept = False
 
     def body(self) -> ComposeResult:
-        """Heading, list, and what the list has no room for."""
+        """Heading, list, the word that is looked for, and what the list has no room for."""
         yield Static(id="columns", markup=False)
-        yield OptionList(id="runs", markup=False, compact=True)
+        yield Options(id="runs", markup=False, compact=True)
+        yield Input(id="filter", placeholder="part of a name, model or state", compact=True)
         yield Static("Reading the runs …", id="about-run", markup=False)
 
     def on_mount(self) -> None:
-        """Read the logs in a thread; then look at the live ones once a second."""
+        """Read the runs in a thread; then look at the live ones once a second."""
         super().on_mount()
+        self.query_one("#filter").display = False
         self.set_interval(POLL, self._poll)
 
     def on_screen_resume(self) -> None:
         """Read again: a run may have been started, deleted or ended meanwhile."""
+        self._kept = kept_answers() is not None
         self._read_runs()
 
     def on_resize(self) -> None:
@@ -94,37 +109,66 @@ class RunsScreen(FramedScreen):
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="runs")
     def _read_runs(self) -> None:
-        found = []
-        for folder in list_runs():
-            follower = RunFollower(folder)
-            follower.poll()
-            found.append(follower)
-        self.post_message(RunsRead(tuple(found)))
+        """First what the list shows, then the sizes, which may take as long as the disk wants."""
+        found: list[ListedRun] = []
+        told, worker = time.monotonic(), get_current_worker()
+        for run in read_runs():
+            found.append(run)
+            if time.monotonic() - told > NEWS and not worker.is_cancelled:
+                told = time.monotonic()
+                self.post_message(RunsRead(tuple(found), last=False))
+        if not worker.is_cancelled:
+            self.post_message(RunsRead(tuple(found)))
+        sizes = {run.folder.path: folder_size(run.folder.path) for run in found if not worker.is_cancelled}
+        if not worker.is_cancelled:
+            self.post_message(SizesKnown(sizes))
 
     @on(RunsRead)
     def _runs_read(self, message: RunsRead) -> None:
-        self._runs, self._read = message.runs, True
+        """A list that is not whole yet takes the place of none, never of a whole one."""
+        if self._read and not message.last:
+            return
+        sizes = {run.folder.path: run.size for run in self._runs}
+        for run in message.runs:
+            run.size = sizes.get(run.folder.path)
+        self._runs, self._read = message.runs, message.last
+        known = {run.folder.path for run in self._runs}
+        self._marked = [path for path in self._marked if path in known]
         self._fill()
-        self.refresh_bindings()
+
+    @on(SizesKnown)
+    def _sizes_known(self, message: SizesKnown) -> None:
+        for run in self._runs:
+            run.size = message.sizes.get(run.folder.path, run.size)
+        self._fill()
 
     def _poll(self) -> None:
         changed = [run.poll() for run in self._runs if run.alive]
         if any(changed):
             self._fill()
-            self.refresh_bindings()
 
     # Show
 
+    def _listed(self) -> list[ListedRun]:
+        """The runs that are looked for, in the chosen order."""
+        word = self._wanted.lower()
+        found = [
+            run
+            for run in self._runs
+            if word in f"{run.name} {run.summary.model} {run.summary.name} {run.state.value}".lower()
+        ]
+        return sorted(found, key=ORDERS[self._order])
+
     def _fill(self) -> None:
         """Bring the lines up to date; the highlighted run stays highlighted."""
-        runs = self.query_one("#runs", OptionList)
-        names = min(max(runs.size.width - (STATE + STEP + LOSS + WHEN + 5), NAME[0]), NAME[1])
-        paths = tuple(run.folder.path for run in self._runs)
-        lines = [_line(run, names) for run in self._runs]
-        self.query_one("#columns", Static).update(_heading(names))
+        runs, listed = self.query_one("#runs", OptionList), self._listed()
+        table = Table(runs.size.width)
+        paths = tuple(run.folder.path for run in listed)
+        lines = [table.line(run, run.folder.path in self._marked) for run in listed]
+        put_text(self.query_one("#columns", Static), table.heading(self._order), layout=False)
         if paths == self._shown:
             for index, line in enumerate(lines):
-                if runs.get_option_at_index(index).prompt != line:
+                if self._lines[index] != line:
                     runs.replace_option_prompt_at_index(index, line)
         else:
             before = self._shown[runs.highlighted] if runs.highlighted is not None else None
@@ -133,8 +177,11 @@ class RunsScreen(FramedScreen):
             self._shown = paths
             if paths:
                 runs.highlighted = paths.index(before) if before in paths else 0
-            runs.focus()
+            if not self.query_one("#filter").has_focus:
+                runs.focus()
+        self._lines = lines
         self._tell_about()
+        self.refresh_bindings()
 
     @on(OptionList.OptionHighlighted)
     def _highlighted(self) -> None:
@@ -142,39 +189,106 @@ class RunsScreen(FramedScreen):
         self.refresh_bindings()
 
     @property
-    def chosen(self) -> RunFollower | None:
+    def chosen(self) -> ListedRun | None:
         """The highlighted run."""
         index = self.query_one("#runs", OptionList).highlighted
-        return self._runs[index] if index is not None and index < len(self._runs) else None
+        if index is None or index >= len(self._shown):
+            return None
+        return next((run for run in self._runs if run.folder.path == self._shown[index]), None)
 
     def _tell_about(self) -> None:
         run = self.chosen
         none = "There is no run yet: go through the wizard or type `ollama-tune demo`."
-        waiting = none if self._read else "Reading the runs …"
-        self.query_one("#about-run", Static).update(_about(run) if run else Content(waiting))
+        if self._runs:
+            none = f"No run has {self._wanted!r} in its name, model or state."
+        waiting = Content(none if self._read else "Reading the runs …")
+        put_text(self.query_one("#about-run", Static), about(run, run.model()) if run else waiting)
+
+    def changed(self) -> None:
+        """Read the runs again."""
+        self._read_runs()
 
     # Keys
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Each key shows where the highlighted run lets it do something."""
-        if action == "close":
-            return len(self.app.screen_stack) > 1
-        if action not in ("open", "stop", "resume", "delete"):
+        if not self.is_mounted:
             return True
-        run = self.chosen if self.is_mounted else None
+        if action == "close":
+            return bool(self._wanted) or self._filtering or len(self.app.screen_stack) > 1
+        if action in ("filter", "order"):
+            return len(self._runs) >= MANY and not self._filtering
+        if action == "compare":
+            return len(self._marked) > 1
+        if action == "bring_back":
+            return self._kept
+        if action not in ("open", "stop", "resume", "delete", "duplicate", "mark"):
+            return True
+        return self._works(action)
+
+    def _works(self, action: str) -> bool:
+        run = self.chosen
         if run is None:
             return False
         alive = run.alive
-        return {"open": True, "stop": alive, "resume": not (alive or run.view.trained), "delete": not alive}[
-            action
-        ]
+        works = {"stop": alive, "resume": not (alive or run.summary.trained), "delete": not alive}
+        return works.get(action, True)
 
-    async def action_open(self) -> None:
-        """The end of an exported run, else the run as it goes."""
+    @property
+    def _filtering(self) -> bool:
+        return bool(self.query_one("#filter").has_focus)
+
+    def action_mark(self) -> None:
+        """Mark the run for a comparison, or take the mark away; the cursor goes on to the next."""
         run = self.chosen
         if run is None:
             return
-        if "export" in run.view.done and not run.alive:
+        path = run.folder.path
+        if path in self._marked:
+            self._marked.remove(path)
+        elif len(self._marked) < MOST:
+            self._marked.append(path)
+        else:
+            self.say(f"At most {MOST} runs can be compared: take a mark away first.")
+            return
+        more = "Mark another one, then c compares them." if len(self._marked) == 1 else ""
+        self.say(more or (f"{len(self._marked)} runs are marked: c compares them." if self._marked else ""))
+        self._fill()
+        self.query_one("#runs", OptionList).action_cursor_down()
+
+    async def action_compare(self) -> None:
+        """The marked runs side by side."""
+        from ollama_tune.tui.screens.compare import CompareScreen
+
+        self.say("")
+        await self.app.push_screen(CompareScreen([RunFolder(path) for path in self._marked]))
+
+    def action_filter(self) -> None:
+        """Type a word; the list follows."""
+        word = self.query_one("#filter", Input)
+        word.display = True
+        word.focus()
+
+    @on(Input.Changed, "#filter")
+    def _filter_changed(self, event: Input.Changed) -> None:
+        self._wanted = event.value.strip()
+        self._fill()
+
+    def action_order(self) -> None:
+        """Order the list by the next column."""
+        names = list(ORDERS)
+        self._order = names[(names.index(self._order) + 1) % len(names)]
+        self._fill()
+
+    async def action_open(self) -> None:
+        """The end of an exported run, else the run as it goes; from the filter, to the list."""
+        if self._filtering:
+            self.query_one("#runs").focus()
+            return
+        run = self.chosen
+        if run is None:
+            return
+        if run.summary.exported and not run.alive:
             from ollama_tune.tui.screens.done import DoneScreen
 
             self.tune.folder = run.folder
@@ -183,126 +297,10 @@ class RunsScreen(FramedScreen):
             await self.tune.open_run(run.folder)
 
     def action_close(self) -> None:
-        """Back to where the list was opened."""
-        self.app.pop_screen()
-
-    def action_stop(self) -> None:
-        """Ask once; Enter says no."""
-        from ollama_tune.tui.widgets.confirm import ConfirmScreen
-
-        run = self.chosen
-        if run is not None:
-            text = "The worker finishes its step, writes a checkpoint and ends. Going on later loses nothing."
-            self.app.push_screen(
-                ConfirmScreen(f"Stop {run.folder.name}?", text), lambda yes: self._stop(run.folder, bool(yes))
-            )
-
-    def _stop(self, folder: RunFolder, yes: bool) -> None:
-        from ollama_tune.core.runs.control import request_stop
-
-        try:
-            if yes:
-                request_stop(folder)
-                self.say(f"{folder.name} ends after its step.")
-        except TuneError as error:
-            self.say(str(error))
-
-    def action_resume(self) -> None:
-        """Go on from the last checkpoint."""
-        if self.chosen is not None:
-            self.say(f"Starting a worker for {self.chosen.folder.name} …")
-            self._resume(self.chosen.folder)
-
-    @work(thread=True, exclusive=True, exit_on_error=False, group="change")
-    def _resume(self, folder: RunFolder) -> None:
-        from ollama_tune.core.runs.control import resume
-
-        self._settle(lambda: resume(folder))
-
-    def action_delete(self) -> None:
-        """Ask with the name and the size; Enter says no."""
-        from ollama_tune.tui.printing import folder_size
-        from ollama_tune.tui.widgets.confirm import ConfirmScreen
-
-        run = self.chosen
-        if run is not None:
-            size = human_bytes(folder_size(run.folder.path))
-            text = "Checkpoints, adapter and exported files are removed. What is in Ollama stays there."
-            question = ConfirmScreen(f"Delete run {run.folder.name}, {size}?", text)
-            self.app.push_screen(question, lambda yes: self._deletion_answered(run.folder, bool(yes)))
-
-    def _deletion_answered(self, folder: RunFolder, yes: bool) -> None:
-        if yes:
-            self._delete(folder)
-
-    @work(thread=True, exclusive=True, exit_on_error=False, group="change")
-    def _delete(self, folder: RunFolder) -> None:
-        from ollama_tune.core.runs.control import delete
-
-        self._settle(lambda: delete(folder))
-
-    def _settle(self, change: Callable[[], None]) -> None:
-        """Do it in the thread that calls this, and say how it went."""
-        try:
-            change()
-        except TuneError as error:
-            self.post_message(Settled(error))
-        except OSError as error:
-            problem = f"That did not work: {error.strerror}."
-            self.post_message(Settled(TuneError(problem, "Look at the folder and try again.")))
-        else:
-            self.post_message(Settled())
-
-    @on(Settled)
-    def _settled(self, message: Settled) -> None:
-        self.say(str(message.error) if message.error else "")
-        self._read_runs()
-
-    def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
-        """An error of our own in slow work is reported by the application."""
-        self.tune.on_worker_state_changed(event)
-
-
-def _heading(names: int) -> Content:
-    return Content.styled(
-        f"  {'state':<{STATE - 2}} {'run':<{names}} {'step':>{STEP}} {'loss':>{LOSS}}  when", "dim"
-    )
-
-
-def _line(run: RunFollower, names: int) -> Content:
-    view = run.view
-    state = f"{SIGNS[run.state]} {run.state.value}"
-    if run.alive and view.stage == "export":
-        state = "▶ exporting"
-    step = f"{view.step:,}/{view.total_steps:,}" if view.total_steps else "–"
-    loss = "–" if view.loss is None else f"{view.loss:.4f}"
-    name = one_line(run.folder.name, names)
-    return Content(f"{state:<{STATE}} {name:<{names}} {step:>{STEP}} {loss:>{LOSS}}  {_when(view.updated)}")
-
-
-def _when(moment: float) -> str:
-    """The time of today, else the day."""
-    if not moment:
-        return "–"
-    then, now = (datetime.datetime.fromtimestamp(t) for t in (moment, time.time()))
-    return f"{then:%H:%M}" if then.date() == now.date() else f"{then:%d %b}"
-
-
-def _about(run: RunFollower) -> Content:
-    view = run.view
-    lines = [Content.styled(visible(run.folder.name), "bold")]
-    lines.append(_pair("model", one_line(view.model, 200) or "–"))
-    if view.before is not None and view.after is not None:
-        lines.append(_pair("learned", f"{view.before:.1%} exact answers before, {view.after:.1%} after"))
-    done = view.done.get("export")
-    if done is not None:
-        name = done.get("ollama_name")
-        lines.append(_pair("exported", f"in Ollama as {one_line(str(name), 80)}" if name else "as a file"))
-    if view.error is not None and not run.alive:
-        lines.append(_pair("problem", one_line(str(view.error["what"]), 200)))
-    lines.append(_pair("folder", tilde(run.folder.path)))
-    return Content("\n").join(lines)
-
-
-def _pair(name: str, value: str) -> Content:
-    return Content.assemble((f"{name:<9}", "dim"), value)
+        """Take the filter away; without one, back to where the list was opened."""
+        word = self.query_one("#filter", Input)
+        if word.display:
+            word.value, word.display = "", False
+            self.query_one("#runs").focus()
+        elif len(self.app.screen_stack) > 1:
+            self.app.pop_screen()

@@ -13,7 +13,7 @@ from textual.widgets import Static
 
 from ollama_tune.core.errors import UsageError
 from ollama_tune.core.text import visible
-from ollama_tune.tui.fields import FIRST, MORE, check, text_of, value_of
+from ollama_tune.tui.fields import FIELDS, FIRST, MORE, check, text_of, value_of
 from ollama_tune.tui.screens.base import StepScreen
 from ollama_tune.tui.state import Facts
 from ollama_tune.tui.widgets.errors import sentence
@@ -31,6 +31,7 @@ class SettingsScreen(StepScreen):
     CSS_PATH = "settings.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+r", "restore", "Recommended"),
+        Binding("f4", "restore_all", "All recommended"),
         Binding("m,f2", "more", "More"),
     ]
 
@@ -100,6 +101,7 @@ class SettingsScreen(StepScreen):
             checked = check(plan.settings, row.field, value)
         except UsageError:
             self._pending[row.field.path] = value
+            self.refresh_bindings()
             return
         self._pending.pop(row.field.path, None)
         row.complain("")
@@ -138,21 +140,42 @@ class SettingsScreen(StepScreen):
         wrong = [row.field.label for row in self._rows() if row.error]
         return f"Mend this first: {', '.join(wrong)}." if wrong else ""
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """The keys that take recommended values show where something differs from them."""
+        if action == "restore":
+            row = self._focused_row()
+            return row is not None and row.field.path in self._mine()
+        if action == "restore_all":
+            return bool(self._mine())
+        return super().check_action(action, parameters)
+
+    def _mine(self) -> set[str]:
+        """The fields that were changed, or that hold something that is not allowed."""
+        return self._pending.keys() | (self.tune.answers.changed.keys() & FIELDS.keys())
+
     def action_restore(self) -> None:
         """Take the recommended value of the focused field again."""
         row = self._focused_row()
-        if row is None:
-            return
-        self._pending.pop(row.field.path, None)
+        if row is not None:
+            self._forget(row)
+            self.tune.restore_value(row.field.path)
+
+    def action_restore_all(self) -> None:
+        """Take the recommended value of every field again."""
+        for row in self._rows():
+            self._forget(row)
+        self.tune.restore_all()
+        self.tune.save_soon()
+
+    def _forget(self, row: FieldRow) -> None:
+        """Put the recommended value into a field, where it is known already, and complain no more."""
+        path, plan = row.field.path, self.tune.facts.plan
+        self._pending.pop(path, None)
         row.complain("")
-        recommended = self.tune.facts.recommended.get(row.field.path)
-        plan = self.tune.facts.plan
-        if recommended is not None:
-            row.put(text_of(row.field, recommended.value))
-            row.show_value(recommended.value)
-        elif plan is not None:
-            row.put(text_of(row.field, plan.settings.get(row.field.path)))
-        self.tune.restore_value(row.field.path)
+        recommended = self.tune.facts.recommended.get(path)
+        value = recommended.value if recommended else plan.settings.get(path) if plan else None
+        row.put(text_of(row.field, value))
+        row.show_value(value)
 
     def _focused_row(self) -> FieldRow | None:
         return next((row for row in self._rows() if row.editor.has_focus), None)

@@ -14,27 +14,39 @@ from textual.message import Message
 from textual.widgets import Static
 
 from ollama_tune.core.errors import TuneError
-from ollama_tune.core.runs.folder import RunFolder, State
+from ollama_tune.core.machine.live import BoxWatch
+from ollama_tune.core.runs.folder import RunFolder, State, boot_id
 from ollama_tune.core.runs.launch import WarmWorker
-from ollama_tune.core.text import human_seconds, visible
 from ollama_tune.tui.screens.run_screen import RunScreen
-from ollama_tune.tui.screens.training_lines import Sparks, figures, finished, running
-from ollama_tune.tui.text import tilde
+from ollama_tune.tui.screens.training_lines import Sparks, coach, figures
+from ollama_tune.tui.screens.training_words import Wishes, state_words, trouble_words, way_on, what_stop_keeps
+from ollama_tune.tui.widgets.block import LineBlock
 from ollama_tune.tui.widgets.chart import LossChart
+from ollama_tune.tui.widgets.live import LivePanel
 from ollama_tune.tui.widgets.log import LogTail, RunLog
 from ollama_tune.tui.widgets.memory import MemoryPanel
 from ollama_tune.tui.widgets.sample import SamplePanel
 from ollama_tune.tui.widgets.spark import spark
 
-CHART_SECONDS = 1.8
-LAST_LINES = 5
+CHART_SECONDS, STILL_SECONDS = 1.8, 5.8
 SPARK_WIDTH = 76
 SPARK = 10
 """A screen at least so wide has room for small curves of so many cells."""
+ROOMY = 48
+HINTS = "+/- zoom  y scale", "+/- zoom  ←/→ move  0 all"
+
+
+def watch_box(folder: RunFolder, device: str) -> BoxWatch | None:
+    """Look at the box while its run goes; None where the worker is on another machine."""
+    worker = folder.worker()
+    if worker.get("boot_id") != boot_id():
+        return None
+    pid = worker.get("pid")
+    return BoxWatch(folder.path, pid if isinstance(pid, int) else None, gpus=device.startswith("cuda"))
 
 
 class TrainingScreen(RunScreen):
-    """Loss, speed, memory, answers and log of a run; detach, pause, stop and resume."""
+    """Loss, speed, memory, machine, answers and log of a run; detach, pause, stop and resume."""
 
     STEP = 6
     CSS_PATH = "training.tcss"
@@ -45,8 +57,19 @@ class TrainingScreen(RunScreen):
         Binding("p", "pause", "Pause"),
         Binding("p", "go_on", "Go on"),
         Binding("r", "resume", "Resume"),
-        Binding("l", "scale", "Scale"),
         Binding("e", "details", "Details"),
+        Binding("a", "answers", "Answers"),
+        Binding("l", "log", "Log"),
+        Binding("m", "memory", "Memory", show=False),
+        Binding("y", "scale", "Scale", show=False),
+        Binding("plus,equals_sign", "look(1, 0)", "Zoom in", show=False),
+        Binding("minus", "look(-1, 0)", "Zoom out", show=False),
+        Binding("left", "look(0, -1)", "Earlier steps", show=False),
+        Binding("right", "look(0, 1)", "Later steps", show=False),
+        Binding("0", "look(0, 0)", "All steps", show=False),
+        Binding("n", "turn(1, 0)", "Other question", show=False),
+        Binding("comma", "turn(0, 1)", "Earlier answer", show=False),
+        Binding("full_stop", "turn(0, -1)", "Later answer", show=False),
     ]
 
     @dataclass
@@ -58,140 +81,116 @@ class TrainingScreen(RunScreen):
     def __init__(self, folder: RunFolder) -> None:
         super().__init__(folder)
         self._tail = LogTail(folder.log_path)
-        self._drawn = 0.0
+        self._drawn = 0.0, 0, 0
         self._sparks = Sparks()
-        self._stopping = self._starting = self._pausing = False
-        self._refused: TuneError | None = None
+        self._wishes = Wishes()
+        self._watch: BoxWatch | None = None
+        self._figures = LineBlock(id="figures")
+        self._chart = LossChart(hints=HINTS, id="chart")
+        self._sample, self._memory = SamplePanel(id="sample"), MemoryPanel(id="memory")
+        self._live, self._log = LivePanel(id="live"), RunLog(id="log")
 
     def body(self) -> ComposeResult:
-        """State, figures, chart, trouble, the newest answer, memory and log."""
+        """State, figures, coach, chart, trouble, answers, memory and machine, log."""
         yield Static(id="state", markup=False)
-        yield Static(id="figures", markup=False)
-        yield LossChart(id="chart")
+        yield self._figures
+        yield Static(id="coach", markup=False)
+        yield self._chart
         yield Static(id="trouble", markup=False)
-        sample, memory, log = SamplePanel(id="sample"), MemoryPanel(id="memory"), RunLog(id="log")
-        sample.border_title, memory.border_title, log.border_title = "Answer by now", "Memory", "Log"
-        yield from (sample, memory, log)
+        self._memory.border_title, self._log.border_title = "Memory and machine: m", "Log: l"
+        yield from (self._sample, self._memory, self._live, self._log)
+
+    def on_unmount(self) -> None:
+        """Look at the box no more."""
+        self._look_at_box(False)
+
+    def on_resize(self) -> None:
+        """A very tall window has room for what else is good to know."""
+        self.set_class(self.size.height >= ROOMY, "-roomy")
 
     # Show
 
     def show_run(self) -> None:
         """Bring every part up to date; the curves every two seconds and at the end."""
-        view = self.view
-        self._stopping = self._stopping and self.run.alive
-        self._pausing = self._pausing and self.run.state is State.RUNNING
-        if time.monotonic() - self._drawn >= CHART_SECONDS or not self.run.alive:
-            self._drawn = time.monotonic()
+        view, wishes, state = self.view, self._wishes, self.run.state
+        wishes.stopping = wishes.stopping and self.run.alive
+        wishes.pausing = wishes.pausing and state is State.RUNNING
+        if self._draw_is_due():
+            self._drawn = time.monotonic(), view.step, len(view.validation)
             self._draw()
-        self.tell("#state", self._state())
-        going = self.run.state is State.RUNNING
-        self.tell("#figures", figures(view, time.time(), going=going, sparks=self._sparks))
+        going = state is State.RUNNING
+        self._figures.show(figures(view, time.time(), going=going, sparks=self._sparks))
         self.set_class(not (self.run.alive or view.trained), "-ended")
-        self._show_trouble()
-        self.query_one(MemoryPanel).show(view.memory, view.predicted, view.probe)
-        self.set_class(bool(view.newest), "-asked")
-        self.query_one(SamplePanel).show(view.newest[0] if view.newest else None, view.newest_step)
-        log = self.query_one(RunLog)
-        log.show_output(self._tail.poll())
-        log.show_events(view)
+        trouble = trouble_words(self.folder, view, state, wishes)
+        self._tell_trouble(trouble)
+        self._memory.show(list(view.memories.values()), view.predicted, view.probe)
+        asked = list(view.asked.values())
+        self.set_class(any(one.said for one in asked), "-asked")
+        self._sample.show(asked)
+        self._log.show_events(view)
+        self._look_at_box(self.run.alive and bool(view.device))
+
+    def _draw_is_due(self) -> bool:
+        """At most every two seconds, as no part costs more; seldomer while a run moves by less than a dot."""
+        (drawn, step, measured), view = self._drawn, self.view
+        passed = time.monotonic() - drawn
+        moved = abs(view.step - step) >= self._chart.dot or len(view.validation) != measured
+        return passed >= (CHART_SECONDS if moved else STILL_SECONDS) or not self.run.alive
 
     def _draw(self) -> None:
-        """The curves, every two seconds: no part costs more, and none says less in a second."""
+        """The curves and what they mean."""
+        from ollama_tune.tui.coach import advise
+
         view = self.view
         marks = [(point.step, point.loss) for point in view.validation.values()]
-        self.query_one(LossChart).show(view.losses, marks, view.total_steps)
-        if self.query_one("#figures").size.width >= SPARK_WIDTH:
+        self._chart.show(view.losses, marks, view.total_steps)
+        words = coach(advise(view))
+        self.tell("#coach", words)
+        self.set_class(words.cell_length <= self._figures.size.width, "-brief")
+        if self.size.width >= SPARK_WIDTH:
             curves = (spark(curve, SPARK, view.total_steps) for curve in (view.norms, view.rates))
             self._sparks = Sparks(*curves)
 
     def tick(self) -> None:
-        """Before the first step the phase counts its seconds; silence does too."""
-        self.tell("#state", self._state())
-        log = self._tail.poll()
-        if log:
-            self.query_one(RunLog).show_output(log)
+        """Before the first step the phase counts its seconds; silence does too, and the box lives."""
+        self.tell("#state", state_words(self.view, self.run.state, self._wishes, time.time()))
+        self._log.show_output(self._tail.poll())
+        self._live.show(self._watch.latest if self._watch else None)
 
-    def _state(self) -> Content:
-        if self._starting:
-            return Content("Starting the worker …")
-        state, view = self.run.state, self.view
-        if view.trained:
-            return finished(view)
-        if self._stopping:
-            return Content("Stopping: the worker finishes its step and writes a checkpoint …")
-        if self._pausing:
-            return Content("Pausing: the worker finishes its step and writes a checkpoint …")
-        if state is State.SILENT:
-            ago = human_seconds(time.time() - view.updated)
-            return Content.assemble(("! No sign of life ", "bold $text-warning"), f"for {ago}.")
-        if state is State.RUNNING:
-            return running(view, time.time())
-        signs = {State.PAUSED: "‖ Paused", State.STOPPED: "■ Stopped", State.NEW: "· Not started"}
-        word = signs.get(state, f"✗ {state.value.capitalize()}")
-        return Content.assemble((word, "bold"), f" at step {view.step:,} of {view.total_steps:,}.")
-
-    def _show_trouble(self) -> None:
-        text = self._trouble()
+    def _tell_trouble(self, text: str) -> None:
         trouble = self.query_one("#trouble", Static)
-        if trouble.content != text:
-            trouble.update(text)
-        trouble.display = bool(text)
+        if str(trouble.content) != text:
+            trouble.update(Content(text))
+        self.set_class(bool(text), "-trouble")
 
-    def _trouble(self) -> str:
-        state = self.run.state
-        if self._refused is not None:
-            return f"✗ {visible(str(self._refused))}"
-        if self.view.trained or self._starting:
-            return ""
-        if state is State.FAILED and self.view.error is not None:
-            error = self.view.error
-            return "\n  ".join(
-                (f"✗ {visible(str(error['what']))}", visible(str(error["fix"])), self._way_on())
-            )
-        if state is State.CRASHED:
-            return f"✗ The worker ended without a word. {self._way_on()}\n{self._last_lines()}"
-        if state is State.STOPPED and self.view.stopped is not None:
-            return f"Stopped by {visible(str(self.view.stopped['reason']))}. {self._way_on()}"
-        if state is State.PAUSED and self.view.pause is not None:
-            pause = self.view.pause
-            return f"‖ {visible(str(pause['what']))} {visible(str(pause['fix']))}"
-        if state is State.NEW:
-            return self._way_on()
-        if state is State.SILENT:
-            return (
-                "The worker holds the run but writes nothing. A very long step may do this; "
-                "if it lasts, press s to stop it."
-            )
-        what, fix = next(reversed(self.view.warnings.items()), ("", ""))
-        return f"! {what} {fix}" if what else ""
-
-    def _way_on(self) -> str:
-        point = self.view.checkpoints[-1].step if self.view.checkpoints else 0
-        where = f"the checkpoint of step {point:,}" if point else "the beginning: there is no checkpoint yet"
-        return f"Press r to go on from {where}."
-
-    def _last_lines(self) -> str:
-        lines = self.folder.log_tail(LAST_LINES).splitlines()
-        return "\n".join(
-            [*(f"  {visible(line)}" for line in lines), f"  All of it: {tilde(self.folder.log_path)}"]
-        )
+    def _look_at_box(self, wanted: bool) -> None:
+        if wanted and self._watch is None:
+            self._watch = watch_box(self.folder, self.view.device)
+        elif not wanted and self._watch is not None:
+            self._watch.close()
+            self._watch = None
 
     # Keys
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Each key shows where it has something to do."""
-        alive = self.run.alive
+        alive, state, view = self.run.alive, self.run.state, self.view
         if action == "pause":
-            return self.run.state is State.RUNNING and not (self.view.trained or self._pausing)
+            return state is State.RUNNING and not (view.trained or self._wishes.pausing)
         if action == "go_on":
-            return self.run.state is State.PAUSED or self._pausing
+            return state is State.PAUSED or self._wishes.pausing
         if action in ("detach", "stop"):
-            return alive and not (action == "stop" and self.view.trained)
+            return alive and not (action == "stop" and view.trained)
         if action == "resume":
-            return not (alive or self.view.trained or self._starting)
+            return not (alive or view.trained or self._wishes.starting)
         if action == "details":
-            return self.run.state in (State.FAILED, State.CRASHED)
+            return state in (State.FAILED, State.CRASHED)
+        if action == "answers":
+            return bool(view.asked)
         return super().check_action(action, parameters)
+
+    def _keys(self) -> tuple[object, ...]:
+        return *super()._keys(), bool(self.view.asked)
 
     def obstacle(self) -> str:
         """The next step needs the finished adapter."""
@@ -199,11 +198,41 @@ class TrainingScreen(RunScreen):
             return ""
         if self.run.alive:
             return "Training is still going. Wait for its end, or press d to leave it to itself."
-        return "This run is not finished. " + self._way_on()
+        return "This run is not finished. " + way_on(self.view)
 
     def action_detach(self) -> None:
         """Leave; the run goes on without the window."""
         self.tune.action_leave()
+
+    def action_scale(self) -> None:
+        """Another scale for the losses: after a steep start the linear one is flat."""
+        self._chart.rescale()
+
+    def action_look(self, closer: int, along: int) -> None:
+        """Which steps the chart shows."""
+        self._chart.look(closer=closer, along=along)
+
+    def action_turn(self, questions: int, evaluations: int) -> None:
+        """Another question, or an earlier or later evaluation."""
+        self._sample.turn(questions, evaluations)
+
+    def action_answers(self) -> None:
+        """All answers so far."""
+        from ollama_tune.tui.screens.run_answers import AnswersScreen
+
+        self.app.push_screen(AnswersScreen(self.run))
+
+    def action_log(self) -> None:
+        """The whole log."""
+        from ollama_tune.tui.screens.run_log import LogScreen
+
+        self.app.push_screen(LogScreen(self.run))
+
+    def action_memory(self) -> None:
+        """Memory by part and the machine, in full."""
+        from ollama_tune.tui.screens.run_memory import MemoryScreen
+
+        self.app.push_screen(MemoryScreen(self.run, lambda: self._watch.latest if self._watch else None))
 
     def action_pause(self) -> None:
         """Ask the worker to wait after its step; nothing is lost by it, so nothing is asked."""
@@ -211,7 +240,7 @@ class TrainingScreen(RunScreen):
 
         try:
             request_pause(self.folder)
-            self._pausing = True
+            self._wishes.pausing = True
         except TuneError as error:
             self.say(error.what)
         self.show_now()
@@ -221,24 +250,15 @@ class TrainingScreen(RunScreen):
         from ollama_tune.core.runs.control import continue_run
 
         continue_run(self.folder)
-        self._pausing = False
+        self._wishes.pausing = False
         self.show_now()
-
-    def action_scale(self) -> None:
-        """Another scale for the losses: after a steep start the linear one is flat."""
-        self.query_one(LossChart).rescale()
 
     def action_stop(self) -> None:
         """Ask once; Enter says no."""
         from ollama_tune.tui.widgets.confirm import ConfirmScreen
 
-        kept = (
-            f"The worker finishes its step, writes a checkpoint (step {self.view.step:,} so far) and ends. "
-            "You can go on from there later with r."
-            if self.view.step
-            else "No step is done yet, so there is nothing to save: going on later starts from the beginning."
-        )
-        self.app.push_screen(ConfirmScreen(f"Stop {self.folder.name}?", kept), self._stop_answered)
+        question = ConfirmScreen(f"Stop {self.folder.name}?", what_stop_keeps(self.view))
+        self.app.push_screen(question, self._stop_answered)
 
     def _stop_answered(self, yes: bool | None) -> None:
         from ollama_tune.core.runs.control import request_stop, terminate
@@ -247,12 +267,12 @@ class TrainingScreen(RunScreen):
             return
         try:
             request_stop(self.folder)
-            self._stopping = True
+            self._wishes.stopping = True
             if self.run.state is State.SILENT:
                 terminate(self.folder)
         except TuneError as error:
             self.say(error.what)
-        self.show_run()
+        self.show_now()
 
     def action_details(self) -> None:
         """The error with all the technical text there is; from there it can be written to a file."""
@@ -260,13 +280,13 @@ class TrainingScreen(RunScreen):
 
         error, tail = self.view.error, self.folder.log_tail()
         what = str(error["what"]) if error else "The worker ended without a word."
-        fix = str(error["fix"]) if error else self._way_on()
+        fix = str(error["fix"]) if error else way_on(self.view)
         details = f"{error.get('details', '') if error else ''}\n{tail}".strip()
         self.app.push_screen(ErrorScreen(TuneError(what, fix, details=details)))
 
     def action_resume(self) -> None:
         """Go on from the last checkpoint."""
-        self._starting, self._refused = True, None
+        self._wishes = Wishes(starting=True)
         self.say("")
         self.show_now()
         self._resume(self.tune.take_warm())
@@ -284,6 +304,6 @@ class TrainingScreen(RunScreen):
 
     @on(Resumed)
     def _resumed(self, message: Resumed) -> None:
-        self._starting, self._refused = False, message.error
+        self._wishes = Wishes(refused=message.error)
         self.run.poll()
         self.show_now()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from textual.content import Content
 
@@ -12,9 +13,15 @@ from ollama_tune.tui.run_view import RunView
 from ollama_tune.tui.screens.run_screen import BAR, working
 from ollama_tune.tui.widgets.bar import level
 
+if TYPE_CHECKING:
+    from ollama_tune.tui.coach import Advice
+
 DOTS = 6
 """The most evaluations that are shown as dots."""
 OWN_PATHS = ("fast", "general")
+
+NOT_YET = "known after two steps"
+SIGN_STYLES = {"✓": "$text-success", "!": "$text-warning", "✗": "$text-error"}
 
 Pair = tuple[str, str]
 
@@ -47,14 +54,22 @@ def finished(view: RunView) -> Content:
     )
 
 
-def figures(view: RunView, now: float, *, going: bool, sparks: Sparks) -> Content:
+def figures(view: RunView, now: float, *, going: bool, sparks: Sparks) -> list[Content]:
     """Six lines: losses and speed, gradient and rate, time, what is safe, what is best, and the path."""
     if not view.step:
         rows = f"{view.train_rows:,} rows to learn from, {view.validation_rows:,} held out"
         lines = [Content.styled(rows if view.train_rows else "", "dim"), _times(view, now, going=going)]
-        return Content("\n").join([*lines, _path(view)])
+        return [*lines, _path(view)]
     lines = [_losses(view), _course(view, sparks), _times(view, now, going=going)]
-    return Content("\n").join([*lines, _safe(view, now, going=going), _best(view), _path(view)])
+    return [*lines, _safe(view, now, going=going), _best(view), _path(view)]
+
+
+def coach(advice: Advice | None) -> Content:
+    """What the curves mean now, and what to do."""
+    if advice is None:
+        return Content("")
+    sign = (f"{advice.sign} ", f"bold {SIGN_STYLES.get(advice.sign, '')}".strip())
+    return Content.assemble(sign, (advice.sentence, "bold"), f" {advice.advice}")
 
 
 def _losses(view: RunView) -> Content:
@@ -81,10 +96,13 @@ def _course(view: RunView, sparks: Sparks) -> Content:
 
 
 def _times(view: RunView, now: float, *, going: bool) -> Content:
+    """Time spent, time left, when it ends; or that this is not known yet."""
     pairs = [("elapsed", human_seconds(view.elapsed))] if view.elapsed else []
     finish = view.finish_time
-    if finish is not None and going:
+    if going and finish is not None:
         pairs += [("left", human_seconds(finish - now)), ("done at", _moment(finish, now))]
+    elif going and not view.trained and view.stage == "train":
+        pairs.append(("left", NOT_YET))
     return _pairs(pairs)
 
 

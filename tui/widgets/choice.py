@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 Line = tuple[str, str]
 USUAL = ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m")
 """Types that are shown without `More`."""
-TYPE_HEADING = f"{'':<11}{'file':>10}  {'in Ollama':<12}what is lost against 16 bit"
+NARROW = 70
+TYPE_HEADING = f"{'':<11}{'file':>10}  {'in Ollama':<12}lost against 16 bit"
 
 
 class ChoiceList(Widget, can_focus=True):
@@ -136,6 +137,10 @@ class GgufTypes(ChoiceList):
         self._recommended = ""
         self.whole = False
 
+    def on_resize(self) -> None:
+        """Words are shorter in a narrow window."""
+        self.show_whole(self.whole)
+
     def show_offers(self, offers: Mapping[GgufType, TypeOffer], recommended: GgufType | None) -> None:
         """Take over what the types cost for this model on this box."""
         self._offers, self._recommended = offers, recommended or ""
@@ -149,7 +154,8 @@ class GgufTypes(ChoiceList):
         self.show([(name, self._meaning(self._offers[name])) for name in shown] or [(self.value, "")])
 
     def _meaning(self, offer: TypeOffer) -> str:
-        mark = "recommended; " if offer.name == self._recommended else ""
+        best = "★ " if 0 < self.size.width < NARROW else "recommended; "
+        mark = best if offer.name == self._recommended else ""
         figure = f", KL {offer.loss:g}" if offer.loss and self.whole else ""
         return f"{human_bytes(offer.bytes):>10}  {_runs(offer):<12}{mark}{offer.words}{figure}"
 

@@ -19,6 +19,7 @@ class ConfirmScreen(BoxScreen[bool]):
     `title` names the thing that is touched, `text` says what happens and what is kept.
     """
 
+    HELP_TOPIC: ClassVar[tuple[str, str]] = ("windows", "Question")
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("y", "accept", "Yes"),
         Binding("n,enter,escape", "refuse", "No", priority=True),
@@ -41,6 +42,7 @@ class ConfirmScreen(BoxScreen[bool]):
 class TypedConfirmScreen(BoxScreen[bool]):
     """A question that only the typed word `yes` answers with yes."""
 
+    HELP_TOPIC: ClassVar[tuple[str, str]] = ("windows", "Typed question")
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "accept", "Answer", priority=True),
         Binding("escape", "refuse", "No", priority=True),

@@ -35,6 +35,7 @@ def write_details(error: TuneError) -> Path:
 class ErrorScreen(BoxScreen[None]):
     """An error that belongs to no field. `e` writes the details to a file and copies them."""
 
+    HELP_TOPIC: ClassVar[tuple[str, str]] = ("windows", "Error")
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter,escape", "refuse", "Close", priority=True),
         Binding("e", "details", "Write details to a file"),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ollama_tune.core.machine.values import OllamaStatus
 
 EXAMPLE = "for example kitchen-tickets"
-CLOSED = "F2 shows more: every type, importance, system prompt, other outputs."
+CLOSED = "F2 shows more: every type, and what few people need."
 OPENED = "F2 hides the following again."
 FORMS = (
     ("merged", "merged model: a 16-bit safetensors folder for other programs"),

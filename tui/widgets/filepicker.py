@@ -15,6 +15,7 @@ from textual.widgets.option_list import Option
 from ollama_tune.core.text import human_bytes, one_line
 from ollama_tune.tui.text import tilde
 from ollama_tune.tui.widgets.modal import BoxScreen
+from ollama_tune.tui.widgets.options import Options
 
 SUFFIXES = frozenset(
     {".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".gz", ".zst"}
@@ -30,6 +31,7 @@ class FilePicker(BoxScreen[Path]):
     FilePicker #entries:focus { border: none; background: $surface; }
     FilePicker #folder { color: $text-muted; }
     """
+    HELP_TOPIC: ClassVar[tuple[str, str]] = ("windows", "Files")
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open", "Open", priority=True),
         Binding("backspace,left", "up", "Folder above"),
@@ -44,7 +46,7 @@ class FilePicker(BoxScreen[Path]):
     def content(self) -> ComposeResult:
         """Where we are, and what is there."""
         yield Static(id="folder", markup=False)
-        yield OptionList(id="entries", markup=False, compact=True)
+        yield Options(id="entries", markup=False, compact=True)
 
     def on_mount(self) -> None:
         """Show the first folder."""

@@ -45,6 +45,7 @@ class TextField(Input):
     DEFAULT_CSS = """
     TextField { background: $surface-lighten-1; }
     TextField:focus { background: $primary 40%; }
+    TextField > .input--placeholder, TextField:focus > .input--placeholder { color: $text-muted; }
     TextField:ansi { background: ansi_default; text-style: underline; }
     TextField:ansi:focus { background: ansi_default; text-style: reverse; }
     """
@@ -199,10 +200,10 @@ class FieldRow(Widget):
         return mark if cell_len(mark) <= self._room() else "changed"
 
     def _unit(self) -> str:
-        """The unit and what the reason rests on, or as much as there is room for; the source goes first."""
+        """The unit and, where there is room for it too, what the reason rests on."""
         source = f"[{self._source}]" if self._source else ""
         both = f"{self.field.unit} {source}".strip()
-        return visible((both if cell_len(both) <= self._room() else source or both)[: self._room()])
+        return visible((both if cell_len(both) <= self._room() else self.field.unit)[: self._room()])
 
     def _below(self) -> str:
         if self.error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rich.cells import cell_len
 from textual import events
 from textual.app import RenderResult
 from textual.binding import Binding
@@ -10,33 +9,22 @@ from textual.content import Content
 from textual.screen import Screen
 from textual.widget import Widget
 
-NAMES = {
-    "enter": "Enter",
-    "escape": "Esc",
-    "question_mark": "?",
-    "space": "Space",
-    "tab": "Tab",
-    "backspace": "Backspace",
-    "up": "↑",
-    "down": "↓",
-    "left": "←",
-    "right": "→",
-}
+from ollama_tune.tui.keys import key_name
+
 FIRST = {"enter": 0, "escape": 1}
-LAST = {"explain": 3, "app.leave": 4}
-"""Enter and Esc stand first, Help and Quit last; what does not fit is cut from the end."""
-
-
-def key_name(key: str) -> str:
-    """A key as people say it: `Enter`, `Ctrl+R`, `F1`, `m`."""
-    head, plus, last = key.rpartition("+")
-    if not plus:
-        return NAMES.get(key, key.upper() if len(key) > 1 and key[0] == "f" else key)
-    return f"{head.capitalize()}+{last.upper()}"
+LAST = {"palette": 3, "leave": 4, "explain": 5}
+"""Enter and Esc stand first; what there is no room for is left out before Help, which names every key."""
+KEEP = "explain"
+GAP = 2
 
 
 def _place(binding: Binding) -> int:
     return FIRST.get(binding.key, LAST.get(binding.action, 2))
+
+
+def _words(binding: Binding, enabled: bool) -> Content:
+    name = (key_name(binding.key), "bold $text-accent" if enabled else "dim")
+    return Content.assemble(name, (f" {binding.description}", "" if enabled else "dim strike"), " " * GAP)
 
 
 class KeyBar(Widget):
@@ -44,7 +32,7 @@ class KeyBar(Widget):
 
     Textual's footer makes a widget for each key and makes them all again at every change of focus;
     this draws text, which costs a tenth. A key that does not work now is dimmed, one that does not
-    fit is left out from the right, and a click on one presses it.
+    fit is left out, and a click on one presses it.
     """
 
     DEFAULT_CSS = """
@@ -60,27 +48,31 @@ class KeyBar(Widget):
         self.refresh()
 
     def keys(self) -> list[tuple[Binding, bool]]:
-        """What is shown: one entry an action, with whether it works now."""
+        """What is shown: one entry an action, with whether it works now; `?` for F1 where it is no letter."""
         dims = getattr(self.screen, "dims", lambda _action: False)
         shown: dict[str, tuple[Binding, bool]] = {}
         for active in self.screen.active_bindings.values():
             binding = active.binding
             if binding.show and binding.description:
-                shown.setdefault(binding.action, (binding, active.enabled and not dims(binding.action)))
+                entry = binding, active.enabled and not dims(binding.action)
+                if binding.action not in shown or (binding.action, binding.key) == (
+                    "explain",
+                    "question_mark",
+                ):
+                    shown[binding.action] = entry
         return sorted(shown.values(), key=lambda entry: _place(entry[0]))
 
     def _entries(self) -> list[tuple[Binding, Content]]:
-        entries, width = [], 1
-        for binding, enabled in self.keys():
-            name = key_name(binding.key)
-            width += cell_len(name) + cell_len(binding.description) + 3
-            if width > self.size.width + 2:
-                break
-            style = "bold $text-accent" if enabled else "dim"
-            words = Content.assemble(
-                (name, style), (f" {binding.description}", "" if enabled else "dim strike"), "  "
-            )
-            entries.append((binding, words))
+        made = [(binding, _words(binding, enabled)) for binding, enabled in self.keys()]
+        kept = sum(words.cell_length for binding, words in made if binding.action == KEEP)
+        entries, room, full = [], self.size.width - 1 + GAP - kept, False
+        for binding, words in made:
+            full = full or words.cell_length > room
+            if binding.action == KEEP:
+                entries.append((binding, words))
+            elif not full:
+                room -= words.cell_length
+                entries.append((binding, words))
         return entries
 
     def render(self) -> RenderResult:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.text import Text
 from textual import events
+from textual.geometry import Size
 from textual.widgets import RichLog
 
 from ollama_tune.core.text import one_line
@@ -20,12 +21,17 @@ MOST_LINES = 500
 
 
 class LogTail:
-    """Follows `stdout.log` by a byte offset; the first call gives the last lines only."""
+    """Follows `stdout.log` by a byte offset; the first call gives the last `lines` of the last `first` bytes.
 
-    def __init__(self, path: Path, lines: int = 20) -> None:
+    `left_out` is how many bytes before these were not read.
+    """
+
+    def __init__(self, path: Path, lines: int = 20, first: int = FIRST_READ) -> None:
         self._path = path
         self._lines = lines
+        self._first = first
         self._offset = -1
+        self.left_out = 0
 
     def poll(self) -> list[str]:
         """The whole lines written since the last call; of a line drawn over itself, the last state."""
@@ -34,7 +40,7 @@ class LogTail:
         except OSError:
             return []
         first = self._offset < 0
-        start = max(size - FIRST_READ, 0) if first else max(self._offset, size - MOST)
+        start = max(size - self._first, 0) if first else max(self._offset, size - MOST)
         if size <= start:
             self._offset = min(max(self._offset, 0), size)
             return []
@@ -44,6 +50,7 @@ class LogTail:
         end = block.rfind(b"\n") + 1
         self._offset = start + end
         lines = [_last_state(line) for line in block[:end].split(b"\n")[:-1]]
+        self.left_out = start if first else self.left_out
         return lines[-self._lines :] if first else lines
 
 
@@ -63,7 +70,7 @@ class RunLog(RichLog):
         super().__init__(max_lines=MOST_LINES, wrap=True, min_width=20, markup=False, highlight=False, id=id)
         self._seen = 0
         self._texts: deque[Text] = deque(maxlen=MOST_LINES)
-        self._width = 0
+        self._fitted = Size(0, 0)
 
     def show_events(self, view: RunView, *, since: float = 0.0) -> None:
         """Add the sentences that the view gained since the last call; none from before the time `since`."""
@@ -83,12 +90,19 @@ class RunLog(RichLog):
 
     def _add(self, text: Text) -> None:
         self._texts.append(text)
+        self._write(text)
+
+    def _write(self, text: Text) -> None:
+        """Where there is room for a line or two the beginning of each says most."""
+        if 0 < self.size.height <= 2:
+            text = text.copy()
+            text.truncate(self.size.width, overflow="ellipsis")
         self.write(text)
 
     def on_resize(self, event: events.Resize) -> None:
-        """Break the lines anew for another width."""
-        if event.size.width not in (0, self._width):
-            self._width = event.size.width
+        """Break the lines anew for another size."""
+        if event.size.width and event.size != self._fitted:
+            self._fitted = event.size
             self.clear()
             for text in self._texts:
-                self.write(text)
+                self._write(text)

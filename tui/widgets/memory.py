@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from textual.app import RenderResult
 from textual.content import Content
@@ -12,7 +12,8 @@ from ollama_tune.core.text import human_bytes, one_line
 from ollama_tune.tui.run_values import Memory, ProbeResult
 from ollama_tune.tui.widgets.bar import level
 
-LABEL, FIGURE = 10, 10
+LABEL, FIGURE, WORDS, FEW_WORDS = 10, 10, 46, 28
+WIDE = 90
 LOOKS = {
     "weights": ("█", "$primary"),
     "adapter": ("▓", "$accent"),
@@ -22,13 +23,15 @@ LOOKS = {
     "activations": ("▒", "$success"),
 }
 OTHER = ("▤", "$accent")
+OTHERS = "others"
+"""What holds memory on the same device besides the run: other programs, and on a GPU the driver's own."""
 EMPTY = "·"
 
 
 class MemoryPanel(Widget):
     """Bars with words for predicted, now and the peak, which is shown by part; and what the probe found.
 
-    Where there is little room the peak and its parts stay.
+    Where there is little room the peak and its parts stay. Of several GPUs each has a line.
     """
 
     DEFAULT_CSS = """
@@ -37,19 +40,20 @@ class MemoryPanel(Widget):
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self._memory: Memory | None = None
+        self._devices: tuple[Memory, ...] = ()
         self._predicted: Mapping[str, int] | None = None
         self._probe: ProbeResult | None = None
 
     def show(
         self,
-        memory: Memory | None,
+        memory: Memory | Sequence[Memory] | None,
         predicted: Mapping[str, int] | None = None,
         probe: ProbeResult | None = None,
     ) -> None:
-        """Show what was measured against the plan's parts (name to bytes), where there is a plan."""
-        if (memory, predicted, probe) != (self._memory, self._predicted, self._probe):
-            self._memory, self._predicted, self._probe = memory, predicted, probe
+        """Show what was measured, of each device, against the plan's parts (name to bytes) where known."""
+        found = () if memory is None else (memory,) if isinstance(memory, Memory) else tuple(memory)
+        if (found, predicted, probe) != (self._devices, self._predicted, self._probe):
+            self._devices, self._predicted, self._probe = found, predicted, probe
             self.refresh()
 
     def lines(self, width: int) -> list[Content]:
@@ -64,28 +68,53 @@ class MemoryPanel(Widget):
 
     def _ranked(self, width: int) -> list[tuple[int, Content]]:
         """Each line after its rank, 0 for the most important."""
-        memory, predicted = self._memory, sum((self._predicted or {}).values())
-        if not memory or not memory.total:
+        predicted = sum((self._predicted or {}).values())
+        measured = [memory for memory in self._devices if memory.total]
+        if not measured:
             return [(0, Content.styled("Memory: not measured yet.", "dim"))]
-        most = max(memory.peak, predicted, memory.used, 1)
+        memory = measured[-1]
+        most = max(*(one.peak for one in measured), predicted, memory.used, 1)
         scale = memory.total if 4 * most >= memory.total else most
-        rows = [(3, self._row("predicted", predicted, scale, width, ""))] if predicted else []
-        rows.append((2, self._row("now", memory.used, scale, width, f"of {human_bytes(memory.total)}")))
-        rows.append((0, self._peak(memory, scale, width, predicted)))
-        rows += [(4, line) for line in self._probed()]
-        return [*rows, *((1, line) for line in self._legend(memory))]
+        rows = [(4, self._row("predicted", predicted, scale, width, ""))] if predicted else []
+        if len(measured) > 1:
+            rows += [(0, self._device(one, scale, width)) for one in measured]
+        else:
+            rows.append((3, self._now(memory, scale, width)))
+            rows.append((0, self._peak(memory, scale, width, predicted)))
+        rows += [(5, line) for line in self._probed()]
+        legends = self._legend(memory, width, scale == memory.total)
+        return [*rows, *((1 + number, line) for number, line in enumerate(legends))]
+
+    def _now(self, memory: Memory, scale: int, width: int) -> Content:
+        """What the run holds now, and what is left beside others."""
+        free = f"{human_bytes(memory.free)} of {human_bytes(memory.total)} free"
+        others = f", others {human_bytes(memory.others)}" if width >= WIDE else ""
+        return self._row("now", memory.used, scale, width, free + others)
+
+    def _device(self, memory: Memory, scale: int, width: int) -> Content:
+        """One of several: its peak by part, and what it holds now."""
+        words = f"peak, now {human_bytes(memory.used)} of {human_bytes(memory.total)}"
+        label = one_line(memory.device, LABEL - 1)
+        return self._line(label, self._bar(memory, scale, self._room(width)), memory.peak, words)
 
     def _row(self, label: str, count: int, scale: int, width: int, words: str) -> Content:
         return self._line(label, level(count / scale, self._room(width)), count, words)
 
     def _peak(self, memory: Memory, scale: int, width: int, predicted: int) -> Content:
-        room = self._room(width)
-        bar = stacked(memory.parts, scale, room) if memory.parts else level(memory.peak / scale, room)
+        bar = self._bar(memory, scale, self._room(width))
         return self._line("peak", bar, memory.peak, self._verdict(memory.peak, predicted))
 
     @staticmethod
+    def _bar(memory: Memory, scale: int, room: int) -> Content:
+        """The peak by part; where the whole device is to scale, with what others hold of it."""
+        if not memory.parts:
+            return level(memory.peak / scale, room)
+        held = {OTHERS: memory.others} if scale == memory.total else {}
+        return stacked(memory.parts | held, scale, room)
+
+    @staticmethod
     def _room(width: int) -> int:
-        return max(width - LABEL - FIGURE - 24, 8)
+        return max(width - LABEL - FIGURE - (WORDS if width >= WIDE else FEW_WORDS), 8)
 
     @staticmethod
     def _line(label: str, bar: Content, count: int, words: str) -> Content:
@@ -110,10 +139,11 @@ class MemoryPanel(Widget):
         words = f"{measured} measured, {predicted} predicted ({share}){limit}"
         return [Content.assemble((f"{'probe':<{LABEL}}", "dim"), words)]
 
-    def _legend(self, memory: Memory) -> list[Content]:
+    def _legend(self, memory: Memory, width: int, whole: bool) -> list[Content]:
         """The blocks of the peak with their parts; before it is known by part, those of the prediction."""
         if memory.parts:
-            return [legend(memory.parts)]
+            held = {OTHERS: memory.others} if whole and memory.others else {}
+            return legend(memory.parts | held, width)
         parts = [f"{one_line(name, 24)} {human_bytes(n)}" for name, n in (self._predicted or {}).items() if n]
         return [Content.styled(f"predicted by {', '.join(parts)}", "dim")] if parts else []
 
@@ -131,11 +161,17 @@ def stacked(parts: Mapping[str, int], scale: int, width: int) -> Content:
     return Content.assemble(*blocks, (EMPTY * (width - end), "dim"))
 
 
-def legend(parts: Mapping[str, int]) -> Content:
-    """Which block is which part, the largest first."""
-    shown = sorted((name for name in parts if parts[name]), key=lambda name: -parts[name])
-    words = [
-        Content.assemble(LOOKS.get(name, OTHER), f" {one_line(name, 16)} {human_bytes(parts[name])}")
-        for name in shown
-    ]
-    return Content("  ").join(words)
+def legend(parts: Mapping[str, int], width: int) -> list[Content]:
+    """Which block is which part, the largest first, in as many lines as that takes."""
+    lines: list[Content] = []
+    for entry in _entries(parts):
+        if lines and lines[-1].cell_length + 2 + entry.cell_length <= width:
+            lines[-1] = Content.assemble(lines[-1], "  ", entry)
+        else:
+            lines.append(entry)
+    return lines
+
+
+def _entries(parts: Mapping[str, int]) -> Iterator[Content]:
+    for name in sorted((name for name in parts if parts[name]), key=lambda name: -parts[name]):
+        yield Content.assemble(LOOKS.get(name, OTHER), f" {one_line(name, 16)} {human_bytes(parts[name])}")

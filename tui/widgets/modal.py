@@ -12,16 +12,17 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from ollama_tune.core.text import visible
+from ollama_tune.tui.explaining import ExplainedScreen, Topic, size_classes
 from ollama_tune.tui.widgets.keybar import KeyBar
 
 Result = TypeVar("Result")
 
 
-class BoxScreen(ModalScreen[Result], Generic[Result]):
+class BoxScreen(ExplainedScreen[Result], ModalScreen[Result], Generic[Result]):
     """A box over the screen. A subclass fills `content()`; Esc closes it with `refused`."""
 
     DEFAULT_CSS = """
-    BoxScreen { align: center middle; background: $background 50%; }
+    BoxScreen { align: center middle; background: $background; }
     BoxScreen:ansi { background: ansi_default; }
     BoxScreen #box {
         width: 90%; max-width: 84; height: auto; max-height: 90%;
@@ -29,12 +30,13 @@ class BoxScreen(ModalScreen[Result], Generic[Result]):
         border-title-color: $foreground; border-title-style: bold;
     }
     BoxScreen:ansi #box { border: round ansi_default; background: ansi_default; }
-    BoxScreen #box KeyBar { background: $surface; margin-top: 1; }
+    BoxScreen #box KeyBar { background: $surface; dock: bottom; }
     BoxScreen:ansi #box KeyBar { background: ansi_default; }
-    BoxScreen #content { height: auto; max-height: 100%; }
+    BoxScreen #content { height: auto; max-height: 100%; margin-bottom: 1; scrollbar-size-vertical: 1; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "refuse", "Close")]
 
+    HELP_TOPIC: ClassVar[Topic] = ("windows", "Window")
     refused: Result | None = None
 
     def __init__(self, title: str) -> None:
@@ -43,6 +45,7 @@ class BoxScreen(ModalScreen[Result], Generic[Result]):
 
     def compose(self) -> ComposeResult:
         """The box."""
+        self.add_class(*size_classes(self.app))
         with Vertical(id="box") as box:
             box.border_title = Content(visible(self._title))
             with VerticalScroll(id="content", can_focus=False):
@@ -52,6 +55,10 @@ class BoxScreen(ModalScreen[Result], Generic[Result]):
     def content(self) -> ComposeResult:
         """The subclass' widgets."""
         yield from ()
+
+    def screen_topic(self) -> Topic:
+        """The help of the window."""
+        return self.HELP_TOPIC
 
     def action_refuse(self) -> None:
         """Close without a yes."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from textual.content import Content
 from textual.widgets import Static
 
+from ollama_tune.tui.text import put_text
+
 
 @dataclass(frozen=True)
 class Line:
@@ -54,7 +56,7 @@ class Page(Static):
     def _wrap(self) -> None:
         width = self.content_region.width
         if width:
-            self.update(Content("\n").join(part for line in self._lines for part in wrapped(line, width)))
+            put_text(self, Content("\n").join(part for line in self._lines for part in wrapped(line, width)))
 
 
 def wrapped(line: Line, width: int) -> list[Content]:

@@ -15,13 +15,14 @@ from textual.widgets.option_list import Option
 
 from ollama_tune.core.text import one_line, visible
 from ollama_tune.tui.text import where_text
+from ollama_tune.tui.widgets.options import Options
 from ollama_tune.tui.widgets.page import Line, wrapped
 
 if TYPE_CHECKING:
     from ollama_tune.core.data.values import Problem
 
 
-class ProblemList(OptionList):
+class ProblemList(Options):
     """Problems one a line; while it has the focus each is told in full. Enter shows the rows of one, and
     `x` uses them or leaves them out, where that is the person's to say."""
 
@@ -49,6 +50,12 @@ class ProblemList(OptionList):
         """The rows of a problem are wanted."""
 
         problem: Problem
+
+    @dataclass
+    class Pointed(Message):
+        """The cursor stands on a problem; on None when the list has not the focus."""
+
+        problem: Problem | None
 
     @dataclass
     class Switched(Message):
@@ -106,6 +113,7 @@ class ProblemList(OptionList):
         """Tell everything, or one line each again."""
         super().watch_has_focus(has_focus)
         self._draw()
+        self.post_message(self.Pointed(self.problem if has_focus else None))
         if not has_focus:
             self.scroll_home(animate=False)
 
@@ -122,6 +130,8 @@ class ProblemList(OptionList):
     @on(OptionList.OptionHighlighted)
     def _moved(self) -> None:
         self.refresh_bindings()
+        if self.has_focus:
+            self.post_message(self.Pointed(self.problem))
 
     @on(OptionList.OptionSelected)
     def _selected(self, event: OptionList.OptionSelected) -> None:
@@ -133,6 +143,14 @@ class ProblemList(OptionList):
         """Use the rows, or leave them out."""
         if self.problem is not None:
             self.post_message(self.Switched(self.problem))
+
+
+def what_to_do(kind: str) -> str:
+    """The advice of the help on a kind of problem; empty for one that has none."""
+    from ollama_tune.tui.widgets.help import help_text
+
+    parts = help_text("problems", kind).partition("**What to do.** ")
+    return " ".join(parts[2].split())
 
 
 def problem_sign(problem: Problem) -> Content:

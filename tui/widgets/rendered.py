@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from textual.app import ComposeResult
-from textual.containers import Vertical, VerticalScroll
+from textual.containers import Vertical
 from textual.content import Content
 from textual.widgets import Static
 
 from ollama_tune.core.text import one_line, visible
 from ollama_tune.tui.widgets.errors import sentence
 from ollama_tune.tui.widgets.page import Line, Page
+from ollama_tune.tui.widgets.textview import TextView
 
 if TYPE_CHECKING:
     from ollama_tune.core.data.chat.mask import Cut
@@ -116,19 +117,18 @@ class RowText(Vertical):
         self._shown: RowRendered | None = None
         self._limit = 0
         self._ids = False
+        self._said: tuple[str, ...] | None = None
 
     def compose(self) -> ComposeResult:
         """Legend, notes, text."""
         yield Static(legend(), id="legend")
         yield Page(id="notes")
-        with VerticalScroll(id="text-scroll"):
-            yield Static(id="text", markup=False)
+        yield TextView(id="text")
 
     def show(self, rendered: RowRendered) -> None:
         """Another row."""
         self._shown = rendered
         self._draw()
-        self.query_one("#text-scroll").scroll_home(animate=False)
 
     def clear(self) -> None:
         """No row."""
@@ -148,16 +148,17 @@ class RowText(Vertical):
 
     def _draw(self) -> None:
         shown = self._shown
-        self.query_one("#text", Static).update(self._text(shown) if shown else "")
+        self.query_one("#text", TextView).show(self._text(shown) if shown else Content(""))
         self.border_title = Content(figures(shown) if shown and shown.examples else "")
-        notes = self.query_one("#notes", Page)
-        notes.show(
-            [
-                Line(Content.assemble(("! ", "$text-warning bold"), visible(note)), 2)
-                for note in (shown.notes if shown else ())
-            ]
-        )
-        notes.display = bool(shown and shown.notes)
+        said = shown.notes if shown else ()
+        if said != self._said:
+            self._said = said
+            self._tell(said)
+
+    def _tell(self, said: tuple[str, ...]) -> None:
+        notes, mark = self.query_one("#notes", Page), ("! ", "$text-warning bold")
+        notes.show([Line(Content.assemble(mark, visible(note)), 2) for note in said])
+        notes.display = bool(said)
         notes.call_after_refresh(notes.refresh, layout=True)
 
     def _text(self, shown: RowRendered) -> Content:

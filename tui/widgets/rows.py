@@ -12,6 +12,7 @@ from rich.style import Style
 from textual import events
 from textual.app import RenderResult
 from textual.binding import Binding, BindingType
+from textual.cache import LRUCache
 from textual.content import Content
 from textual.geometry import Region, Size
 from textual.message import Message
@@ -25,6 +26,8 @@ from ollama_tune.core.text import one_line
 if TYPE_CHECKING:
     from ollama_tune.core.data.values import Row
 
+KEPT = 256
+"""Lines that are kept drawn: what is seen, and some pages around it."""
 ROOMY = 64
 """Cells from which there is room for the row's own number beside that of its line."""
 LENGTH = 8
@@ -60,6 +63,7 @@ class RowList(ScrollView, can_focus=True):
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._rows: Sequence[Row] = ()
+        self._lines: LRUCache[int, str] = LRUCache(KEPT)
 
     @property
     def rows(self) -> Sequence[Row]:
@@ -72,6 +76,7 @@ class RowList(ScrollView, can_focus=True):
             return
         at = min(self.cursor, len(rows) - 1) if stay and rows else 0
         self._rows = rows
+        self._lines.clear()
         self.virtual_size = Size(0, len(rows))
         self.set_reactive(RowList.cursor, at)
         self.scroll_to_region(Region(0, at, 1, 1), animate=False, force=True)
@@ -88,10 +93,19 @@ class RowList(ScrollView, can_focus=True):
         """Move the cursor by what is seen."""
         self.action_move(by * max(self.size.height - 1, 1))
 
-    def watch_cursor(self, cursor: int) -> None:
-        """Keep the cursor in sight and tell."""
+    def on_resize(self) -> None:
+        """The columns are cut to the width."""
+        self._lines.clear()
+
+    def watch_cursor(self, before: int, cursor: int) -> None:
+        """Keep the cursor in sight and tell; only two lines change unless the window moves."""
+        top = self.scroll_offset.y
         self.scroll_to_region(Region(0, cursor, 1, 1), animate=False, force=True)
-        self.refresh()
+        if self.scroll_offset.y == top:
+            self.refresh_line(before)
+            self.refresh_line(cursor)
+        else:
+            self.refresh()
         self.post_message(self.Highlighted(self._rows[cursor], cursor + 1))
 
     def on_click(self, event: events.Click) -> None:
@@ -112,9 +126,16 @@ class RowList(ScrollView, can_focus=True):
         index, width = self.scroll_offset.y + y, self.size.width
         if index >= len(self._rows):
             return Strip.blank(width, self.rich_style)
-        row, here = self._rows[index], index == self.cursor
+        here = index == self.cursor
         style = self.get_component_rich_style("rows--cursor") if here else self.rich_style
-        return self._strip(("▶" if here else " ") + self._cells(row, index + 1), style)
+        return self._strip(("▶" if here else " ") + self._text(index), style)
+
+    def _text(self, index: int) -> str:
+        """The cells of a row; it is read from the disk when it comes into sight."""
+        text = self._lines.get(index)
+        if text is None:
+            text = self._lines[index] = self._cells(self._rows[index], index + 1)
+        return text
 
     def _cells(self, row: Row, number: int) -> str:
         last = row.messages[-1]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 from ollama_tune.tui.widgets.curves import LossCurve
 
 LEVELS = "▁▂▃▄▅▆▇█"
+FLAT = 1e-6
+"""A smaller share of change is the rounding of equal values."""
 
 
 def spark(curve: LossCurve, cells: int, total: int) -> str:
@@ -23,7 +26,8 @@ def spark(curve: LossCurve, cells: int, total: int) -> str:
     if not means:
         return ""
     low = min(mean for _, mean in means)
-    span = max(mean for _, mean in means) - low or 1.0
+    high = max(mean for _, mean in means)
+    span = high - low if high - low > FLAT * max(abs(high), abs(low)) else math.inf
     drawn = [" "] * (means[-1][0] + 1)
     for cell, mean in means:
         drawn[cell] = LEVELS[round((mean - low) / span * (len(LEVELS) - 1))]

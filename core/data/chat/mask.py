@@ -14,20 +14,6 @@ from ollama_tune.core.data.chat.samples import samples
 from ollama_tune.core.data.values import Example, Message, Row
 from ollama_tune.core.errors import TuneError
 
-__all__ = [
-    "Answers",
-    "Cut",
-    "Made",
-    "cut",
-    "example_of",
-    "find_answers",
-    "make",
-    "make_example",
-    "make_examples",
-    "parts_of",
-]
-
-
 _FORGETS = frozenset({"drops-thinking:history", "drops-text-of-tool-call-turn", "drops-tool-calls"})
 """Notes on what is lost of an answer once another turn follows."""
 

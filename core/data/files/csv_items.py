@@ -7,7 +7,7 @@ import itertools
 import re
 from collections import Counter, deque
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ollama_tune.core.data.files.items import Item
@@ -127,7 +127,7 @@ def _table(source: Source, delimiter: str, lines: list[str], known: Collection[s
     text = "".join(lines)
     space = text.count(f'{delimiter} "') > text.count(f'{delimiter}"')
     table = Table(delimiter, True, 0, skip_space=space, lines_before=before)
-    escaped = Table(delimiter, True, 0, skip_space=space, backslash=True, lines_before=before)
+    escaped = replace(table, backslash=True)
     if '\\"' in text and len(_records(escaped.reader(iter(lines)))) > len(
         _records(table.reader(iter(lines)))
     ):
@@ -135,7 +135,7 @@ def _table(source: Source, delimiter: str, lines: list[str], known: Collection[s
     rows = _records(table.reader(iter(lines)))
     named = sum(name.strip().lower() in known for name in rows[0]) if rows else 0
     header = named > 0 or not rows or _is_header(rows[0], rows[1:])
-    return Table(delimiter, header, named, table.skip_space, table.backslash, before)
+    return replace(table, header=header, known=named)
 
 
 def _is_header(first: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:

@@ -7,16 +7,20 @@ columns. Rows that have ended leave the batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ollama_tune.core.data.values import Example
+from ollama_tune.core.plan.answers import fast_rows
 from ollama_tune.core.train.fast.attention import Rule
 from ollama_tune.core.train.fast.layers import Pass
+from ollama_tune.core.train.fast.model import CHUNK
 from ollama_tune.core.train.fast.products import even
 from ollama_tune.core.train.fast.rotary import Rotary
 from ollama_tune.core.train.fast.stream import Segment, Stream, lay_stream
+from ollama_tune.core.train.path import Choose
 
 if TYPE_CHECKING:
     from ollama_tune.core.train.fast.model import FastModel
@@ -26,9 +30,6 @@ ROOM = 64
 """Columns that the cache grows by."""
 LEAVE = 0.25
 """Share of rows that have ended at which the cache is copied without them."""
-MOST_ROWS, FEWEST_ROWS = 64, 16
-LARGE, LONG = 1 << 30, 1024
-"""Bytes that the cache of all rows may take when each has so many tokens; fewer rows are answered at once."""
 
 
 class Cache:
@@ -179,8 +180,7 @@ class FastEngine:
     def rows(self) -> int:
         """Prompts that are well answered at once: the weights are read once a token for all of them."""
         sizes = self._model.blueprint
-        token = 2 * sizes.layers * sizes.key_width * self._model.weights.embedding.itemsize
-        return min(max(LARGE // (LONG * token), FEWEST_ROWS), MOST_ROWS)
+        return fast_rows(sizes.layers, sizes.key_width, self._model.weights.embedding.itemsize)
 
     @torch.no_grad()
     def logits(self, ids: Ids, positions: Sequence[int], *, tuned: bool) -> torch.Tensor:
@@ -192,6 +192,19 @@ class FastEngine:
         return self._model.logits(self._read(stream, tuned))
 
     @torch.no_grad()
+    def likelihoods(self, examples: Sequence[Example], *, tuned: bool) -> list[float]:
+        """Of each row the natural log of the probability of its supervised tokens, summed."""
+        stream = lay_stream(examples, str(self._device))
+        hidden = self._read(stream, tuned)
+        logs: list[float] = []
+        for part in range(0, len(stream.targets), CHUNK):
+            logits = self._model.logits(hidden[part : part + CHUNK])
+            chosen = logits.gather(-1, stream.targets[part : part + CHUNK, None])[:, 0]
+            logs += (chosen - logits.logsumexp(-1)).tolist()
+        ends = list(accumulate((sum(example.trained[1:]) for example in examples), initial=0))
+        return [sum(logs[start:end]) for start, end in pairwise(ends)]
+
+    @torch.no_grad()
     def decode(
         self,
         prompts: Sequence[Ids],
@@ -199,7 +212,7 @@ class FastEngine:
         *,
         tuned: bool,
         stop_ids: Ids,
-        temperature: float = 0.0,
+        choose: Choose | None = None,
         stopped: Callable[[], bool] = lambda: False,
         on_tokens: Callable[[Ids], None] | None = None,
     ) -> list[list[int]]:
@@ -211,7 +224,7 @@ class FastEngine:
         hidden, cache = self._begin(prompts, tuned)
         ended: set[int] = set()
         while True:
-            tokens = _chosen(self._model.logits(hidden), temperature)
+            tokens = (choose or _likeliest)(self._model.logits(hidden))
             written = [
                 (row, token) for row, token in zip(rows, tokens.tolist(), strict=True) if row not in ended
             ]
@@ -280,8 +293,5 @@ def _lay(prompts: Sequence[Ids], device: str) -> Stream:
     return lay_stream(rows, device)
 
 
-def _chosen(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """The next token of each row: the most likely one, or drawn from the whole distribution."""
-    if temperature <= 0:
-        return logits.argmax(-1)
-    return torch.multinomial((logits / temperature).softmax(-1), 1)[:, 0]
+def _likeliest(logits: torch.Tensor) -> torch.Tensor:
+    return logits.argmax(-1)

@@ -1,0 +1,226 @@
+"""Is my model better? Measures a run's model and another on the same rows and says so with figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from ollama_tune.core.data.values import Row
+from ollama_tune.core.errors import TuneError
+from ollama_tune.core.evaluate.figures import (
+    Answers,
+    Kind,
+    Labels,
+    Losses,
+    Metric,
+    chosen_metrics,
+    confusion,
+)
+from ollama_tune.core.evaluate.kept import Kept, open_kept
+from ollama_tune.core.evaluate.material import Rows, read_rows
+from ollama_tune.core.evaluate.metrics import similarity, wilson_interval
+from ollama_tune.core.evaluate.overlap import without_thoughts
+from ollama_tune.core.evaluate.resample import Difference, Interval, bootstrap, mcnemar, paired
+from ollama_tune.core.evaluate.sides import Measured, Side, Tell, measure, prepare, sides_of
+from ollama_tune.core.runs.folder import RunFolder
+
+if TYPE_CHECKING:
+    from ollama_tune.core.evaluate.figures import Array
+
+FEW = 30
+"""Fewer rows than this say little."""
+Verdict = Literal["better", "worse", "no clear difference"]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be evaluated: other data than the run's, against what, on how many rows (0: all), by which
+    metrics (none named: the usual ones), with answers of how many tokens (0: as the run measured)."""
+
+    data: str | None = None
+    against: str = "base"
+    limit: int = 200
+    metrics: tuple[str, ...] = ()
+    max_new_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """One metric: the figure of each model (None where it cannot be measured), over how many rows, and the
+    difference where both have one."""
+
+    metric: Metric
+    rows: int
+    models: tuple[Interval | None, Interval | None]
+    difference: Difference | None
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What the difference means for the tuned model; None without one."""
+        if self.difference is None:
+            return None
+        if not self.difference.clear:
+            return "no clear difference"
+        return "better" if (self.difference.value < 0) == self.metric.lower_is_better else "worse"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A row beside both models' answers (None where one was not asked), and how good the tuned one's is."""
+
+    number: int
+    answers: tuple[str | None, str | None]
+    score: float
+    gain: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that was found. `confusions` are the tables of both models, by the labels of the rows."""
+
+    run: str
+    wish: Wish
+    rows: Rows
+    sides: tuple[Side, Side]
+    results: tuple[Result, ...]
+    confusions: tuple[list[list[int]] | None, list[list[int]] | None]
+    pairs: tuple[Pair, ...]
+    remarks: tuple[str, ...]
+    max_new_tokens: int
+
+
+def evaluate(folder: RunFolder, wish: Wish, tell: Tell = lambda _line: None) -> Evaluation:
+    """Measure both models on the same rows; what was measured before is not measured again.
+
+    `tell` gets lines of progress, none of which holds a row. Raises `UsageError` for a wish that cannot be
+    met, `BusyError` while another evaluation of the run goes on, and `TuneError` where measuring fails.
+    """
+    settings = folder.settings()
+    sides = sides_of(folder, wish.against)
+    rows = read_rows(settings, wish.data, wish.limit)
+    metrics, remarks = chosen_metrics(wish.metrics, rows.references, bool(rows.labels))
+    longest = wish.max_new_tokens or settings.evaluation.max_new_tokens
+    with open_kept(folder.path / "evaluation") as kept:
+        tell(f"Measuring on {len(rows.rows):,} of {rows.total:,} rows.")
+        measured = _prepared(sides, rows, {metric.kind for metric in metrics}, longest, kept)
+        measure(measured, kept, tell)
+        results = tuple(filter(None, (_result(metric, measured, rows) for metric in metrics)))
+    if not results:
+        raise TuneError("No row could be measured.", "Choose other data or other metrics.")
+    remarks += _remarks(folder, wish, measured, results)
+    tables = (_confusion(measured[0], rows), _confusion(measured[1], rows))
+    pairs = tuple(_pairs(measured, rows))
+    return Evaluation(folder.name, wish, rows, sides, results, tables, pairs, tuple(remarks), longest)
+
+
+def _prepared(
+    sides: tuple[Side, Side], rows: Rows, kinds: set[Kind], longest: int, kept: Kept
+) -> tuple[Measured, Measured]:
+    first, second = (prepare(side, rows, kinds & side.kinds, longest, kept) for side in sides)
+    return first, second
+
+
+def _result(metric: Metric, measured: tuple[Measured, Measured], rows: Rows) -> Result | None:
+    """A metric over the rows that both models have, or over those of the tuned one alone."""
+    able = [side for side in measured if metric.kind in side.side.kinds]
+    common = [row for row in range(len(rows.rows)) if all(side.record(metric.kind, row) for side in able)]
+    if not common or measured[1] not in able:
+        return None
+    tables = [_statistics(metric, side, common, rows) for side in able]
+    figures = [_figure(metric, table) for table in tables]
+    if len(able) == 1:
+        return Result(metric, len(common), (None, figures[0]), None)
+    alike = metric.kind != "loss" or bool((tables[0][:, 1] == tables[1][:, 1]).all())
+    difference = _difference(metric, *tables) if alike else None
+    return Result(metric, len(common), (figures[0], figures[1]), difference)
+
+
+def _statistics(metric: Metric, side: Measured, common: Sequence[int], rows: Rows) -> Array:
+    records = [side.record(metric.kind, row) or {} for row in common]
+    if metric.kind == "answers":
+        wanted = [rows.rows[row].answer for row in common]
+        said = [without_thoughts(r["text"], text) for r, text in zip(records, wanted, strict=True)]
+        return metric.statistics(Answers(said, wanted))
+    if metric.kind == "labels":
+        return metric.statistics(_labels(records, common, rows))
+    tokens = {task.row: task.tokens for task in side.tasks.tasks if task.kind == "loss"}
+    losses = [-sum(record["logs"]) for record in records]
+    return metric.statistics(Losses(losses, [tokens[row] for row in common]))
+
+
+def _labels(records: Sequence[dict[str, Any]], common: Sequence[int], rows: Rows) -> Labels:
+    """The likeliest label is that whose tokens and end mark have the largest probability.
+
+    It is not divided by the length: the sum is the probability that the model gives exactly this answer,
+    which is what it says when it is asked; a mean over tokens would favour long labels, whose last tokens
+    follow from the first ones.
+    """
+    said = [max(range(len(rows.labels)), key=record["logs"].__getitem__) for record in records]
+    right = [rows.labels.index(rows.rows[row].answer) for row in common]
+    return Labels(said, right, len(rows.labels))
+
+
+def _figure(metric: Metric, table: Array) -> Interval:
+    """A figure; the interval of a share is Wilson's, because none or all right are no certainty."""
+    if not metric.shares:
+        return bootstrap(table, metric.value)
+    hits, count = int(table[:, 0].sum()), len(table)
+    return Interval(hits / count, *wilson_interval(hits, count))
+
+
+def _difference(metric: Metric, first: Array, second: Array) -> Difference:
+    found = paired(first, second, metric.value)
+    if not metric.shares:
+        return found
+    p = mcnemar(first[:, 0], second[:, 0])
+    return Difference(found.value, found.low, found.high, p, "McNemar")
+
+
+def _confusion(side: Measured, rows: Rows) -> list[list[int]] | None:
+    found = {row: record for row in range(len(rows.rows)) if (record := side.record("labels", row))}
+    return confusion(_labels(list(found.values()), list(found), rows)) if found else None
+
+
+def _pairs(measured: tuple[Measured, Measured], rows: Rows) -> list[Pair]:
+    """The rows that the tuned model has answered, in order."""
+    found = []
+    for number, row in enumerate(rows.rows):
+        other, own = (side.record("answers", number) for side in measured)
+        if own is None:
+            continue
+        score = _alike(own, row)
+        before = _alike(other, row) if other else score
+        texts = (other["text"] if other else None, own["text"])
+        found.append(Pair(number, texts, score, score - before))
+    return found
+
+
+def _alike(record: dict[str, Any], row: Row) -> float:
+    return similarity(without_thoughts(record["text"], row.answer), row.answer)
+
+
+def _remarks(
+    folder: RunFolder, wish: Wish, measured: tuple[Measured, Measured], results: Sequence[Result]
+) -> list[str]:
+    """What a reader of the figures should know."""
+    said = []
+    for why in dict.fromkeys(why for side in measured for why in side.tasks.left_out):
+        count = max(side.tasks.left_out.get(why, 0) for side in measured)
+        said.append(f"{why} This is so with {'1 row' if count == 1 else f'{count:,} rows'}.")
+    if learned := measured[1].rows.learned:
+        verb = "row stands" if learned == 1 else "rows stand"
+        said.append(f"{learned:,} {verb} in the data that the run learned from; that flatters its figures.")
+    if min(result.rows for result in results) < FEW:
+        said.append("These are few rows: only large differences show.")
+    other = measured[0].side.folder
+    if other is not None and any(r.metric.kind == "loss" and r.difference is None for r in results):
+        said.append("The two models cut the answers into other tokens, so their losses are not compared.")
+    if other is not None and other != folder and wish.data is None and not _same_split(folder, other):
+        said.append(f"{other.name} kept other rows apart; it may have learned some of these.")
+    return said
+
+
+def _same_split(one: RunFolder, other: RunFolder) -> bool:
+    data = [folder.settings().data for folder in (one, other)]
+    return data[0] == data[1]

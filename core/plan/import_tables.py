@@ -1,0 +1,372 @@
+"""The fields of LLaMA-Factory, Axolotl and TRL as settings of a run.yaml.
+
+Names and defaults are those of the tools' public documentation and argument classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ollama_tune.core.plan.import_rules import (
+    UNSAID,
+    Found,
+    Rule,
+    count,
+    dropped,
+    flag,
+    missing,
+    name_list,
+    named,
+    share,
+    take,
+    words,
+)
+
+SCHEDULE = "training.schedule"
+DTYPE = "training.compute_dtype"
+QUANTIZATION = "training.quantization"
+OPTIMIZER = "training.optimizer"
+RECOMPUTE = "training.gradient_checkpointing"
+
+ELSEWHERE = "Runs, checkpoints and logs have their own place here: `ollama-tune paths`."
+TOLD = "Every step is an event here, and the screen follows."
+HOW_SPREAD = "It says how the work is spread and computed, not what is learned."
+BY_TIME = "Checkpoints are written by time (training.checkpoint_minutes) and at every measurement."
+PREPARED = "Rows are prepared here without settings for it."
+PUBLISHED = "Nothing is sent to a hub; `ollama-tune export` puts the model into Ollama."
+METHOD = "This method is not in a run.yaml of this release."
+LOSS = "The loss here is the usual one on the answers."
+STEPS = "The number of steps is not known here: write a share of them into training.warmup."
+ROWS = "The number of rows is not known here: write a share of them into data.validation_split."
+
+_SCHEDULES = named(
+    SCHEDULE,
+    {"cosine": "cosine", "linear": "linear", "constant_with_warmup": "constant"},
+    {
+        "constant": ("constant", "Here it rises in the first steps unless training.warmup is 0."),
+        "cosine_with_min_lr": ("cosine", "It falls to zero here."),
+        "cosine_with_restarts": ("cosine", "There are no restarts here."),
+        "polynomial": ("linear", "It falls on a straight line here."),
+        "rex": ("linear", "It falls on a straight line here."),
+        "inverse_sqrt": ("cosine", "This is the nearest one that falls."),
+        "one_cycle": ("cosine", "This is the nearest one that falls."),
+    },
+)
+_OPTIMIZERS = named(
+    OPTIMIZER,
+    {
+        "adamw": "adamw",
+        "adamw_torch": "adamw",
+        "adamw_torch_fused": "adamw",
+        "adamw_hf": "adamw",
+        "adamw_8bit": "adamw_8bit",
+        "adamw_bnb_8bit": "adamw_8bit",
+        "paged_adamw_8bit": "paged_adamw_8bit",
+    },
+    {
+        "paged_adamw": ("adamw", "Its states are held in 32 bit here too, and not paged."),
+        "paged_adamw_32bit": ("adamw", "Its states are held in 32 bit here too, and not paged."),
+    },
+)
+_RECOMPUTE = words(
+    {
+        "true": Found("taken", {RECOMPUTE: "layers"}),
+        "false": Found("taken", {RECOMPUTE: "none"}),
+        "unsloth": Found("taken", {RECOMPUTE: "offload"}),
+        "offload": Found("taken", {RECOMPUTE: "offload"}),
+    },
+    Found("missing", why="training.gradient_checkpointing takes none of this kind."),
+)
+_BF16 = words(
+    {
+        "true": Found("taken", {DTYPE: "bfloat16"}),
+        "full": Found("taken", {DTYPE: "bfloat16"}),
+        "false": Found("dropped", why="The number format is chosen for the box unless it is named."),
+        "auto": UNSAID,
+    },
+    Found("missing", why="This is neither true nor false."),
+)
+_FP16 = words(
+    {
+        "true": Found("taken", {DTYPE: "float16", "training.device": "cuda"}, "float16 needs a GPU here."),
+        "false": Found("dropped", why="The number format is chosen for the box unless it is named."),
+        "auto": UNSAID,
+    },
+    Found("missing", why="This is neither true nor false."),
+)
+_FOUR_BIT = words(
+    {"true": Found("taken", {QUANTIZATION: "nf4"}), "false": Found("taken", {QUANTIZATION: "none"})},
+    Found("missing", why="This is neither true nor false."),
+)
+_EIGHT_BIT = words(
+    {
+        "true": Found("approximated", {QUANTIZATION: "none"}, "Weights are held in 16 or in 4 bit here."),
+        "false": Found("dropped", why="It is off."),
+    },
+    Found("missing", why="This is neither true nor false."),
+)
+_BITS = words(
+    {
+        "4": Found("taken", {QUANTIZATION: "nf4"}),
+        "8": Found("approximated", {QUANTIZATION: "none"}, "Weights are held in 16 or in 4 bit here."),
+    },
+    Found("missing", why="Weights are held in 16 or in 4 bit here."),
+)
+_DTYPES = named(DTYPE, {"bfloat16": "bfloat16", "bf16": "bfloat16", "float32": "float32", "fp32": "float32"})
+_TRACKERS = ("tensorboard", "mlflow", "wandb", "trackio")
+
+
+def _trackers(value: Any) -> Found:
+    names = [str(name).lower() for name in (value if isinstance(value, list) else [value])]
+    known = [name for name in names if name in _TRACKERS]
+    if known:
+        return Found("taken", {"tracking.to": known})
+    none = names in (["none"], ["all"])
+    return Found("dropped" if none else "missing", why="`--tracking` and tracking.to say where figures go.")
+
+
+def _each(names: str, rule: Rule) -> dict[str, Rule]:
+    return dict.fromkeys(names.split(), rule)
+
+
+COMMON: Mapping[str, Rule] = {
+    "learning_rate": take("training.learning_rate"),
+    "weight_decay": take("training.weight_decay"),
+    "gradient_accumulation_steps": take("training.gradient_accumulation_steps"),
+    "gradient_checkpointing": _RECOMPUTE,
+    "seed": take("training.seed", "data.seed"),
+    "warmup_ratio": take("training.warmup"),
+    "warmup_steps": share("training.warmup", STEPS),
+    "eval_steps": count("training.evaluation_interval", "training.evaluation_interval counts steps."),
+    "early_stopping_patience": take("training.early_stopping"),
+    "bf16": _BF16,
+    "fp16": _FP16,
+    "lora_alpha": take("training.alpha"),
+    "lora_dropout": take("training.dropout"),
+    "use_rslora": flag("training.rslora"),
+    "use_dora": flag("training.dora"),
+    "neftune_noise_alpha": take("training.neftune"),
+    "report_to": _trackers,
+    "adam_beta1": missing("The optimizer here has 0.9.", same=(0.9,)),
+    "adam_beta2": missing("The optimizer here has 0.999.", same=(0.999,)),
+    "adam_epsilon": missing("The optimizer here has 1e-8.", same=(1e-8, "1e-8")),
+    "max_steps": missing("Write training.epochs instead.", same=(-1,)),
+    "max_samples": missing("All rows are used; give a file with fewer."),
+    "loraplus_lr_ratio": missing(METHOD),
+    "trust_remote_code": dropped("Code from a model's folder is never run here."),
+    **_each(
+        "logging_steps logging_first_step logging_strategy logging_dir plot_loss log_level", dropped(TOLD)
+    ),
+    **_each("output_dir overwrite_output_dir run_name overwrite_cache", dropped(ELSEWHERE)),
+    **_each("save_steps save_strategy save_total_limit save_only_model", dropped(BY_TIME)),
+    **_each("save_safetensors save_first_step", dropped(BY_TIME)),
+    **_each(
+        "resume_from_checkpoint auto_resume_from_checkpoints", dropped("`ollama-tune resume` does that.")
+    ),
+    **_each("eval_strategy evaluation_strategy do_eval per_device_eval_batch_size", dropped(TOLD)),
+    **_each("do_train do_predict eval_on_start predict_with_generate", dropped(TOLD)),
+    **_each("dataloader_num_workers dataloader_pin_memory dataloader_prefetch_factor", dropped(PREPARED)),
+    **_each("preprocessing_num_workers preprocessing_batch_size dataset_num_proc", dropped(PREPARED)),
+    **_each("ddp_timeout deepspeed fsdp fsdp_config local_rank tf32 torch_compile", dropped(HOW_SPREAD)),
+    **_each("flash_attn flash_attention attn_implementation use_cache", dropped(HOW_SPREAD)),
+    **_each("enable_liger_kernel use_liger_kernel use_unsloth low_cpu_mem_usage", dropped(HOW_SPREAD)),
+    **_each("group_by_length length_column_name remove_unused_columns", dropped(PREPARED)),
+    **_each("push_to_hub hub_model_id hub_strategy hub_private_repo", dropped(PUBLISHED)),
+    **_each("wandb_project wandb_entity wandb_watch wandb_name wandb_log_model", dropped(TOLD)),
+}
+"""What transformers' TrainingArguments gave all of them, and names that several share."""
+
+_TRAINER: Mapping[str, Rule] = {
+    "per_device_train_batch_size": take("training.batch_size"),
+    "num_train_epochs": take("training.epochs"),
+    "lr_scheduler_type": _SCHEDULES,
+    "optim": _OPTIMIZERS,
+    "max_grad_norm": take("training.max_gradient_norm"),
+    "model_name_or_path": take("model.source"),
+    "model_revision": take("model.revision"),
+}
+
+LLAMAFACTORY: Mapping[str, Rule] = {
+    **COMMON,
+    **_TRAINER,
+    "stage": words(
+        {
+            "sft": Found("dropped", why="This is what is done here."),
+            "pt": Found("taken", {"data.form": "text"}),
+        },
+        Found("missing", why=METHOD),
+    ),
+    "finetuning_type": words(
+        {"lora": Found("dropped", why="This is what is done here.")}, Found("missing", why=METHOD)
+    ),
+    "template": lambda value: Found(
+        "approximated", why="The chat template of the model's own tokenizer is used."
+    ),
+    "cutoff_len": take("training.sequence_length"),
+    "lora_rank": take("training.rank"),
+    "lora_target": name_list("training.targets", ("all",)),
+    "quantization_bit": _BITS,
+    "quantization_method": missing(
+        "4-bit weights are NF4 of bitsandbytes here.", same=("bnb", "bitsandbytes")
+    ),
+    "double_quantization": missing("The scales of 4-bit weights are quantized here.", same=(True, "true")),
+    "disable_gradient_checkpointing": flag(RECOMPUTE, "none", "layers"),
+    "pure_bf16": flag(DTYPE, "bfloat16", "float32"),
+    "packing": words(
+        {
+            "true": Found("approximated", {"training.packing": True}, "No row sees another here."),
+            "false": Found("taken", {"training.packing": False}),
+        },
+        UNSAID,
+    ),
+    "neat_packing": flag("training.packing"),
+    "val_size": share("data.validation_split", ROWS),
+    "default_system": missing("A system prompt stands in the rows; export.system stores one in Ollama."),
+    "train_on_prompt": missing(LOSS),
+    "mask_history": missing("Every answer of a conversation is learned from."),
+    "resize_vocab": missing("No tokens are added here."),
+    "additional_target": missing("Only adapters are trained and exported."),
+    "adapter_name_or_path": missing("A run begins with a fresh adapter."),
+    "streaming": dropped(PREPARED),
+    "media_dir": dropped("Pictures and sound are refused."),
+    **_each("tokenized_path cache_dir include_num_input_tokens_seen", dropped(PREPARED)),
+    **_each("rope_scaling shift_attn mixture_of_depths tool_format", missing(METHOD)),
+    **_each("pissa_init pissa_iter pissa_convert use_galore use_badam use_apollo", missing(METHOD)),
+    **_each("freeze_trainable_layers pref_beta pref_loss use_llama_pro use_muon", missing(METHOD)),
+}
+
+AXOLOTL: Mapping[str, Rule] = {
+    **COMMON,
+    "base_model": take("model.source"),
+    "revision_of_model": take("model.revision"),
+    "adapter": words(
+        {
+            "lora": Found("dropped", why="This is what is done here."),
+            "qlora": Found("taken", {QUANTIZATION: "nf4"}),
+        },
+        Found("missing", why=METHOD),
+    ),
+    "load_in_4bit": _FOUR_BIT,
+    "load_in_8bit": _EIGHT_BIT,
+    "lora_r": take("training.rank"),
+    "lora_target_modules": name_list("training.targets", ("all-linear",)),
+    "lora_target_linear": words(
+        {"true": Found("taken", {"training.targets": "all-linear"}), "false": Found("dropped", why="Off.")},
+        Found("missing", why="This is neither true nor false."),
+    ),
+    "peft_use_rslora": flag("training.rslora"),
+    "peft_use_dora": flag("training.dora"),
+    "sequence_len": take("training.sequence_length"),
+    "sample_packing": flag("training.packing"),
+    "micro_batch_size": take("training.batch_size"),
+    "num_epochs": take("training.epochs"),
+    "optimizer": _OPTIMIZERS,
+    "lr_scheduler": _SCHEDULES,
+    "max_grad_norm": take("training.max_gradient_norm"),
+    "val_set_size": share("data.validation_split", ROWS),
+    "chat_template": words(
+        {"tokenizer_default": Found("dropped", why="This is what is done here.")},
+        Found("approximated", why="The chat template of the model's own tokenizer is used."),
+    ),
+    "train_on_inputs": missing(LOSS),
+    "special_tokens": missing("The model's own tokens are used as they are."),
+    "tokens": missing("No tokens are added here."),
+    "lora_modules_to_save": missing("Only adapters are trained and exported."),
+    "lora_model_dir": missing("A run begins with a fresh adapter."),
+    "evals_per_epoch": dropped("The held-out rows are measured about eight times a run."),
+    "rl": missing(METHOD),
+    "batch_size": missing("Write training.gradient_accumulation_steps: total / rows at once."),
+    **_each("model_type tokenizer_type tokenizer_config base_model_config", dropped("Read from the model.")),
+    **_each(
+        "is_llama_derived_model is_mistral_derived_model is_qwen_derived_model",
+        dropped("Read from the model."),
+    ),
+    **_each("dataset_prepared_path dataset_processes shuffle_merged_datasets", dropped(PREPARED)),
+    **_each(
+        "pad_to_sequence_len eval_sample_packing eval_batch_size multipack_real_batches", dropped(PREPARED)
+    ),
+    **_each("gradient_checkpointing_kwargs plugins strict debug lora_on_cpu", dropped(HOW_SPREAD)),
+    **_each("xformers_attention sdp_attention s2_attention lora_mlp_kernel", dropped(HOW_SPREAD)),
+    **_each("lora_qkv_kernel lora_o_kernel qlora_sharded_model_loading", dropped(HOW_SPREAD)),
+    **_each("saves_per_epoch save_first_step", dropped(BY_TIME)),
+    **_each("eval_table_size eval_max_new_tokens use_wandb wandb_run_id wandb_mode", dropped(TOLD)),
+    **_each("lora_fan_in_fan_out", dropped("Read from the model.")),
+    **_each("relora gptq peft pretraining_dataset reward_model embedding_lr", missing(METHOD)),
+    **_each("cosine_min_lr_ratio lr_groups unfrozen_parameters noisy_embedding_alpha", missing(METHOD)),
+}
+
+TRL: Mapping[str, Rule] = {
+    **COMMON,
+    **_TRAINER,
+    "model_name": take("model.source"),
+    "dtype": _DTYPES,
+    "torch_dtype": _DTYPES,
+    "lora_r": take("training.rank"),
+    "r": take("training.rank"),
+    "lora_target_modules": name_list("training.targets", ("all-linear",)),
+    "target_modules": name_list("training.targets", ("all-linear",)),
+    "lora_modules_to_save": missing("Only adapters are trained and exported."),
+    "use_gradient_checkpointing": _RECOMPUTE,
+    "load_in_4bit": _FOUR_BIT,
+    "load_in_8bit": _EIGHT_BIT,
+    "use_bnb_nested_quant": missing("The scales of 4-bit weights are quantized here.", same=(True, "true")),
+    "bnb_4bit_quant_type": missing("4-bit weights are NF4 here.", same=("nf4",)),
+    "max_length": take("training.sequence_length"),
+    "max_seq_length": take("training.sequence_length"),
+    "packing": flag("training.packing"),
+    "random_state": take("training.seed", "data.seed"),
+    "use_peft": words(
+        {"true": Found("dropped", why="This is what is done here.")},
+        Found("missing", why="All weights would be trained; here an adapter is."),
+    ),
+    "completion_only_loss": missing(LOSS, same=(True,)),
+    "assistant_only_loss": missing(LOSS, same=(True,)),
+    "full_finetuning": missing(METHOD),
+    "eos_token": missing("The model's own tokens are used as they are."),
+    "chat_template_path": missing("The chat template of the model's own tokenizer is used."),
+    **_each("eval_packing dataset_kwargs pad_to_multiple_of padding_free", dropped(PREPARED)),
+    **_each("gradient_checkpointing_kwargs activation_offloading", dropped(HOW_SPREAD)),
+}
+
+Default = Any | Callable[[Mapping[str, Any]], Any]
+
+_ALWAYS: Mapping[str, Default] = {
+    "data.validation_split": 0.0,
+    "training.early_stopping": 0,
+    "training.seed": 42,
+    "data.seed": 42,
+}
+_TRAINER_DEFAULTS: Mapping[str, Default] = {
+    **_ALWAYS,
+    "training.learning_rate": 5e-5,
+    "training.epochs": 3.0,
+    "training.batch_size": 8,
+    "training.gradient_accumulation_steps": 1,
+    "training.schedule": "linear",
+    "training.warmup": 0.0,
+}
+DEFAULTS: Mapping[str, Mapping[str, Default]] = {
+    "llamafactory": {
+        **_TRAINER_DEFAULTS,
+        "training.rank": 8,
+        "training.alpha": lambda values: 2 * values["training.rank"],
+        "training.sequence_length": 2048,
+        RECOMPUTE: "layers",
+    },
+    "axolotl": {
+        **_ALWAYS,
+        "training.epochs": 1.0,
+        "training.gradient_accumulation_steps": 1,
+        "training.warmup": 0.03,
+        "training.sequence_length": 512,
+    },
+    "trl": {
+        **_TRAINER_DEFAULTS,
+        "training.learning_rate": 2e-5,
+        "training.dropout": 0.05,
+        "training.sequence_length": 1024,
+        RECOMPUTE: "layers",
+    },
+}
+"""What a tool does where its config says nothing, if it is not what is done here."""

@@ -1,0 +1,113 @@
+"""What is wrong in a tree of settings, in sentences: the field, its line in the file, the nearest name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from ollama_tune.core.errors import UsageError
+from ollama_tune.core.plan.yaml_lines import Marked, Place
+from ollama_tune.core.text import one_line
+
+MOST = 5
+"""So many mistakes are told at once."""
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One thing wrong: the dotted field, what it is and what to do in sentences, the line where it stands."""
+
+    field: str
+    what: str
+    fix: str
+    line: int | None = None
+
+    @property
+    def words(self) -> str:
+        """Both sentences behind the line."""
+        where = f"Line {self.line}: " if self.line else ""
+        return f"{where}{self.what} {self.fix}"
+
+
+class SettingsError(UsageError):
+    """Settings that are refused; `mistakes` holds each of them, for programs.
+
+    Args:
+        mistakes: at least one.
+        marked: the file in which they stand, if they stand in one.
+    """
+
+    code = "settings"
+
+    def __init__(self, mistakes: Sequence[Mistake], marked: Marked | None = None) -> None:
+        self.mistakes = tuple(mistakes)
+        first = self.mistakes[0]
+        if len(self.mistakes) == 1:
+            line = f", line {first.line}" if first.line else ""
+            where = f"In {marked.path}{line}: " if marked else ""
+            super().__init__(where + first.what, first.fix)
+            return
+        told = " ".join(f"({n}) {each.words}" for n, each in enumerate(self.mistakes[:MOST], 1))
+        more = len(self.mistakes) - MOST
+        rest = f" And {more} more." if more > 0 else ""
+        where = f"{marked.path} has" if marked else "There are"
+        super().__init__(f"{where} {len(self.mistakes)} mistakes. {told}{rest}", "Mend them and try again.")
+
+
+def refusal(
+    error: ValidationError, tree: Any, names: Sequence[str], marked: Marked | None = None
+) -> SettingsError:
+    """The error for what pydantic found in a tree; `names` are all dotted fields there are."""
+    found: dict[str, Mistake] = {}
+    for each in error.errors(include_url=False):
+        place = _place(tree, each["loc"])
+        path = ".".join(place)
+        line = marked.line(place) if marked else None
+        unknown = each["type"] == "extra_forbidden"
+        made = _unknown(path, names, line) if unknown else _wrong(path, each["msg"], line)
+        found.setdefault(path, made)
+    return SettingsError(sorted(found.values(), key=lambda each: each.line or 0), marked)
+
+
+def _place(tree: Any, location: Sequence[int | str]) -> Place:
+    """Where in the tree an error lies; pydantic's own words for the branch of a union are left out."""
+    return tuple(_steps(tree, location))
+
+
+def _steps(value: Any, location: Sequence[int | str]) -> Iterator[str]:
+    """Names in a file may be numbers or truths, which the settings read as text."""
+    for part in location:
+        if isinstance(value, dict):
+            names = {str(key).lower(): key for key in value} | {key: key for key in value}
+            if part not in names:
+                continue
+            value = value[names[part]]
+        elif isinstance(value, list) and isinstance(part, int):
+            value = value[part]
+        else:
+            continue
+        yield str(part)
+
+
+def _unknown(path: str, names: Sequence[str], line: int | None) -> Mistake:
+    return Mistake(path, f"There is no setting {one_line(path, 80)!r}.", nearest(path, names), line)
+
+
+def _wrong(path: str, message: str, line: int | None) -> Mistake:
+    text = message.removeprefix("Value error, ")
+    subject = f"The setting {path} is" if path else "The settings are"
+    return Mistake(path, f"{subject} wrong: {text}.", "Change it and try again.", line)
+
+
+def nearest(path: str, names: Sequence[str]) -> str:
+    """The right name that is meant most likely, as a question; else where all of them stand."""
+    sections = {name.partition(".")[0] for name in names} if "." not in path else set()
+    close = difflib.get_close_matches(path, [*names, *sorted(sections)], n=1)
+    close = close or [name for name in names if name.endswith(f".{path.rpartition('.')[2]}")][:1]
+    if close:
+        return f"Did you mean {close[0]!r}?"
+    return "`ollama-tune schema --markdown` lists the settings."

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import math
+import random
+import time
+
+import pytest
+
+from ollama_tune.core.runs.events import Event
+from ollama_tune.tui.coach import advise
+from ollama_tune.tui.course import noise_of
+from ollama_tune.tui.run_values import Patience, ValidationPoint
+from ollama_tune.tui.run_view import RunView
+
+from .coach_curves import KINDS, RECORDED, draw_run, real_run, turns, verdicts
+
+SIGNS = "✓·!✗"
+
+
+def view_of(losses: list[float], total: int, norm: float = 1.0) -> RunView:
+    """A run whose steps had these losses."""
+    view = RunView()
+    view.total_steps = total
+    for step, loss in enumerate(losses, start=1):
+        view.step, view.loss = step, loss
+        view.losses.add(step, loss)
+        view.norms.add(step, norm)
+        view.rates.add(step, 2e-4)
+    return view
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_of_random_runs_of_a_kind_at_most_one_in_ten_is_misjudged(name: str) -> None:
+    kind = KINDS[name]
+    said = [verdicts(kind, seed) for seed in range(20)]
+    wrong = [kinds[-1] for kinds in said if kinds[-1] not in kind.right]
+    assert len(wrong) <= 2, wrong
+    assert sum(turns(kinds) for kinds in said) / len(said) < 1.5
+
+
+def test_no_random_run_is_called_good_that_rises_or_bad_that_falls() -> None:
+    bad = {"too_high", "overfitting", "flat", "slow"}
+    assert not [k for seed in range(20, 40) if (k := verdicts(KINDS["falling"], seed)[-1]) in bad]
+    assert not [k for seed in range(20, 40) if (k := verdicts(KINDS["rising"], seed)[-1]) == "falling"]
+
+
+@pytest.mark.parametrize(
+    ("name", "during", "end"),
+    [
+        ("sensible", {"started", "falling", "learned"}, {"learned"}),
+        ("rate 30 times too high", {"started", "falling", "unstable", "too_high"}, {"too_high"}),
+        ("rate 10 times too high", {"started", "falling", "unstable", "too_high"}, {"too_high"}),
+        ("rate 100 times too low", {"started", "falling", "flat", "slow"}, {"slow"}),
+        ("few rows, many epochs", {"started", "falling", "by_heart", "overfitting"}, {"overfitting"}),
+    ],
+)
+def test_the_verdict_on_a_real_run_is_right(name: str, during: set[str], end: set[str]) -> None:
+    said = [advice.kind for view in real_run(name) if (advice := advise(view))]
+    assert set(said) <= during
+    assert said[-1] in end
+    assert turns(said) <= 3
+    assert RECORDED.stat().st_size < 40_000
+
+
+def test_the_sentence_names_the_step_and_fits_a_line() -> None:
+    *_, view = real_run("few rows, many epochs")
+    advice = advise(view)
+    assert advice is not None and advice.sign == "!"
+    assert advice.sentence == "Overfitting since step 30: validation loss rises, training loss falls."
+    assert advice.advice == "Step 30 is kept. Next time fewer epochs, or more rows."
+
+
+def test_a_rate_too_high_gets_a_figure_to_try_instead() -> None:
+    *_, view = real_run("rate 30 times too high")
+    advice = advise(view)
+    assert advice is not None and advice.sign == "✗"
+    assert "Learning rate too high." in advice.sentence
+    assert "0.02 or less (it was 0.075)" in advice.advice
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_sentence_fits_and_has_a_sign_and_an_advice(name: str) -> None:
+    for seed in (50, 51):
+        for view in draw_run(KINDS[name], random.Random(seed)):
+            advice = advise(view)
+            assert advice is not None and advice.sign in SIGNS
+            assert len(advice.sentence) <= 80 and 0 < len(advice.advice) <= 80, advice
+
+
+def test_before_the_first_step_and_of_an_imported_adapter_nothing_is_said() -> None:
+    view = RunView()
+    assert advise(view) is None
+    view.done["train"] = Event(0, 0.0, "done", {"stage": "train"})
+    assert advise(view) is None
+
+
+def test_a_few_steps_are_too_early_to_say_whatever_they_look_like() -> None:
+    advice = advise(view_of([3.0, 9.0, 2.0, 12.0, 30.0], total=400))
+    assert advice is not None and advice.kind == "started"
+    assert "step 5 of 400" in advice.sentence
+
+
+def test_a_loss_that_is_not_a_number_is_said_at_once() -> None:
+    view = view_of([3.0 - step / 100 for step in range(100)], total=400)
+    view.step, view.loss = 101, None
+    advice = advise(view)
+    assert advice is not None and advice.kind == "not_a_number" and "step 101" in advice.sentence
+
+
+def test_early_stopping_is_announced_one_measurement_ahead() -> None:
+    random.seed(5)
+    view = view_of([1.0 + 2 * math.exp(-step / 20) + random.gauss(0, 0.02) for step in range(300)], 400)
+    for step in range(50, 301, 50):
+        view.validation[step] = ValidationPoint(step, 1.1 + 0.0001 * (step > 100), None)
+    view.patience = Patience(2, 3)
+    advice = advise(view)
+    assert advice is not None and advice.kind == "waiting"
+    assert "2 of 3 measurements" in advice.sentence and "one more ends the run" in advice.advice
+
+
+def test_a_finished_run_hears_of_its_best_step_and_not_of_stopping() -> None:
+    *_, view = draw_run(KINDS["level"], random.Random(2))
+    view.done["train"] = Event(0, 0.0, "done", {"stage": "train"})
+    best = min((point.loss, step) for step, point in view.validation.items() if step)[1]
+    advice = advise(view)
+    assert advice is not None and advice.kind == "finished"
+    assert f"step {best:,}" in advice.advice and "Stop" not in advice.advice
+
+
+def test_losses_near_zero_need_no_advice_however_they_jump() -> None:
+    random.seed(1)
+    losses = [max(3 * math.exp(-step / 15), 0.002) * math.exp(random.gauss(0, 1.0)) for step in range(300)]
+    view = view_of(losses, 400)
+    for step in range(40, 301, 40):
+        view.validation[step] = ValidationPoint(step, 0.01 * math.exp(random.gauss(0, 0.5)), None)
+    advice = advise(view)
+    assert advice is not None and advice.kind == "learned"
+
+
+def test_one_outlier_does_not_turn_a_verdict() -> None:
+    *_, view = draw_run(KINDS["falling"], random.Random(4))
+    before = advise(view)
+    view.step += 1
+    view.losses.add(view.step, 1000.0)
+    view.norms.add(view.step, 1000.0)
+    after = advise(view)
+    assert before is not None and after is not None
+    assert before.kind == after.kind == "falling"
+
+
+def test_noise_is_measured_beside_a_slope_and_an_outlier() -> None:
+    random.seed(3)
+    values = [0.1 * step + random.gauss(0, 0.05) for step in range(200)]
+    values[100] = 50.0
+    assert noise_of(values) == pytest.approx(0.05, rel=0.25)
+
+
+def test_a_verdict_is_cheap_on_a_long_run() -> None:
+    view = view_of([1 + math.exp(-step / 4000) for step in range(20_000)], 20_000)
+    advise(view)
+    seconds = min(_cpu(view) for _ in range(10))
+    assert seconds < 0.002, "it should take 0.2 ms; see tests/bench/coach.py"
+
+
+def _cpu(view: RunView) -> float:
+    began = time.process_time()
+    for _ in range(10):
+        advise(view)
+    return (time.process_time() - began) / 10

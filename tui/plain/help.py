@@ -1,0 +1,33 @@
+"""Help in plain lines, from the same files as the screens."""
+
+from __future__ import annotations
+
+import textwrap
+
+from ollama_tune.core.paths import asset
+
+WIDTH = 78
+ALWAYS = "Enter takes what stands in brackets. b goes back. q quits and keeps your answers."
+
+
+def explain(topic: tuple[str, str] | None) -> list[str]:
+    """The help of a topic as lines, and at its end what can be typed at every question."""
+    return lines_of(f"{help_text(*topic) if topic is not None else ''}\n\n{ALWAYS}")
+
+
+def lines_of(text: str) -> list[str]:
+    """Paragraphs of Markdown as lines of plain words."""
+    blocks = text.replace("**", "").replace("`", "").split("\n\n")
+    wrapped = (textwrap.wrap(" ".join(block.split()), WIDTH, break_long_words=False) for block in blocks)
+    return [line for lines in wrapped for line in lines]
+
+
+def help_text(section: str, heading: str) -> str:
+    """The text below a heading of `assets/help/<section>.md`; empty where there is none."""
+    path = asset(f"help/{section}.md")
+    parts = path.read_text(encoding="utf-8").split("\n## ")[1:] if path.is_file() else []
+    for part in parts:
+        title, _, text = part.partition("\n")
+        if title.strip() == heading:
+            return text.strip()
+    return ""
