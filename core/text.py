@@ -52,6 +52,12 @@ def human_seconds(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def human_estimate(seconds: float) -> str:
+    """A duration that is only foreseen, without seconds that nobody can know: `44 min`, else as above."""
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if 10 <= minutes < 60 else human_seconds(seconds)
+
+
 def human_count(count: float) -> str:
     """A whole number with thousands separators, or `2.9 M`, `8.0 B` above a million."""
     if count >= 1e9:

@@ -57,9 +57,10 @@ ELSEWHERE = {
     "runs": "runs_cli",
     "schema": "schema_cli",
     "serve": "serve_cli",
+    "stop": "control_cli",
+    "sweep": "sweep_cli",
     "tensorboard": "tracking_cli",
     "track": "tracking_cli",
-    "stop": "control_cli",
     "verify": "export_cli",
 }
 """The module of each command that is not in this one; it is imported when it is asked for."""

@@ -193,7 +193,7 @@ def _overfitting(seen: Seen) -> Advice | None:
     falls = seen.level_near(held.best_step).above(seen.course.now, 2) or seen.now < 0.7 * held.last
     if not falls:
         return None
-    words = f"Overfitting since step {held.best_step:,}: validation loss rises, training loss falls."
+    words = f"Overfitting since step {held.best_step:,}: held-out loss rises, training loss falls."
     kept = f"Step {held.best_step:,} is kept."
     waits = seen.view.patience
     stops = waits is not None and waits.patience and not seen.over
@@ -259,7 +259,7 @@ def _waiting(seen: Seen) -> Advice | None:
     waits = seen.view.patience
     if seen.over or waits is None or not waits.patience or waits.waited < max(waits.patience - 1, 1):
         return None
-    words = f"{waits.waited} of {waits.patience} measurements without a better validation loss."
+    words = f"{waits.waited} of {waits.patience} measurements without a better held-out loss."
     best = f"; step {seen.held.best_step:,}, the best, is kept" if seen.held is not None else ""
     return Advice("·", words, f"Nothing to do: one more ends the run{best}.", "waiting")
 

@@ -166,7 +166,7 @@ class Metric:
 
 
 METRICS = (
-    Metric("best_loss", "Best validation loss", lambda r: r.summary.best_loss, "{:.4f}".format, -1, True),
+    Metric("best_loss", "Best held-out loss", lambda r: r.summary.best_loss, "{:.4f}".format, -1, True),
     Metric("best_step", "at step", lambda r: r.summary.best_step, "{:,.0f}".format, 0),
     Metric("last_loss", "Training loss, last", lambda r: r.train[-1].loss if r.train else None,
            "{:.4f}".format, 0),

@@ -32,7 +32,7 @@ Examples:
   ollama-tune data rows.jsonl --model Qwen/Qwen3-4B-Instruct-2507
   ollama-tune data table.csv --columns question=Frage,answer=Antwort
   ollama-tune data texts.csv --labels 0=negative,1=positive
-  ollama-tune data rows.jsonl --row 12
+  ollama-tune data rows.jsonl --row 12 --json
 
 \b
 With --json one object is printed:

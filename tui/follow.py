@@ -99,10 +99,11 @@ class Follower:
         if not whole and time.monotonic() - self._last_progress < PROGRESS_SECONDS:
             return
         self._last_progress = time.monotonic()
+        words = str(event["name"]).replace("_", " ")
         if event["unit"] == "B":
-            self._out(f"  {event['name']}: {human_bytes(event['done'])} of {human_bytes(event['total'])}")
+            self._out(f"  {words}: {human_bytes(event['done'])} of {human_bytes(event['total'])}")
         elif not whole:
-            self._out(f"  {event['name']}: {event['done']:,} of {event['total']:,} {event['unit']}")
+            self._out(f"  {words}: {event['done']:,} of {event['total']:,} {event['unit']}")
 
     def _show_step(self, event: Event) -> None:
         self._tokens += event["useful_tokens"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ollama_tune.core.errors import UsageError
-from ollama_tune.tui.shell import json_option
+from ollama_tune.tui.shell import json_option, write_output
 
 if TYPE_CHECKING:
     from ollama_tune.core.plan.import_config import Field, Imported
@@ -55,14 +55,13 @@ def import_(file: Path, output: Path | None, as_json: bool) -> None:
     Says of every field whether it was taken, approximated, dropped or has no equivalent. Which tool it is
     is told by its fields; names of files are relative to the config.
     """
-    from ollama_tune.core.files import write_atomic
     from ollama_tune.core.plan.import_config import import_config
 
     if output is not None and output.absolute() == file.absolute():
         raise UsageError("--output is the file that is read.", "Name another file.")
     found = import_config(file)
     if output is not None:
-        write_atomic(output, found.to_yaml())
+        write_output(output, found.to_yaml())
     if as_json:
         click.echo(json.dumps(_json(found, output), indent=2, default=str))
         return

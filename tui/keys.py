@@ -97,12 +97,12 @@ def named(bindings: Iterable[tuple[Binding, object, bool]]) -> list[Key]:
 
 def keys_now(screen: Screen[Any]) -> list[Keys]:
     """What every key does now, the hidden ones too: at the focus, on the screen, everywhere."""
-    places: dict[str, list[Key]] = {"Here": [], "On this screen": [], "Everywhere": []}
+    places: dict[str, list[Key]] = {"Keys here": [], "On this screen": [], "Everywhere": []}
     for key in named(_active(screen)):
-        place = "Everywhere" if key.node is screen.app else "Here"
+        place = "Everywhere" if key.node is screen.app else "Keys here"
         places["On this screen" if key.node is screen else place].append(key)
     given = next((lines for kind, lines in GIVEN if isinstance(screen.focused, kind)), ())
-    extra = {"Here": list(given), "Everywhere": [FIELDS] if len(screen.focus_chain) > 1 else []}
+    extra = {"Keys here": list(given), "Everywhere": [FIELDS] if len(screen.focus_chain) > 1 else []}
     made = [
         Keys(place, [(", ".join(key.names), key.words) for key in keys] + extra.get(place, []))
         for place, keys in places.items()

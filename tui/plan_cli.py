@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ollama_tune.tui.shell import assignments, telling
+from ollama_tune.tui.shell import assignments, telling, write_output
 
 if TYPE_CHECKING:
     from ollama_tune.core.plan.prepare import Prepared
@@ -66,10 +66,11 @@ def plan(
         if not as_json:
             _print(made)
         found = made if no_simulation else _confirmed(made, quiet=as_json)
+        if output is not None:
+            write_output(output, made.plan.settings.to_yaml())
     if as_json:
         _print_json(found)
     if output is not None:
-        made.plan.settings.save(output)
         click.echo(f"Written: {output}. Start it with `ollama-tune run {output}`.", err=as_json)
 
 

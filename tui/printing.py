@@ -14,7 +14,7 @@ from ollama_tune.core.export.values import Verification
 from ollama_tune.core.plan.settings import field_paths
 from ollama_tune.core.plan.values import MemoryEstimate, Offer, Plan, WorkEstimate
 from ollama_tune.core.runs.folder import RunFolder
-from ollama_tune.core.text import human_bytes, human_seconds, one_line, visible
+from ollama_tune.core.text import human_bytes, human_estimate, one_line, visible
 from ollama_tune.tui.exporting import fails_in_ollama_only, use_and_share
 from ollama_tune.tui.run_summary import ListedRun, folder_size, read_runs
 from ollama_tune.tui.shell import error_object
@@ -60,12 +60,12 @@ def confirmed_lines(asked: Plan, made: Plan) -> list[str]:
 
 
 def _work_lines(work: WorkEstimate) -> list[str]:
-    low, high = human_seconds(work.seconds / work.spread), human_seconds(work.seconds * work.spread)
+    low, high = human_estimate(work.seconds / work.spread), human_estimate(work.seconds * work.spread)
     energy = "" if work.energy_kwh is None else f", at most {work.energy_kwh:.2g} kWh on the GPU"
     download = f", {human_bytes(work.download_bytes)} to download" if work.download_bytes else ""
     ollama = f", {human_bytes(work.ollama_bytes)} in Ollama" if work.ollama_bytes else ""
     return [
-        f"time: {work.steps:,} steps, about {human_seconds(work.seconds)}, between {low} and {high}{energy}",
+        f"time: {work.steps:,} steps, about {human_estimate(work.seconds)}, between {low} and {high}{energy}",
         f"  {work.ground}",
         f"disk: {human_bytes(work.checkpoint_bytes)} checkpoints, "
         f"{human_bytes(work.export_bytes)} export{download}{ollama}",
@@ -179,20 +179,24 @@ def run_json(folder: RunFolder) -> dict[str, Any]:
     }
 
 
+RUN = 36
+"""Cells for the name of a run: with the other columns, what a window of 80 has."""
+
+
 def runs_lines(rows: list[dict[str, Any]]) -> list[str]:
     """The list of runs as a table; the loss is the best one on the held-out rows."""
     if not rows:
         return ["There is no run yet. Start one with `ollama-tune` or `ollama-tune demo`."]
-    lines = [f"{'run':<36} {'state':<15} {'step':>13} {'loss':>8} {'size':>10} {'when':<16} model"]
+    lines = [f"{'run':<{RUN}} {'state':<15} {'loss':>8} {'size':>10}"]
     for row in rows:
-        step = f"{row['step']:,}/{row['total_steps']:,}" if row["total_steps"] else "-"
+        step = f"step {row['step']:,} of {row['total_steps']:,}, " if row["total_steps"] else ""
         best = row["loss"] if row["best_loss"] is None else row["best_loss"]
         loss = "-" if best is None else f"{best:.4f}"
         moment = datetime.datetime.fromtimestamp(row["updated"]) if row["updated"] else None
         when = moment.strftime("%Y-%m-%d %H:%M") if moment else "-"
-        name, model = one_line(row["name"], 36), one_line(row["model"], 40)
-        size = human_bytes(row["size_bytes"])
-        lines.append(f"{name:<36} {row['state']:<15} {step:>13} {loss:>8} {size:>10} {when:<16} {model}")
+        name, size = one_line(row["name"], RUN), human_bytes(row["size_bytes"])
+        lines.append(f"{name:<{RUN}} {row['state']:<15} {loss:>8} {size:>10}")
+        lines.append(f"    {when}  {step}{one_line(row['model'], 40)}")
         if row["advice"]:
             lines.append(f"    {row['advice']['sign']} {row['advice']['sentence']}")
     return lines

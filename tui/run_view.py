@@ -236,7 +236,7 @@ class RunView:
         if exact is not None:
             self.answered = int(event.get("rows") or 0)
             self.before, self.after = (self.before, exact) if tuned else (exact, self.after)
-        figures = [f"validation loss {loss:.4f}"] if loss is not None else []
+        figures = [f"held-out loss {loss:.4f}"] if loss is not None else []
         figures += [f"{exact:.1%} exact matches"] if exact is not None else []
         who = f"Step {step:,}" if tuned else "Base model"
         self._say(event, f"{who}: {', '.join(figures)}.")

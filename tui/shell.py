@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -29,6 +30,17 @@ def say(line: str, as_json: bool, values: Mapping[str, Any]) -> None:
     click.echo(json.dumps(values, indent=2) if as_json else line)
 
 
+def write_output(path: Path, text: str) -> None:
+    """Write the file that an --output names, in one piece; `TuneError` where it cannot be."""
+    from ollama_tune.core.files import write_atomic
+
+    try:
+        write_atomic(path, text)
+    except OSError as error:
+        what = f"{path} cannot be written: {error.strerror}."
+        raise TuneError(what, "Name another place with --output.") from error
+
+
 def out(line: str) -> None:
     """Print a line."""
     click.echo(line)
@@ -45,7 +57,7 @@ def telling(as_json: bool) -> Iterator[None]:
     """Every error as one object on one line of standard output, where JSON was asked for."""
     try:
         yield
-    except (BrokenPipeError, SystemExit):
+    except (BrokenPipeError, click.exceptions.Exit):
         raise
     except (Exception, KeyboardInterrupt) as error:
         if not as_json:
@@ -121,7 +133,7 @@ def assignments(values: tuple[str, ...]) -> dict[str, Any]:
             raise UsageError(f"--set {text!r} has no '='.", "Write it as training.rank=32.")
         try:
             found[name.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:
             raise UsageError(f"The value in --set {text!r} cannot be read.", "Quote it.") from error
     return found
 

@@ -10,13 +10,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from textual import on, work
-from textual.app import App
 from textual.reactive import var
 from textual.worker import get_current_worker
 
 from ollama_tune.core.data.child import Cancelled
 from ollama_tune.core.errors import TuneError
 from ollama_tune.tui import data_tasks, messages, tasks
+from ollama_tune.tui.key_order import KeyOrderApp
 from ollama_tune.tui.state import BUNDLED, Facts, WizardState
 from ollama_tune.tui.tasks import Probe
 
@@ -37,7 +37,7 @@ def _is_cancelled() -> Callable[[], bool]:
     return lambda: worker.is_cancelled
 
 
-class FactsApp(App[int]):
+class FactsApp(KeyOrderApp):
     """Holds the answers and the facts, and keeps the facts true to the answers.
 
     Machine, model and data are read side by side; then the rows are measured; then the plan is made.

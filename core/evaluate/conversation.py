@@ -122,7 +122,7 @@ class Conversation:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A question that was kept out of training: the messages up to the answer, the last one as it is shown,
+    """A question that was held out: the messages up to the answer, the last one as it is shown,
     the wanted answer, and the tools it may call (JSON)."""
 
     messages: tuple[Mapping[str, Any], ...]

@@ -117,8 +117,9 @@ def evaluate(folder: RunFolder, wish: Wish, tell: Tell = lambda _line: None) -> 
 def _prepared(
     sides: tuple[Side, Side], rows: Rows, kinds: set[Kind], longest: int, kept: Kept
 ) -> tuple[Measured, Measured]:
-    first, second = (prepare(side, rows, kinds & side.kinds, longest, kept) for side in sides)
-    return first, second
+    first = prepare(sides[0], rows, kinds & sides[0].kinds, longest, kept)
+    shared = first.tasks if sides[0].folder == sides[1].folder else None
+    return first, prepare(sides[1], rows, kinds, longest, kept, shared)
 
 
 def _result(metric: Metric, measured: tuple[Measured, Measured], rows: Rows) -> Result | None:

@@ -163,15 +163,17 @@ class Generator:
                 ended(row, answer)
         return [answers[row] for row in range(len(prompts))]
 
-    def _follow(self, rows: Sequence[int], ended: Callable[[int, Answer], None]) -> Callable[[Ids], None]:
-        """Tells the answers of these rows that the model ends; a new one is needed for each attempt."""
-        return _Ended(rows, self._chat.stop_ids, lambda row, ids: ended(row, self._answer(ids))).put
+    def _follow(
+        self, rows: Sequence[int], ended: Callable[[int, Answer], None], count: int
+    ) -> Callable[[Ids], None]:
+        """Tells those answers of the first `count` rows that the model ends; each attempt needs a new one."""
+        return _Ended(rows[:count], self._chat.stop_ids, lambda row, ids: ended(row, self._answer(ids))).put
 
-    def _guarded(self, batch: _Batch, follow: Callable[[], Callable[[Ids], None]]) -> list[Answer]:
-        """The answers to the first prompts, as many as memory allows."""
+    def _guarded(self, batch: _Batch, follow: Callable[[int], Callable[[Ids], None]]) -> list[Answer]:
+        """The answers to the first prompts, as many as memory allows; `follow` gets their number."""
         prompts = batch.prompts
         try:
-            return self._decode(batch, follow())
+            return self._decode(batch, follow(len(prompts)))
         except Exception as error:
             if self._on_shortage is None or not is_out_of_memory(error):
                 raise
@@ -197,7 +199,7 @@ class Generator:
         """One answer, passed on piece by piece."""
         listener = _Listener(self._chat, on_text)
         batch = _Batch([prompt], max_new_tokens, tuned, stopped, self._chooser(sampling))
-        (answer,) = self._guarded(batch, lambda: listener.put)
+        (answer,) = self._guarded(batch, lambda _count: listener.put)
         listener.end()
         return answer
 

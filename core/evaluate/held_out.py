@@ -1,4 +1,4 @@
-"""The questions that a run kept out of training, and the system prompt that its model learned with."""
+"""The questions that a run held out, and the system prompt that its model learned with."""
 
 from __future__ import annotations
 

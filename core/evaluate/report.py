@@ -46,8 +46,10 @@ def figure(result: Result, value: float, *, signed: bool = False) -> str:
         return f"{100 * value:{sign}.1f}" + ("" if signed else " %")
     if result.metric.unit == "nats":
         return f"{value:{sign}.3f}" if signed else f"{value:.4f}"
-    places = 2 if abs(value) < 100 else 1
-    return f"{value:{sign}.{places}f}" if abs(value) < 10_000 else f"{value:{sign}.3g}"
+    if abs(value) >= 1e6:
+        return f"{value:{sign}.1e}"
+    places = 2 if abs(value) < 100 else 1 if abs(value) < 10_000 else 0
+    return f"{value:{sign},.{places}f}"
 
 
 def difference(result: Result) -> str:
@@ -315,7 +317,8 @@ def _how(evaluation: Evaluation) -> list[str]:
         f"- Intervals: 95 %, percentiles of {DRAWS:,} bootstrap draws of the rows (seed {SEED}), both models "
         "on the same draws; Wilson's for the shares of one model.",
         "- Tests: McNemar's exact one for exact match and accuracy, else approximate randomisation over the "
-        "rows. A difference counts as clear where p < 0.05 and its interval does not hold 0.",
+        "rows. A difference counts as clear where p < 0.05 and its interval does not hold 0; of "
+        "twenty such differences of equal models one would look clear by chance.",
     ]
     if evaluation.rows.labels:
         lines.append(

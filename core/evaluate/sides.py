@@ -87,21 +87,26 @@ def sides_of(folder: RunFolder, against: str) -> tuple[Side, Side]:
     return Side("other", other.name, other), tuned
 
 
-def prepare(side: Side, rows: Rows, kinds: set[Kind], longest: int, kept: Kept) -> Measured:
-    """The tasks of a side, each named by all that decides its outcome."""
+def prepare(
+    side: Side, rows: Rows, kinds: set[Kind], longest: int, kept: Kept, tasks: Tasks | None = None
+) -> Measured:
+    """The tasks of a side, each named by all that decides its outcome.
+
+    `tasks` are those of another side of the same run, which are the same.
+    """
     if side.folder is None:
         tasks, model = tasks_for(rows, kinds, longest), known_model(side.name)
         keys = {(t.kind, t.row): key_of(model, turns(rows, t.row), t.content()) for t in tasks.tasks}
         return Measured(side, rows, tasks, keys, kept)
     settings = side.folder.settings()
     base = resolve(settings.model.source, settings.model.revision)
-    context = (read_json(base / "config.json") or {}).get("max_position_embeddings")
-    chat = run_chat(side.folder, base)
-    tasks = Model(chat, context, settings.training.sequence_length, longest).tasks(rows, kinds)
+    if tasks is None:
+        context = (read_json(base / "config.json") or {}).get("max_position_embeddings")
+        chat = run_chat(side.folder, base)
+        tasks = Model(chat, context, settings.training.sequence_length, longest).tasks(rows, kinds)
     weights = _fingerprint(side, base)
-    return Measured(
-        side, rows, tasks, {(t.kind, t.row): key_of(weights, t.content()) for t in tasks.tasks}, kept
-    )
+    keys = {(t.kind, t.row): key_of(weights, t.content()) for t in tasks.tasks}
+    return Measured(side, rows, tasks, keys, kept)
 
 
 def _fingerprint(side: Side, base: Path) -> list[Any]:

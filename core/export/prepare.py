@@ -142,7 +142,7 @@ def _ask_ollama(order: Order, size: int, emit: Emit, stopped: Stopped) -> None:
 
 
 def held_out(order: Order) -> Conversations:
-    """Prompts of rows kept out of the training; none where the data is gone or nothing was kept out."""
+    """Prompts of rows held out of the training; none where the data is gone or nothing was held out."""
     from ollama_tune.core.data.load import load_dataset
     from ollama_tune.core.data.split import split_rows
 

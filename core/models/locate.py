@@ -128,7 +128,7 @@ def list_models() -> list[ModelChoice]:
     """The bundled model, then chat models downloaded by this tool, then those in Hugging Face's cache."""
     choices = []
     if asset("model").is_dir():
-        note = "small demo model, for learning the tool"
+        note = "to learn the tool with"
         choices.append(ModelChoice(BUNDLED, BUNDLED, "Bundled demo model", _size(asset("model")), note))
     seen: set[str] = set()
     for kind, root in (("downloaded", models_dir()), ("cache", hub_cache())):

@@ -14,7 +14,7 @@ from ollama_tune.core.plan.recommend import solve
 from ollama_tune.core.plan.rules import MEMORY
 from ollama_tune.core.plan.settings import GgufType
 from ollama_tune.core.plan.values import Choice
-from ollama_tune.core.text import human_bytes, human_seconds, one_line
+from ollama_tune.core.text import human_bytes, human_estimate, one_line
 
 USUAL = Lengths(
     rows=1000,
@@ -96,7 +96,7 @@ def _obstacle(fit: BaseFit, runs: bool | None) -> str:
     if runs is False:
         return f"{human_bytes(fit.serving_bytes)} to run"
     if fit.seconds > LONGEST:
-        return f"{human_seconds(fit.seconds)} to train"
+        return f"{human_estimate(fit.seconds)} to train"
     return ""
 
 

@@ -16,11 +16,10 @@ import yaml
 from ollama_tune.core.errors import UsageError
 from ollama_tune.core.plan.import_data import ROWS, Source
 from ollama_tune.core.plan.import_rules import Found, Outcome
-from ollama_tune.core.plan.import_tables import AXOLOTL, DEFAULTS, LLAMAFACTORY, TRL
+from ollama_tune.core.plan.import_tables import DEFAULTS, PREFIXES, TABLES
 from ollama_tune.core.plan.settings import VERSION, Settings, field_paths, parse, release
 from ollama_tune.core.plan.yaml_lines import Marked, read_marked
 
-TABLES = {"llamafactory": LLAMAFACTORY, "axolotl": AXOLOTL, "trl": TRL}
 TITLES = {"llamafactory": "LLaMA-Factory", "axolotl": "Axolotl", "trl": "TRL"}
 MARKS = {
     "llamafactory": "cutoff_len dataset_dir finetuning_type lora_rank lora_target quantization_bit stage"
@@ -112,7 +111,8 @@ def _line(marked: Marked, name: str) -> int | None:
 def _rule(tool: str, name: str, value: Any) -> Found:
     if value is None or value == "" or value == [] or value == {}:
         return Found("dropped", why="It is empty.")
-    rule = TABLES[tool].get(name)
+    known = (rule for prefix, rule in PREFIXES.items() if name.startswith(prefix))
+    rule = TABLES[tool].get(name) or next(known, None)
     found = rule(value) if rule else Found("missing", why="ollama-tune knows nothing of that name.")
     if value is False and found.outcome == "missing":
         return Found("dropped", why="It is off.")

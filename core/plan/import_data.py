@@ -1,7 +1,8 @@
 """Which rows another tool's config names: each tool's way of saying so, as the `data` section of a run.yaml.
 
 Every function takes what is left of the config, removes the fields that it understands, and yields what
-became of each. Names of files are relative to the config; nothing is opened but `dataset_info.json`.
+became of each. Names of files are relative to the config, else to the folder that one is in; nothing is
+opened but `dataset_info.json`.
 """
 
 from __future__ import annotations
@@ -33,8 +34,13 @@ class Source:
 
     def place(self, name: Any) -> str:
         """A file as a whole path where it is one; else the name of a data set of the hub as it stands."""
-        path = self.folder / Path(str(name)).expanduser()
+        path = self.path(name)
         return str(path.absolute()) if path.exists() else str(name)
+
+    def path(self, name: Any) -> Path:
+        """A path beside the config where it is there, else from the folder that one is in."""
+        beside = self.folder / Path(str(name)).expanduser()
+        return beside if beside.exists() else Path(str(name)).expanduser()
 
     def take(self, name: str) -> Any:
         """A field's value, which is then no longer left."""
@@ -43,8 +49,7 @@ class Source:
 
 def llamafactory(source: Source) -> Iterator[Told]:
     """`dataset` names entries of `dataset_info.json` in `dataset_dir`, with commas between them."""
-    given = source.fields.get("dataset_dir")
-    folder = source.folder / str(given or "data")
+    folder = source.path(source.fields.get("dataset_dir") or "data")
     if "dataset_dir" in source.fields:
         yield (
             "dataset_dir",
@@ -153,8 +158,8 @@ def _axolotl_field(field: str, value: Any, source: Source) -> Found:
         return Found("taken", {"data.path": source.place(value)})
     if field == "data_files":
         files = value if isinstance(value, list) else [value]
-        outcome = "taken" if len(files) == 1 else "approximated"
-        return Found(outcome, {"data.path": source.place(files[0])}, "" if len(files) == 1 else MORE)
+        first = {"data.path": source.place(files[0])}
+        return Found("taken", first) if len(files) == 1 else Found("approximated", first, MORE)
     if field == "type":
         return _axolotl_type(value)
     if field in ("ds_type", "conversation", "message_property_mappings", "roles", "chat_template"):

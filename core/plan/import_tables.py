@@ -173,7 +173,6 @@ COMMON: Mapping[str, Rule] = {
     **_each("enable_liger_kernel use_liger_kernel use_unsloth low_cpu_mem_usage", dropped(HOW_SPREAD)),
     **_each("group_by_length length_column_name remove_unused_columns", dropped(PREPARED)),
     **_each("push_to_hub hub_model_id hub_strategy hub_private_repo", dropped(PUBLISHED)),
-    **_each("wandb_project wandb_entity wandb_watch wandb_name wandb_log_model", dropped(TOLD)),
 }
 """What transformers' TrainingArguments gave all of them, and names that several share."""
 
@@ -290,7 +289,7 @@ AXOLOTL: Mapping[str, Rule] = {
     **_each("xformers_attention sdp_attention s2_attention lora_mlp_kernel", dropped(HOW_SPREAD)),
     **_each("lora_qkv_kernel lora_o_kernel qlora_sharded_model_loading", dropped(HOW_SPREAD)),
     **_each("saves_per_epoch save_first_step", dropped(BY_TIME)),
-    **_each("eval_table_size eval_max_new_tokens use_wandb wandb_run_id wandb_mode", dropped(TOLD)),
+    **_each("eval_table_size eval_max_new_tokens", dropped(TOLD)),
     **_each("lora_fan_in_fan_out", dropped("Read from the model.")),
     **_each("relora gptq peft pretraining_dataset reward_model embedding_lr", missing(METHOD)),
     **_each("cosine_min_lr_ratio lr_groups unfrozen_parameters noisy_embedding_alpha", missing(METHOD)),
@@ -329,6 +328,28 @@ TRL: Mapping[str, Rule] = {
     **_each("gradient_checkpointing_kwargs activation_offloading", dropped(HOW_SPREAD)),
 }
 
+TABLES: Mapping[str, Mapping[str, Rule]] = {"llamafactory": LLAMAFACTORY, "axolotl": AXOLOTL, "trl": TRL}
+PREFIXES: Mapping[str, Rule] = {
+    **_each(
+        "wandb_ use_wandb mlflow_ comet_ swanlab_ use_swanlab use_tensorboard loss_watchdog_", dropped(TOLD)
+    ),
+    **_each(
+        "liger_ ddp_ fsdp_ flash_attn_ flex_attn_ torch_ use_kernels use_v1_kernels", dropped(HOW_SPREAD)
+    ),
+    **_each("cut_cross_entropy tiled_mlp activation_offloading sequence_parallel", dropped(HOW_SPREAD)),
+    **_each("dp_ tensor_parallel context_parallel expert_parallel device_map", dropped(HOW_SPREAD)),
+    **_each("tensor_model_parallel pipeline_model_parallel expert_model_parallel", dropped(HOW_SPREAD)),
+    **_each("overlap_ ray_ accelerator_ use_distributed kt_ use_kt", dropped(HOW_SPREAD)),
+    **_each("skip_prepare_dataset min_sample_len streaming_ dataloader_ preprocessing_", dropped(PREPARED)),
+    **_each("tokenizer_ processor_ hf_use_auth", dropped("Read from the model.")),
+    **_each(
+        "image_ video_ audio_ freeze_vision freeze_multi freeze_mm",
+        dropped("Pictures and sound are refused."),
+    ),
+    **_each("eot_tokens added_tokens", missing("The model's own tokens are used as they are.")),
+    **_each("galore_ apollo_ badam_ oft_ pref_ dpo_ kto_ ppo_ qat fp8 trl ebft vllm", missing(METHOD)),
+}
+"""Fields of one kind by how their names begin, where no table has them."""
 Default = Any | Callable[[Mapping[str, Any]], Any]
 
 _ALWAYS: Mapping[str, Default] = {

@@ -14,7 +14,7 @@ from ollama_tune.core.plan import rules
 from ollama_tune.core.plan.memory import adapter_parameters
 from ollama_tune.core.plan.values import Offer, Plan
 from ollama_tune.core.rounding import round_up
-from ollama_tune.core.text import human_bytes, human_count, human_seconds, one_line
+from ollama_tune.core.text import human_bytes, human_count, human_estimate, one_line
 
 Values = Mapping[str, Any]
 Solve = Callable[[Values, ModelSpec], Plan]
@@ -137,7 +137,7 @@ class Offers:
         plan = self._planned(changes)
         if plan is not None and plan.work.seconds <= A_DAY:
             device = "GPU" if training.device == "cpu" else "CPU"
-            took = human_seconds(plan.work.seconds)
+            took = human_estimate(plan.work.seconds)
             yield Offer(changes, f"train on the {device}: about {took} in all", plan.memory)
 
     def _smaller_model(self) -> Iterator[Offer]:

@@ -15,6 +15,7 @@ from ollama_tune.core.text import one_line
 
 MOST = 5
 """So many mistakes are told at once."""
+CHANGE = "Change it and try again."
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,9 @@ class Mistake:
 
     @property
     def words(self) -> str:
-        """Both sentences behind the line."""
+        """What is wrong, with its line, and the fix where it says more than that."""
         where = f"Line {self.line}: " if self.line else ""
-        return f"{where}{self.what} {self.fix}"
+        return f"{where}{self.what}" + ("" if self.fix == CHANGE else f" {self.fix}")
 
 
 class SettingsError(UsageError):
@@ -100,14 +101,24 @@ def _unknown(path: str, names: Sequence[str], line: int | None) -> Mistake:
 def _wrong(path: str, message: str, line: int | None) -> Mistake:
     text = message.removeprefix("Value error, ")
     subject = f"The setting {path} is" if path else "The settings are"
-    return Mistake(path, f"{subject} wrong: {text}.", "Change it and try again.", line)
+    return Mistake(path, f"{subject} wrong: {text}.", CHANGE, line)
 
 
 def nearest(path: str, names: Sequence[str]) -> str:
     """The right name that is meant most likely, as a question; else where all of them stand."""
+    last = path.rpartition(".")[2]
     sections = {name.partition(".")[0] for name in names} if "." not in path else set()
-    close = difflib.get_close_matches(path, [*names, *sorted(sections)], n=1)
-    close = close or [name for name in names if name.endswith(f".{path.rpartition('.')[2]}")][:1]
+    close = [name for name in _elsewhere(last) if name in names][:1]
+    close = close or difflib.get_close_matches(path, [*names, *sorted(sections)], n=1)
+    close = close or [name for name in names if name.endswith(f".{last}")][:1]
     if close:
         return f"Did you mean {close[0]!r}?"
     return "`ollama-tune schema --markdown` lists the settings."
+
+
+def _elsewhere(name: str) -> list[str]:
+    """The settings that other tools call so."""
+    from ollama_tune.core.plan.import_tables import TABLES
+
+    rules = [table[name] for table in TABLES.values() if name in table]
+    return [path for rule in rules for value in (1, True) for path in rule(value).values]

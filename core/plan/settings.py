@@ -24,7 +24,7 @@ from ollama_tune.core.data.values import Reading
 from ollama_tune.core.errors import UsageError
 from ollama_tune.core.files import write_atomic
 from ollama_tune.core.plan.former import migrate
-from ollama_tune.core.plan.refusal import nearest, refusal
+from ollama_tune.core.plan.refusal import Mistake, SettingsError, nearest, refusal
 from ollama_tune.core.plan.yaml_lines import Marked, read_marked
 
 VERSION: Literal[1] = 1
@@ -86,9 +86,9 @@ class DataSettings(_Section):
     exclude: list[str] = []
     """Kinds of problems whose rows are left out although they would be used."""
     validation_split: float = Field(0.1, ge=0.0, le=0.5)
-    """The share of rows kept out of training to measure on."""
+    """The share of rows held out to measure on."""
     seed: int = Field(7, ge=0, lt=2**31)
-    """Decides which rows are kept out."""
+    """Decides which rows are held out."""
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -299,7 +299,8 @@ def release() -> str:
 def _set(tree: dict[str, Any], path: str, value: Any) -> None:
     section, _, name = path.partition(".")
     if not name or not isinstance(tree.get(section), dict):
-        raise UsageError(f"There is no setting {path!r}.", nearest(path, field_paths()))
+        unknown = Mistake(path, f"There is no setting {path!r}.", nearest(path, field_paths()))
+        raise SettingsError([unknown])
     tree[section][name] = value
 
 

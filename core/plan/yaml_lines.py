@@ -45,8 +45,11 @@ def read_marked(path: Path) -> Marked:
         return _marked(path, text)
     except yaml.YAMLError as error:
         raise _unreadable(path, text, error) from error
+    except ValueError as error:
+        what = f"{path} holds a date or a number that there is not: {one_line(str(error), 80)}."
+        raise UsageError(what, "Mend it, or quote it where it is text.") from error
     except RecursionError as error:
-        raise UsageError(f"{path} is nested too deeply.", "Give a plain run.yaml.") from error
+        raise UsageError(f"{path} is nested too deeply.", "Write it with fewer levels.") from error
 
 
 def _text(path: Path) -> str:
@@ -54,12 +57,12 @@ def _text(path: Path) -> str:
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
-            raise UsageError(f"{path} is larger than 1 MiB.", "Give a run.yaml.")
+            raise UsageError(f"{path} is larger than 1 MiB.", "Name the file with the settings.")
         return content.decode("utf-8")
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}.", "Give a run.yaml.") from error
+        raise UsageError(f"{path} cannot be read: {error.strerror}.", "Check its name.") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not a text file.", "Give a run.yaml.") from error
+        raise UsageError(f"{path} is not a text file.", "Save it as UTF-8 text.") from error
 
 
 def _marked(path: Path, text: str) -> Marked:

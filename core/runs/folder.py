@@ -288,12 +288,12 @@ def create_run(settings: Settings, label: str) -> RunFolder:
                 "Free some space or set OLLAMA_TUNE_HOME to another folder.",
             ) from error
         folder = RunFolder(path)
-        _absolute(settings).save(folder.settings_path)
+        absolute(settings).save(folder.settings_path)
         return folder
     raise TuneError(f"There are a thousand runs called {base}.", "Wait a minute or delete some.")
 
 
-def _absolute(settings: Settings) -> Settings:
+def absolute(settings: Settings) -> Settings:
     """The settings with whole paths, because the worker's folder is another than this process'."""
     named = {path: settings.get(path) for path in ("model.source", "data.path")}
     found = {

@@ -7,6 +7,7 @@ Only figures and settings are sent, never a row of the data and never a prompt.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from ollama_tune.core.errors import TuneError, UsageError
-from ollama_tune.core.paths import runs_dir
+from ollama_tune.core.paths import data_dir
 
 Value = str | int | float | bool
 SUFFIX = ".ollama-tune"
@@ -127,10 +128,11 @@ class MLflow(_Appending):
     def __init__(self, series: Series) -> None:
         mlflow = import_module("mlflow")
         self._entities = import_module("mlflow.entities")
-        own = f"sqlite:///{runs_dir() / 'mlflow.db'}"
+        own = f"sqlite:///{data_dir() / 'mlflow.db'}"
         uri = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else own
         self._client = mlflow.MlflowClient(tracking_uri=uri)
-        self.place = f"MLflow at {uri}, experiment {series.project}"
+        there = f"mlflow ui --backend-store-uri {uri}" if uri == own else without_password(uri)
+        self.place = f"{there} (experiment {series.project})"
         if series.id is not None:
             self.id = series.id
             self._client.update_run(self.id, status="RUNNING")
@@ -218,6 +220,11 @@ class Trackio(_Appending):
     def end(self, outcome: str) -> None:
         """Wait until all is stored."""
         self._run.finish()
+
+
+def without_password(text: str) -> str:
+    """A text in which no address names a user or a password."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 TRACKERS: dict[str, Callable[[Series], Tracker]] = {

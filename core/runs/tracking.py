@@ -25,7 +25,7 @@ from ollama_tune.core.runs.events import Event, EventReader, back_to, effective
 from ollama_tune.core.runs.folder import RunFolder, State
 from ollama_tune.core.runs.launch import NICE, PATIENCE, track
 from ollama_tune.core.runs.lock import is_held
-from ollama_tune.core.runs.trackers import TRACKERS, Point, Series, Tracker, Value
+from ollama_tune.core.runs.trackers import TRACKERS, Point, Series, Tracker, Value, without_password
 from ollama_tune.core.text import one_line
 
 POLL = 1.0
@@ -229,11 +229,16 @@ class Follower:
         self._feed: Feed | None = None
 
     def turn(self, *, last: bool = False) -> bool:
-        """Send what is new; at the end of the run also close it. True when all of it went well."""
+        """Send what is new; at the end of the run also close it.
+
+        True when all of it went well, or there is no run any more.
+        """
+        if not self.folder.settings_path.exists():
+            return True
         try:
             self._send(last)
         except Exception as error:
-            self._keep(problem=one_line(f"{type(error).__name__}: {error}", 400))
+            self._keep(problem=without_password(one_line(f"{type(error).__name__}: {error}", 400)))
             return False
         self._keep(problem="")
         return True

@@ -33,7 +33,6 @@ from ollama_tune.core.train.former import tell_former_end
 from ollama_tune.core.train.hold import Hold
 from ollama_tune.core.train.housekeeping import lasting
 from ollama_tune.core.train.judge import in_parts
-from ollama_tune.core.train.lean_torch import import_torch
 from ollama_tune.core.train.measure import Held, measure_base, measure_tuned, write_reference
 from ollama_tune.core.train.pace import learn_pace
 from ollama_tune.core.train.path import TrainPath, make_path
@@ -75,7 +74,7 @@ def train(session: Session, stages: Sequence[str]) -> dict[str, Any]:
     """Train the run's adapter, measure before and after, publish it; returns the `done` event's fields."""
     found, damaged = checkpoint.newest(session.folder)
     known = _known_model(session)
-    chosen = known and choose_path(known, session.settings.training)
+    chosen = choose_path(known, session.settings.training) if known else None
     _start(session, stages, found, chosen)
     tell_former_end(session, found)
     for name in damaged:
@@ -170,7 +169,6 @@ def useful_threads(spec: ModelSpec, training: TrainingSettings, longest: int) ->
 
 def _load(session: Session, spec: ModelSpec, chosen: tuple[PathName, str], longest: int) -> TrainPath:
     """The model with a fresh adapter; from here on the signs of life tell its parts in memory."""
-    import_torch()
     import torch
 
     from ollama_tune.core.train.optimizer import state_sizes

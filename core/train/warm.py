@@ -21,7 +21,6 @@ from ollama_tune.core.plan.settings import parse
 from ollama_tune.core.runs.folder import RunFolder, same_process
 from ollama_tune.core.runs.launch import nice_worker
 from ollama_tune.core.train.housekeeping import lasting
-from ollama_tune.core.train.lean_torch import import_torch
 from ollama_tune.core.train.prepared import Overtaken, Prepared
 
 POLL = 0.01
@@ -107,6 +106,7 @@ def _enter(folder: RunFolder) -> None:
 def _import_libraries() -> None:
     """What every run on the fast path needs; a draft that takes the general one brings in the rest."""
     with lasting():
-        import_torch()
+        import torch  # noqa: F401
+
         from ollama_tune.core.train import loop, recipe  # noqa: F401
         from ollama_tune.core.train.fast import decode, path  # noqa: F401

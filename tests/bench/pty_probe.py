@@ -22,6 +22,8 @@ SIZE = 40, 120
 QUIET = 0.4
 """Seconds without a byte after which the screen counts as settled."""
 IDLE = 4.0
+BUSY = 2.0
+"""Percent of a core that a program at rest stays below."""
 PRESSES = 40
 LIMIT = 30.0
 ANSWERS = (
@@ -43,12 +45,13 @@ KEYS = {
 @dataclass(frozen=True)
 class Figures:
     """One start: milliseconds from the start of the process, CPU seconds of the tree until settled, bytes
-    painted until then; then rest, memory and keys."""
+    painted until then; CPU seconds until nothing is done any more; then rest, memory and keys."""
 
     text_ms: float
     settled_ms: float
     cpu: float
     bytes: int
+    rest_cpu: float
     idle_cpu: float
     idle_bytes: float
     uss: float
@@ -129,6 +132,12 @@ class Probe:
             self.read(left)
         return 100 * (self.cpu() - spent) / seconds, (self.painted - painted) / seconds
 
+    def rest(self) -> float:
+        """CPU seconds until two seconds pass in which hardly anything is done: what was put off counts."""
+        while self.now() < 1e3 * LIMIT and self.watch(2.0)[0] > BUSY:
+            pass
+        return self.cpu()
+
     def tree(self) -> list[psutil.Process]:
         """The program and its descendants, without a training worker that was warmed."""
         found = [self._process, *self._process.children(recursive=True)]
@@ -187,6 +196,7 @@ def measure(command: Sequence[str], text: str, keys: Sequence[str], home: str) -
         text_ms = probe.until(text)
         settled = probe.settle()
         cpu, painted = probe.cpu(), probe.painted
+        rest = probe.rest()
         idle_cpu, idle_bytes = probe.watch(IDLE)
         uss, before = probe.uss(), probe.cpu()
         times = [probe.press(keys[number % len(keys)]) for number in range(PRESSES)]
@@ -196,6 +206,7 @@ def measure(command: Sequence[str], text: str, keys: Sequence[str], home: str) -
             settled,
             cpu,
             painted,
+            rest,
             idle_cpu,
             idle_bytes,
             uss,

@@ -45,6 +45,7 @@ COLUMNS = (
     ("frame ms", "text_ms", 0),
     ("settled ms", "settled_ms", 0),
     ("CPU s", "cpu", 2),
+    ("to rest, CPU s", "rest_cpu", 2),
     ("bytes", "bytes", 0),
     ("idle CPU %", "idle_cpu", 2),
     ("idle B/s", "idle_bytes", 0),

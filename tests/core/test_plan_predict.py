@@ -310,7 +310,7 @@ def test_every_error_is_one_object_where_that_was_asked_for(
 ) -> None:
     done = CliRunner().invoke(predict, ["--model", str(folder), *arguments, "--json"])
     told = json.loads(done.stdout)
-    assert set(told) == {"outcome", "what", "fix"} and told["outcome"] == "error"
+    assert set(told) == {"outcome", "code", "what", "fix"} and told["outcome"] == "error"
     assert words in told["what"].lower() and told["fix"]
     assert done.exit_code in (1, 2)
 

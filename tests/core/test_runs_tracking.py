@@ -14,12 +14,14 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ollama_tune.core.errors import TuneError
+from ollama_tune.core.paths import data_dir
 from ollama_tune.core.plan.settings import Settings, TrackingSettings, parse
-from ollama_tune.core.runs import tracking
+from ollama_tune.core.runs import launch, tracking
 from ollama_tune.core.runs.events import EventWriter, effective
 from ollama_tune.core.runs.folder import RunFolder, create_run
 from ollama_tune.core.runs.trackers import TRACKERS, Point, TensorBoard, Tracker, require
 from ollama_tune.core.runs.tracking import Feed, follow, hyper_parameters, sent, series
+from tests.core.train_parts import wait_for
 
 SECRET = "a sentence that nobody may see"
 REAL = os.environ.get("OLLAMA_TUNE_REAL_TRACKERS")
@@ -104,6 +106,18 @@ def test_files_of_others_in_the_folder_are_left_alone(folder: RunFolder) -> None
     assert other.exists() and len(list(other.parent.iterdir())) == 2
 
 
+def test_a_run_is_tracked_from_its_start_and_a_broken_tracker_leaves_it_alone(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "charts").write_text("a file where TensorBoard's folder should be")
+    values = {"tracking.to": ["tensorboard"], "tracking.folder": str(tmp_path / "charts")}
+    run = create_run(Settings().with_values(values | {"model.source": str(tmp_path / "model")}), "empty")
+    launch.start(run)
+    wait_for(lambda: sent(run, "tensorboard").problem, 20)
+    wait_for(lambda: not run.alive())
+    assert "Error" in sent(run, "tensorboard").problem
+    assert "model" in run.status().message  # what ended it is its own mistake, an empty model folder
+
+
 # what is sent
 
 
@@ -145,7 +159,7 @@ class Appending:
     def log(self, points: Sequence[Point]) -> None:
         if self.failures:
             self.failures -= 1
-            raise ConnectionError("no route to host")
+            raise ConnectionError("no route to http://me:secret@host")
         self.points += points
 
     def back_to(self, step: int) -> None:
@@ -201,7 +215,7 @@ def test_why_it_failed_is_kept_for_the_person(folder: RunFolder, monkeypatch: py
     tracker = Appending(failures=9)
     opened(monkeypatch, tracker)
     follow(folder, "wandb", TrackingSettings())
-    assert sent(folder, "wandb").problem == "ConnectionError: no route to host"
+    assert sent(folder, "wandb").problem == "ConnectionError: no route to http://host"
     assert tracker.ended == []
 
 
@@ -349,7 +363,7 @@ def test_the_real_clients_take_a_run(
     from mlflow import MlflowClient
     from trackio.sqlite_storage import SQLiteStorage
 
-    store = f"sqlite:///{folder.path.parent / 'mlflow.db'}"
+    store = f"sqlite:///{data_dir() / 'mlflow.db'}"
     history = MlflowClient(store).get_metric_history(str(sent(folder, "mlflow").id), "train/loss")
     assert [(point.step, point.value) for point in history][-2:] == [(4, 1.0), (5, 0.5)]
     rows = SQLiteStorage.get_logs("ollama-tune", folder.name)

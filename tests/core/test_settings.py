@@ -28,6 +28,9 @@ def refused(call: Any) -> UsageError:
         ("rank", "training.rank"),
         ("export.nam", "export.name"),
         ("alpha", "training.alpha"),
+        ("training.num_train_epochs", "training.epochs"),
+        ("micro_batch_size", "training.batch_size"),
+        ("training.use_dora", "training.dora"),
     ],
 )
 def test_an_unknown_setting_names_the_nearest(path: str, nearest: str) -> None:

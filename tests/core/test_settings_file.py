@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from ollama_tune.core.errors import UsageError
 from ollama_tune.core.plan.former import FORMER, Former, migrate
@@ -100,9 +103,34 @@ def test_an_alias_of_itself_is_refused(file: Path) -> None:
     assert "aliases" in refused(file, "training: &t\n  rank: *t\n").what
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "x: " + "{a: " * 5_000], ids=["lists", "tables"])
+@pytest.mark.parametrize("text", ["[" * 20_000, "x: " + "{a: " * 5_000], ids=["lists", "tables"])
 def test_what_is_nested_without_end_is_refused(file: Path, text: str) -> None:
     assert "nested too deeply" in refused(file, text).what
+
+
+@pytest.mark.parametrize("value", ["2026-13-45", "9" * 5_000], ids=["date", "digits"])
+def test_a_date_or_a_number_that_there_is_not_is_told(file: Path, value: str) -> None:
+    assert "that there is not" in refused(file, f"training:\n  epochs: {value}\n").what
+
+
+TREES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["training", "data", "rank", "targets", "labels", "x"]), inner)
+    ),
+    max_leaves=8,
+)
+
+
+@given(st.text(max_size=60) | TREES.map(lambda tree: yaml.safe_dump(tree, allow_unicode=True)))
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_text_is_read_or_refused_in_a_sentence(file: Path, text: str) -> None:
+    file.write_text(text, encoding="utf-8", errors="replace", newline="")
+    try:
+        load(file)
+    except UsageError as error:
+        assert str(file) in error.what and error.fix
 
 
 def test_a_file_that_is_too_large_is_not_read(file: Path) -> None:

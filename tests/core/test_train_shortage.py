@@ -111,14 +111,14 @@ def test_answers_come_in_smaller_batches_and_one_that_does_not_fit_stays_empty(
     generate = generator._decode
 
     def small(batch: Any, *rest: Any, **options: Any) -> Any:
-        if len(batch) > 2 or len(batch[0]) == 7:
+        if len(batch.prompts) > 2 or len(batch.prompts[0]) == 7:
             raise torch.OutOfMemoryError(OUT_OF_MEMORY)
         return generate(batch, *rest, **options)
 
     monkeypatch.setattr(generator, "_decode", small)
     progress: list[int] = []
     found = generator.greedy(prompts, 4, tuned=True, progress=lambda done, _: progress.append(done))
-    assert calls == [(5, 3), (3, 2), (2, 1), (1, 0)] and progress == [2, 3, 4, 5]
+    assert calls == [(5, 3), (3, 2), (2, 1), (1, 0)] and progress == [1, 2, 3, 4, 5]
     assert [answer.ids for answer in found] == [a.ids if i != 2 else () for i, a in enumerate(wanted)]
     with pytest.raises(torch.OutOfMemoryError):
         Generator.greedy(_without_callback(generator), prompts, 4, tuned=True)
@@ -133,7 +133,7 @@ def test_an_answer_that_did_not_fit_is_no_reference_for_an_export(
     generate = generator._decode
 
     def small(batch: Any, *rest: Any, **options: Any) -> Any:
-        if len(batch) > 1 or len(batch[0]) == 7:
+        if len(batch.prompts) > 1 or len(batch.prompts[0]) == 7:
             raise torch.OutOfMemoryError(OUT_OF_MEMORY)
         return generate(batch, *rest, **options)
 

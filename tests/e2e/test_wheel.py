@@ -20,6 +20,8 @@ def test_the_wheel_brings_one_package_with_its_assets(wheel: Path) -> None:
         "assets/model/model.safetensors",
         "assets/model/tokenizer.json",
         "assets/data/tickets.jsonl",
+        "assets/docs/agents.md",
+        "assets/docs/run-yaml.md",
     ):
         assert f"ollama_tune/{wanted}" in names
     assert any(name.endswith(".tcss") for name in names)

@@ -103,7 +103,7 @@ async def test_the_curve_falls_and_leaves_the_room_of_the_steps_to_come_empty() 
 async def test_validation_losses_are_marked_and_named_without_colour() -> None:
     rows = await drawn(falling(60, 100), [(0, 2.8), (30, 1.0), (60, None), (61, float("nan"))], 100)
     assert sum(row.count("◆") for row in rows[1:]) == 2
-    assert "◆ validation loss" in rows[0]
+    assert "◆ held-out loss" in rows[0]
 
 
 async def test_before_the_first_step_there_is_a_sentence() -> None:

@@ -93,6 +93,19 @@ def test_what_cannot_be_asked_is_told_with_status_2(
         assert told["outcome"] == "error" and words in told["what"]
 
 
+def test_a_chat_of_programs_answers_each_line_and_remembers_the_one_before(run: RunFolder) -> None:
+    done = tune(run, "chat", run.name, "--json", typed="sky?\nand?\n\n/new\nsky?\n")
+    first, second, again = map(json.loads, done.stdout.splitlines())
+    assert done.returncode == 0 and [turn["question"] for turn in (first, second, again)] == [
+        "sky?",
+        "and?",
+        "sky?",
+    ]
+    tuned = [turn["answers"]["tuned"] for turn in (first, second, again)]
+    assert tuned[0]["text"] == tuned[2]["text"] and tuned[0]["prompt"] == tuned[2]["prompt"]
+    assert tuned[1]["prompt"] > tuned[0]["prompt"], "the second question follows the first one's answer"
+
+
 def test_a_chat_goes_on_until_it_is_left_and_ctrl_c_ends_an_answer(run: RunFolder) -> None:
     command = [*TUNE, "chat", run.name, "--base", "--max-tokens", "400"]
     with Terminal(command, home(run), columns=200, lines=100) as terminal:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from click.testing import CliRunner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ollama_tune.core.plan.settings import Settings, TrackingSettings
+from ollama_tune.core.plan.settings import Settings, TrackerName, TrackingSettings
 from ollama_tune.core.runs import tracking
 from ollama_tune.core.runs.events import EventWriter
 from ollama_tune.core.runs.folder import RunFolder, RunLock, create_run
 from ollama_tune.core.runs.launch import track
+from ollama_tune.core.runs.trackers import TRACKERS
+from ollama_tune.core.runs.tracking import Follower
 from ollama_tune.tui.cli import cli
-from ollama_tune.tui.tracking_cli import tracking_lines, tracking_values
+from ollama_tune.tui.tracking_cli import NAMES, tracking_lines, tracking_values
 
 
 def run_with_steps(count: int) -> RunFolder:
@@ -86,6 +90,17 @@ def test_the_folder_of_the_files_is_kept_whole(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     settings = Settings().with_values({"tracking.to": ["tensorboard"], "tracking.folder": "charts"})
     assert create_run(settings, "kitchen").settings().tracking.folder == str(tmp_path / "charts")
+
+
+def test_the_trackers_have_one_list_of_names() -> None:
+    assert set(NAMES) == set(TRACKERS) == set(get_args(TrackerName))
+
+
+def test_a_run_that_was_deleted_does_not_come_back(tmp_path: Path) -> None:
+    folder = run_with_steps(2)
+    shutil.move(folder.path, tmp_path / "gone")
+    follower = Follower(folder, "tensorboard", TrackingSettings())
+    assert follower.turn(last=True) and not folder.path.exists()
 
 
 def test_help_has_examples() -> None:

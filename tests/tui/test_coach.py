@@ -66,7 +66,7 @@ def test_the_sentence_names_the_step_and_fits_a_line() -> None:
     *_, view = real_run("few rows, many epochs")
     advice = advise(view)
     assert advice is not None and advice.sign == "!"
-    assert advice.sentence == "Overfitting since step 30: validation loss rises, training loss falls."
+    assert advice.sentence == "Overfitting since step 30: held-out loss rises, training loss falls."
     assert advice.advice == "Step 30 is kept. Next time fewer epochs, or more rows."
 
 

@@ -107,7 +107,7 @@ def test_a_run_without_settings_or_steps_is_compared_as_far_as_it_goes() -> None
     runs = [read_compared(broken), read_compared(empty)]
     assert differing(runs) == {}
     assert "run.yaml of A cannot be read" in remarks(runs)[-1]
-    assert {row.label: row.cells[1] for row in metric_rows(runs)}["Best validation loss"] == "–"
+    assert {row.label: row.cells[1] for row in metric_rows(runs)}["Best held-out loss"] == "–"
     json.dumps(comparison_json(runs), allow_nan=False)
 
 

@@ -13,10 +13,11 @@ from textual.screen import Screen
 from ollama_tune.tui.app import TuneApp
 from ollama_tune.tui.cli import cli
 from ollama_tune.tui.explaining import ExplainedScreen
+from ollama_tune.tui.help_texts import help_text
 from ollama_tune.tui.keys import declared, key_name, keys_now, own_bindings
 from ollama_tune.tui.keys_cli import all_keys, classes
 from ollama_tune.tui.screens.base import FramedScreen
-from ollama_tune.tui.widgets.help import HelpScreen, help_text
+from ollama_tune.tui.widgets.help import HelpScreen
 from ollama_tune.tui.widgets.keybar import KeyBar
 from ollama_tune.tui.widgets.modal import BoxScreen
 from tests.tui.conftest import Corner, gpu_machine, settled, shown
@@ -131,7 +132,7 @@ async def test_help_shows_the_field_then_its_keys_then_the_step(corner: Corner) 
         text = shown(app)
         places = [
             text.index(words)
-            for words in ("Help: epochs", "How often the model", "Here", "On this screen", "Everywhere")
+            for words in ("Help: Epochs", "How often the model", "Keys here", "On this screen", "Everywhere")
         ]
         assert places == sorted(places)
         assert text.index("Every value is recommended") > places[-1]

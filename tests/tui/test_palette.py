@@ -132,7 +132,7 @@ async def test_the_help_can_be_asked_for_by_name(corner: Corner) -> None:
         await pilot.press("ctrl+p", *"help", "enter")
         await pilot.pause()
         assert isinstance(app.screen, HelpScreen)
-        assert "Help: epochs" in shown(app)
+        assert "Help: Epochs" in shown(app)
 
 
 def test_words_in_any_order_are_found_before_letters() -> None:

@@ -182,9 +182,9 @@ def test_columns_become_sentences(line: str, sentence: str) -> None:
 def test_a_trained_run_says_what_it_learned(trained: tuple[RunFolder, Log]) -> None:
     at(6, trained[0])
     _, text = converse("q")
-    assert "OK: The run " in text and " is trained: 200 steps; loss on the rows kept out 0.4100." in text
+    assert "OK: The run " in text and " is trained: 200 steps; loss on the held-out rows 0.4100." in text
     assert (
-        "Of 48 questions kept out of training, 2.0% were answered exactly right before, 95.8% after." in text
+        "Of 48 held-out questions, 2.0% were answered exactly right before, 95.8% after." in text
     )
 
 

@@ -59,7 +59,7 @@ def test_from_the_first_question_to_a_proved_export(tmp_path: Path) -> None:
         talk.press("ctrl+c")
         assert "goes on without this window." in talk.answer("What now [leave it]: ", "w")
         trained = talk.answer("Question [go on]: ", "h", 90)
-        assert "step 12 of 12" in trained and "questions kept out of training" in trained
+        assert "step 12 of 12" in trained and "held-out questions" in trained
         answered = talk.answer("Question [go on]: ", "And three soups.")
         assert "Base model: " in answered and "Tuned model: " in answered and "Wanted: " in answered
         assert "Wanted: " not in talk.answer("Question [go on]: ", "e")

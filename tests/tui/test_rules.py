@@ -35,13 +35,18 @@ RULES: dict[int, tuple[str, tuple[str, ...]]] = {
     ),
     5: (
         "A recommended value has its reason beside it, from the numbers that chose it, in 80 characters.",
-        ("tui/test_wizard_settings.py::test_each_field_of_the_first_level_has_a_value_and_its_reason",),
+        (
+            "tui/test_wizard_settings.py::test_each_field_of_the_first_level_has_a_value_and_its_reason",
+            "tui/test_guidance.py::test_every_reason_is_short_and_names_the_number_it_rests_on",
+        ),
     ),
     6: (
         "A changed value says so and what is recommended; one key restores it.",
         (
             "tui/test_wizard_settings.py::"
             "test_a_changed_value_is_marked_moves_the_estimate_and_can_be_restored",
+            "tui/test_wizard_proofs.py::"
+            "test_one_key_restores_all_that_was_changed_and_how_data_is_read_stays",
         ),
     ),
     7: (
@@ -60,7 +65,10 @@ RULES: dict[int, tuple[str, tuple[str, ...]]] = {
     ),
     9: (
         "What changes memory or time changes the estimate on the same screen.",
-        ("tui/test_wizard_settings.py::test_the_estimate_follows_every_key",),
+        (
+            "tui/test_wizard_settings.py::test_the_estimate_follows_every_key",
+            "tui/test_wizard_proofs.py::test_an_edit_has_its_estimate_within_200_ms_of_computing",
+        ),
     ),
     10: (
         "A plan that does not fit starts only after a typed yes; the nearest that fits is offered.",
@@ -69,15 +77,37 @@ RULES: dict[int, tuple[str, tuple[str, ...]]] = {
             "tui/test_wizard_settings.py::test_f_takes_the_nearest_plan_that_fits",
         ),
     ),
-    11: ("Slow work says what it does, Esc ends it, and keys stay quick meanwhile.", ()),
-    12: ("Nothing is downloaded, started or written elsewhere before the summary is confirmed.", ()),
+    11: (
+        "Slow work says what it does, Esc ends it, and keys stay quick meanwhile.",
+        (
+            "tui/test_slow_work.py::test_a_long_file_says_how_far_it_is_read_and_keys_stay_quick",
+            "tui/test_slow_work.py::test_escape_leaves_a_reading_and_another_file_ends_it",
+            "tui/test_run_try_it.py::test_esc_first_stops_the_answer_and_then_goes_back",
+            "tui/test_run_try_it.py::test_esc_stops_the_eight_with_what_there_is",
+            "tui/test_plain_runs.py::test_ctrl_c_ends_slow_work_and_not_the_conversation",
+        ),
+    ),
+    12: (
+        "Nothing is downloaded, started or written elsewhere before the summary is confirmed.",
+        (
+            "tui/test_wizard_proofs.py::"
+            "test_nothing_is_fetched_started_or_written_elsewhere_before_the_summary_is_confirmed",
+        ),
+    ),
     13: (
         "The summary's command runs as it stands and gives the same settings.",
-        ("tui/test_wizard_settings.py::test_review_shows_everything_and_a_command_that_works_as_it_stands",),
+        (
+            "tui/test_wizard_settings.py::test_review_shows_everything_and_a_command_that_works_as_it_stands",
+            "tui/test_wizard_proofs.py::"
+            "test_the_command_on_the_review_runs_as_it_is_shown_and_gives_the_same_run",
+        ),
     ),
     14: (
         "What the wizard can do a command can do; without a terminal nothing is asked.",
-        ("tui/test_cli.py::test_the_wizard_without_a_terminal_names_the_commands",),
+        (
+            "tui/test_cli.py::test_the_wizard_without_a_terminal_names_the_commands",
+            "tui/test_plain_steps.py::test_flags_give_the_same_run_yaml_without_questions",
+        ),
     ),
     15: (
         "A killed wizard opens again at its step with its answers.",
@@ -95,14 +125,28 @@ RULES: dict[int, tuple[str, tuple[str, ...]]] = {
     ),
     17: (
         "Stop is another key than Detach, asks once, says what is saved, and Enter means no.",
-        ("tui/test_run_training.py::test_stop_asks_once_and_only_y_says_yes",),
+        (
+            "tui/test_run_training.py::test_stop_asks_once_and_only_y_says_yes",
+            "tui/test_run_runs.py::test_no_key_of_the_list_stops_or_deletes_by_accident",
+        ),
     ),
-    18: ("Questions that destroy name the thing and its size; only y says yes.", ()),
+    18: (
+        "Questions that destroy name the thing and its size; only y says yes.",
+        (
+            "tui/test_run_runs.py::test_delete_names_the_run_and_its_size_and_only_y_says_yes",
+            "tui/test_plain_runs.py::test_a_model_that_ollama_has_is_replaced_only_after_a_yes",
+        ),
+    ),
     19: (
         "`?` or F1 explains the focused field in plain words; every field has such a text.",
         (
             "tui/test_wizard_settings.py::test_help_explains_the_focused_field",
             "tui/test_wizard_settings.py::test_every_field_and_every_step_has_help",
+            "tui/test_guidance.py::"
+            "test_every_field_says_what_it_is_what_other_values_do_and_when_to_change_it",
+            "tui/test_guidance.py::test_the_help_of_whatever_has_the_focus_is_there",
+            "tui/test_guidance.py::"
+            "test_every_problem_of_the_data_says_what_it_means_what_becomes_of_it_and_what_to_do",
         ),
     ),
     20: (
@@ -113,7 +157,13 @@ RULES: dict[int, tuple[str, tuple[str, ...]]] = {
         "80x24 shows each step, 60x18 works, and below that one sentence says so.",
         (
             "tui/test_snapshots_setup.py::test_step",
+            "tui/test_snapshots_guide.py::test_step_in_a_small_window",
+            "tui/test_snapshots_guide.py::test_export_in_a_small_window",
+            "tui/test_snapshots_guide.py::test_done_in_a_small_window",
             "tui/test_snapshots_run.py::test_training_in_a_small_window",
+            "tui/test_snapshots_training.py::test_memory",
+            "tui/test_snapshots_try_it.py::test_conversation",
+            "tui/test_snapshots_runs.py::test_runs_in_a_small_window_with_marks",
             "tui/test_wizard_steps.py::test_a_window_that_is_too_small_says_so_in_one_sentence",
         ),
     ),
@@ -122,19 +172,39 @@ RULES: dict[int, tuple[str, tuple[str, ...]]] = {
         (
             "tui/test_snapshots_setup.py::test_no_colour",
             "tui/test_snapshots_run.py::test_training_without_colour",
+            "tui/test_snapshots_guide.py::test_sixteen_colours",
+            "tui/test_snapshots_guide.py::test_review_without_colour",
+            "tui/test_snapshots_training.py::test_sixteen_colours",
+            "tui/test_snapshots_try_it.py::test_several_in_few_colours",
         ),
     ),
     23: (
         "An error says what happened, what it means and what to do; `e` writes the details to a file.",
         (
             "tui/test_wizard_windows.py::test_e_writes_the_details_of_an_error_to_a_file",
-            "tui/test_crash.py::test_a_crash_report_holds_no_value",
+            "tui/test_crash.py::test_a_real_crash_shows_three_lines_and_no_secret",
+            "tui/test_doctor.py::"
+            "test_the_whole_doctor_on_this_box_with_a_library_that_crashes_and_one_that_raises",
         ),
     ),
-    24: ("No unexplained jargon on the first level; numbers with units; one word for one thing.", ()),
+    24: (
+        "No unexplained jargon on the first level; numbers with units; one word for one thing.",
+        (
+            "tui/test_guidance.py::test_the_first_level_explains_its_words",
+            "tui/test_guidance.py::test_reasons_of_the_first_level_use_no_jargon",
+            "tui/test_guidance.py::test_one_thing_has_one_name_in_the_help",
+            "tui/test_guidance.py::test_no_setup_screen_shows_jargon_or_bare_figures",
+            "tui/test_run_windows.py::test_every_part_of_a_runs_memory_has_a_plain_word",
+        ),
+    ),
     25: (
         "The end is a next step: the name in Ollama, the command, before and after, where all is.",
-        ("tui/test_run_done.py::test_the_end_is_the_command_with_what_was_learned_and_where_it_is",),
+        (
+            "tui/test_run_done.py::test_the_end_is_the_command_with_what_was_learned_and_where_it_is",
+            "tui/test_wizard_proofs.py::test_the_end_names_where_everything_is",
+            "tui/test_wizard_proofs.py::test_train_again_opens_the_settings_of_the_run",
+            "tui/test_plain_terminal.py::test_from_the_first_question_to_a_proved_export",
+        ),
     ),
 }
 

@@ -19,6 +19,7 @@ from ollama_tune.core.plan.settings import ExportSettings
 from ollama_tune.core.runs.folder import RunFolder
 from ollama_tune.core.text import human_bytes
 from ollama_tune.tui.exporting import remarks
+from ollama_tune.tui.help_texts import help_text
 from ollama_tune.tui.screens import export as export_screen
 from ollama_tune.tui.screens.done import DoneScreen
 from ollama_tune.tui.screens.export import ExportScreen
@@ -26,7 +27,6 @@ from ollama_tune.tui.widgets.card import card_content
 from ollama_tune.tui.widgets.choice import GgufTypes
 from ollama_tune.tui.widgets.confirm import ConfirmScreen
 from ollama_tune.tui.widgets.export_form import ExportForm
-from ollama_tune.tui.widgets.help import help_text
 
 from .conftest import cpu_machine
 from .run_logs import NASTY, Log, alive, make_run, open_app, screen_text, until, until_text
@@ -156,9 +156,9 @@ async def test_help_belongs_to_the_focused_field(trained: tuple[RunFolder, Log])
     async with app.run_test(size=(120, 40)) as pilot:
         await until_text(pilot, "(•) f16")
         await pilot.press("tab", "f1")
-        await until_text(pilot, "Help: type", "Q4_K_M.")
+        await until_text(pilot, "Help: File for Ollama", "Q4_K_M.")
         await pilot.press("escape", "f2", "f1")
-        await until_text(pilot, "Help: importance")
+        await until_text(pilot, "Help: Importance")
 
 
 @pytest.mark.parametrize("topic", ["name", "type", *ExportSettings.model_fields])
@@ -264,7 +264,7 @@ async def test_a_proved_file_that_failed_in_ollama_is_told_apart(trained: tuple[
         await pilot.press("enter")
         await until_text(pilot, "press a to export again")
         await pilot.press("f1")
-        await until_text(pilot, "Help: proof", "llama.cpp")
+        await until_text(pilot, "Help: Proof", "llama.cpp")
 
 
 async def test_the_card_tells_what_to_type_and_trouble_first(trained: tuple[RunFolder, Log]) -> None:

@@ -31,7 +31,7 @@ async def test_a_run_that_goes_shows_its_figures_and_follows_the_log() -> None:
         app = open_app(folder)
         async with app.run_test(size=(120, 40)) as pilot:
             await until_text(
-                pilot, "step 60 of 200", "30%", "tokens/s 820", "validation 1.4734", "Memory", "Log"
+                pilot, "step 60 of 200", "30%", "tokens/s 820", "held-out 1.4734", "Memory", "Log"
             )
             assert "612.0 MiB" in screen_text(app) and "790.0 MiB" in screen_text(app)
             log.step(61, 200, 0.5)
@@ -58,7 +58,7 @@ async def test_nothing_sticks_out_of_the_window(size: tuple[int, int]) -> None:
     with alive(folder):
         app = open_app(folder)
         async with app.run_test(size=size) as pilot:
-            await until_text(pilot, "step 120 of 200", "done at", "validation loss", "peak", "s Stop")
+            await until_text(pilot, "step 120 of 200", "done at", "held-out loss", "peak", "s Stop")
             assert app.screen.query_one(LossChart).size.height >= 5
             widgets = app.screen.query("#body *")
             assert all(
@@ -225,7 +225,7 @@ def test_the_plan_of_these_answers_is_held_against_what_was_measured() -> None:
     )
     panel.show(memory)
     assert "predicted" not in str(Content("\n").join(panel.lines(100)))
-    assert "█ weights 420.0 MiB" in str(Content("\n").join(panel.lines(100)))
+    assert "█ model 420.0 MiB" in str(Content("\n").join(panel.lines(100)))
     panel.show(memory, {"weights": 500 * mib, "rest": 500 * mib})
     assert "79% of predicted" in str(Content("\n").join(panel.lines(100)))
     panel.show(memory, {"weights": 395 * mib})
@@ -289,7 +289,7 @@ async def test_everything_that_judges_a_run_is_on_the_screen_in_words() -> None:
                 "●●○ 2 of 3 evaluations no better",
                 "Two teas and a bun.",
                 "T2 B1 ✓",
-                "weights 420.0 MiB",
+                "model 420.0 MiB",
             )
 
 

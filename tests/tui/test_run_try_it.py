@@ -13,11 +13,11 @@ from ollama_tune.core.evaluate.asking import Asking, Sampling, save_asking
 from ollama_tune.core.evaluate.conversation import Conversation, HeldOut
 from ollama_tune.core.evaluate.held_out import read_held_out
 from ollama_tune.core.runs.folder import RunFolder, create_run
+from ollama_tune.tui.help_texts import help_text
 from ollama_tune.tui.screens.training import TrainingScreen
 from ollama_tune.tui.screens.try_it import TryItScreen
 from ollama_tune.tui.screens.try_it_options import FIELDS, REASONS, meant, written
 from ollama_tune.tui.widgets.answer import AnswerPane
-from ollama_tune.tui.widgets.help import help_text
 from ollama_tune.tui.widgets.talk import TalkView
 
 from .conftest import write_rows

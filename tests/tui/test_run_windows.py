@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from ollama_tune.core.machine.live import BoxNow
 from ollama_tune.core.machine.values import Gpu
+from ollama_tune.core.plan import memory as memory_formula
+from ollama_tune.core.runs import events as events_source
 from ollama_tune.core.runs.events import Event, parse_line, parse_lines
+from ollama_tune.tui.memory_words import PARTS, grouped, word_of
 from ollama_tune.tui.pace import Pace
 from ollama_tune.tui.run_follower import RunFollower
 from ollama_tune.tui.run_values import Asked, Memory, Said
@@ -17,7 +22,7 @@ from ollama_tune.tui.widgets.chart import LossChart, Zoom
 from ollama_tune.tui.widgets.curves import LossCurve
 from ollama_tune.tui.widgets.lines import LineList
 from ollama_tune.tui.widgets.live import LivePanel, live_line, live_lines
-from ollama_tune.tui.widgets.memory import MemoryPanel
+from ollama_tune.tui.widgets.memory import LOOKS, MemoryPanel
 from ollama_tune.tui.widgets.sample import SamplePanel
 
 from .run_logs import NASTY, Clock, Log, alive, make_run, open_app, screen_text, until, until_text
@@ -358,7 +363,7 @@ async def test_a_window_may_change_its_size_while_training_goes_on(
             if sizes[1] == (40, 10):
                 await until_text(pilot, "This window is too small")
                 return
-            await until_text(pilot, "step 121 of 200", "validation loss", "peak")
+            await until_text(pilot, "step 121 of 200", "held-out loss", "peak")
             shown = [widget for widget in app.screen.query("#body *") if widget.display]
             assert all(widget.region.right <= sizes[1][0] for widget in shown)
             assert all(widget.region.bottom <= sizes[1][1] for widget in shown)
@@ -396,3 +401,13 @@ def test_a_long_log_is_taken_in_by_pieces() -> None:
         assert pieces.view.step < whole.view.step
     assert calls > 3 and not pieces.behind
     assert (pieces.view.version, pieces.state) == (whole.view.version, whole.state)
+
+
+def test_every_part_of_a_runs_memory_has_a_plain_word() -> None:
+    """The names that plans and workers give, from their sources; the words are the same on every screen."""
+    plan = memory_formula._PARTS + memory_formula._UNSURE
+    worker = ("weights", "adapter", "gradients", "optimizer", "libraries", "activations", "cache")
+    events = Path(events_source.__file__).read_text(encoding="utf-8")
+    assert "adapter, gradients, optimizer, libraries, activations, cache" in events
+    assert {word_of(name) for name in (*plan, *worker)} == set(PARTS) == set(LOOKS)
+    assert grouped({"weights": 5, "adapter": 1, "optimizer": 2, "loss": 0}) == {"model": 5, "training": 3}

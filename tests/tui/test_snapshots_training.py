@@ -88,4 +88,4 @@ def test_a_zoomed_curve(folder: RunFolder, snap_compare: Compare) -> None:
 def test_sixteen_colours(folder: RunFolder, snap_compare: Compare, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "screen")
     monkeypatch.delenv("COLORTERM")
-    assert picture(snap_compare, folder, (80, 24), (), "validation loss", "peak")
+    assert picture(snap_compare, folder, (80, 24), (), "held-out loss", "peak")

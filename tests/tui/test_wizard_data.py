@@ -155,7 +155,7 @@ async def test_classes_that_are_numbers_are_named_and_kept_for_the_run(corner: C
             await pilot.press(*name)
         assert "empty: it stays 1" in words(shown(app))
         await pilot.press("f1")
-        assert "Help: labels" in shown(app)
+        assert "Help: Labels" in shown(app)
         await pilot.press("escape", "enter")
         await settled(pilot)
         assert isinstance(app.screen, DataScreen)

@@ -14,13 +14,14 @@ from ollama_tune.core.plan.values import Offer
 from ollama_tune.core.runs.folder import list_runs
 from ollama_tune.tui import fields
 from ollama_tune.tui.app import TuneApp
+from ollama_tune.tui.help_texts import help_text
 from ollama_tune.tui.screens import data, machine, model, review, settings
 from ollama_tune.tui.screens.base import FramedScreen
 from ollama_tune.tui.screens.review import ReviewScreen
 from ollama_tune.tui.state import READING, STEPS
 from ollama_tune.tui.widgets.confirm import TypedConfirmScreen
 from ollama_tune.tui.widgets.form import FieldRow, TextField
-from ollama_tune.tui.widgets.help import HelpScreen, help_text
+from ollama_tune.tui.widgets.help import HelpScreen
 from tests.tui.conftest import Corner, cpu_machine, gpu_machine, settled, shown
 
 CLEAR = ("home", *["delete"] * 40)

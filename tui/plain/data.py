@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.text import human_count, one_line, visible
 from ollama_tune.tui import tasks
+from ollama_tune.tui.help_texts import help_text
 from ollama_tune.tui.plain.columns import ask_reading
-from ollama_tune.tui.plain.help import help_text, lines_of
+from ollama_tune.tui.plain.help import lines_of
 from ollama_tune.tui.state import BUNDLED, reading_values
 from ollama_tune.tui.text import tilde, where_text
 

@@ -64,7 +64,7 @@ def learned_lines(folder: RunFolder) -> list[str]:
     figures, lines = compare(folder.events()), rate_lines(folder)
     for sample in figures.samples[:SAMPLES]:
         lines += _sample_lines(sample)
-    return lines or ["Nothing was measured: no rows were kept out."]
+    return lines or ["Nothing was measured: no rows were held out."]
 
 
 def _sample_lines(sample: Sample) -> list[str]:

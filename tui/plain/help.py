@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from ollama_tune.core.paths import asset
+from ollama_tune.tui.help_texts import help_text
 
 WIDTH = 78
 ALWAYS = "Enter takes what stands in brackets. b goes back. q quits and keeps your answers."
@@ -20,14 +20,3 @@ def lines_of(text: str) -> list[str]:
     blocks = text.replace("**", "").replace("`", "").split("\n\n")
     wrapped = (textwrap.wrap(" ".join(block.split()), WIDTH, break_long_words=False) for block in blocks)
     return [line for lines in wrapped for line in lines]
-
-
-def help_text(section: str, heading: str) -> str:
-    """The text below a heading of `assets/help/<section>.md`; empty where there is none."""
-    path = asset(f"help/{section}.md")
-    parts = path.read_text(encoding="utf-8").split("\n## ")[1:] if path.is_file() else []
-    for part in parts:
-        title, _, text = part.partition("\n")
-        if title.strip() == heading:
-            return text.strip()
-    return ""

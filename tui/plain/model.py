@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ollama_tune.core.errors import TuneError
-from ollama_tune.core.text import human_bytes, human_count, human_seconds, one_line, visible
+from ollama_tune.core.text import human_bytes, human_count, human_estimate, one_line, visible
 from ollama_tune.tui import tasks
 from ollama_tune.tui.state import BUNDLED
 from ollama_tune.tui.text import tilde
@@ -136,7 +136,7 @@ def _words(choice: ModelChoice, fit: BaseFit | None) -> str:
     parts += [] if far else [one_line(choice.note, 80)]
     if fit is not None:
         parts += ["a licence has to be accepted on the hub"] if far and fit.model.gated else []
-        time = human_seconds(fit.seconds)
+        time = human_estimate(fit.seconds)
         good = f"trains here in {human_bytes(fit.training_bytes)} of memory and about {time}"
         parts.append(f"too much for this machine: {fit.obstacle}" if fit.obstacle else good)
     return ", ".join(filter(None, parts)) + "."

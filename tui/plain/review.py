@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.paths import runs_dir, state_dir
-from ollama_tune.core.text import human_bytes, human_count, human_seconds, one_line, visible
+from ollama_tune.core.text import human_bytes, human_count, human_estimate, one_line, visible
 from ollama_tune.tui.plain.settings import memory_line, time_words
 from ollama_tune.tui.plain.talk import Back
 from ollama_tune.tui.state import BUNDLED
@@ -178,7 +178,7 @@ def what_lines(wizard: Wizard, plan: Plan) -> list[str]:
     rate, longest = f"{training.learning_rate:g}", f"{training.sequence_length:,}"
     return [
         f"Model: {one_line(spec.name, 80)}, {human_count(spec.parameters)} parameters, in {held}.",
-        f"Data: {source}, {lengths.rows:,} rows, {data.validation_split:.0%} of them kept out to measure on.",
+        f"Data: {source}, {lengths.rows:,} rows, {data.validation_split:.0%} of them held out to measure on.",
         *_reading_lines(wizard),
         f"Training: {training.epochs:g} times over all rows, learning rate {rate}, {a_step} rows a step, "
         f"rows of up to {longest} tokens.",
@@ -199,7 +199,7 @@ def _reading_lines(wizard: Wizard) -> list[str]:
 def _cost_lines(wizard: Wizard, plan: Plan) -> list[str]:
     """Time and how sure it is, energy, disk and place."""
     work = plan.work
-    low, high = human_seconds(work.seconds / work.spread), human_seconds(work.seconds * work.spread)
+    low, high = human_estimate(work.seconds / work.spread), human_estimate(work.seconds * work.spread)
     energy = "" if work.energy_kwh is None else f"; at most {work.energy_kwh:.2g} kWh on the GPU"
     written = (
         (work.checkpoint_bytes, "for checkpoints"),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ollama_tune.core.errors import UsageError
-from ollama_tune.core.text import human_bytes, human_count, human_seconds, one_line, visible
+from ollama_tune.core.text import human_bytes, human_count, human_estimate, one_line, visible
 from ollama_tune.tui.fields import FIRST, MORE, YES_NO, FormField, allowed, check, text_of, value_of
 from ollama_tune.tui.plain.talk import Back
 
@@ -138,5 +138,5 @@ def memory_line(memory: MemoryEstimate) -> str:
 
 def time_words(work: WorkEstimate) -> str:
     """Time and steps."""
-    seconds, tokens = human_seconds(work.seconds), human_count(work.tokens)
+    seconds, tokens = human_estimate(work.seconds), human_count(work.tokens)
     return f"about {seconds} for {work.steps:,} steps over {tokens} tokens"

@@ -162,17 +162,17 @@ def _ended(folder: RunFolder) -> list[str]:
     """How a training ended that is over for longer."""
     status = folder.status()
     loss = status.validation_loss
-    held_out = f"; loss on the rows kept out {loss:.4f}" if loss is not None else ""
+    held_out = f"; loss on the held-out rows {loss:.4f}" if loss is not None else ""
     return [f"✓ The run {visible(folder.name)} is trained: {status.step:,} steps{held_out}."]
 
 
 def rate_lines(folder: RunFolder) -> list[str]:
-    """How many of the questions that were kept out are answered right before and after; none if unknown."""
+    """How many of the questions that were held out are answered right before and after; none if unknown."""
     from ollama_tune.core.evaluate.compare import compare
 
     figures = compare(folder.events())
     before, after = figures.base.exact_match, figures.tuned.exact_match
     if before is None or after is None:
         return []
-    words = f"Of {figures.rows:,} questions kept out of training"
+    words = f"Of {figures.rows:,} held-out questions"
     return [f"{words}, {before:.1%} were answered exactly right before, {after:.1%} after."]

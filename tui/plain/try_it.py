@@ -60,7 +60,7 @@ class Trying:
             others |= {"h": self._held_out, "e": self._ask_several}
         self._out.say(self._how())
         while True:
-            held_out = "h asks one that was kept out of training, e eight of them, " if "h" in others else ""
+            held_out = "h asks a held-out one, e eight of them, " if "h" in others else ""
             self._out.hint(
                 f"Type a question. Enter goes on to Export, {held_out}n begins a new conversation, "
                 "o says how to ask."

@@ -62,7 +62,7 @@ class DataScreen(StepScreen):
         super().__init__()
         self._row: Row | None = None
         self._chat: ChatFormat | None = None
-        self._limit = 0
+        self._limit, self._limit_of = 0, ""
         self._filter: Problem | None = None
         self._told_about: set[tuple[str, str]] = set()
         self._moved = 0.0
@@ -100,14 +100,18 @@ class DataScreen(StepScreen):
         problems = (*profile.problems, *facts.length_problems) if profile else ()
         self.query_one("#problems", ProblemList).show(problems, own)
         self._show_rows(profile)
-        limit = facts.plan.settings.training.sequence_length if facts.plan else self._limit
+        limit = facts.plan.settings.training.sequence_length if facts.plan else self._kept_limit()
         chat = facts.fitted or facts.chat
         if (chat, limit) != (self._chat, self._limit):
-            self._chat, self._limit = chat, limit
+            self._chat, self._limit, self._limit_of = chat, limit, self.tune.answers.data
             self.query_one("#row-text", RowText).cut_at(limit)
             self._render_row()
         self.query_one("#rows-and-text").display = profile is not None
         self._ask_once(facts)
+
+    def _kept_limit(self) -> int:
+        """While there is no plan: what the plan before it allowed, unless that was for other data."""
+        return self._limit if self.tune.answers.data == self._limit_of else 0
 
     def _own(self, path: str) -> list[str]:
         return list(self.tune.answers.changed.get(path, []))

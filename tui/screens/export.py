@@ -191,6 +191,7 @@ class ExportScreen(RunScreen):
             self.set_focus(None)
         if self.focused is None and (card or self.form_shown):
             self.query_one("#result" if card else "#name").focus()
+        self._watch_facts(self.tune.facts)
         self.tick()
         failure = None if self.working or self.finished else self._failure()
         trouble = self.query_one("#trouble", Static)

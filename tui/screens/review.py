@@ -20,7 +20,7 @@ from ollama_tune.tui.text import tilde
 from ollama_tune.tui.widgets.confirm import TypedConfirmScreen
 from ollama_tune.tui.widgets.errors import sentence
 from ollama_tune.tui.widgets.membar import MemoryBar
-from ollama_tune.tui.widgets.page import BLANK, Line, Page, heading, sign
+from ollama_tune.tui.widgets.page import BLANK, Line, Page, heading, row, sign
 from ollama_tune.tui.widgets.review_lines import cost_lines, more_lines, place_lines, what_lines
 
 if TYPE_CHECKING:
@@ -86,15 +86,14 @@ class ReviewScreen(StepScreen):
     def _lines(self, plan: Plan, facts: Facts) -> list[Line]:
         started = self._started
         told = [] if started is None else [sign("▶", f"Started already as {visible(started.name)}; {SHOWS}")]
-        command = Line(Content.styled(f"  {visible(self.command())}", "bold"), 2)
+        command = Content.styled(visible(self.command()), "bold")
         return [
             *told,
             *cost_lines(plan, facts),
             BLANK,
             *place_lines(plan, facts),
-            BLANK,
-            heading("Command that does the same"),
-            command,
+            row("Command", command),
+            row("", Content.styled("does the same without the wizard", "dim")),
             BLANK,
             *more_lines(plan),
         ]

@@ -10,7 +10,8 @@ from textual.content import Content
 from textual.widgets import Static
 
 from ollama_tune.core.machine.live import BoxNow
-from ollama_tune.core.text import human_bytes, human_seconds, one_line
+from ollama_tune.core.text import human_bytes, human_seconds, one_line, visible
+from ollama_tune.tui.memory_words import grouped, word_of
 from ollama_tune.tui.run_follower import RunFollower
 from ollama_tune.tui.run_values import Memory
 from ollama_tune.tui.run_view import RunView
@@ -66,15 +67,20 @@ def _lines(view: RunView, box: BoxNow | None, width: int) -> Iterator[Content]:
 
 
 def parts_table(predicted: object, devices: list[Memory]) -> Iterator[Content]:
-    """A line a part: predicted, and measured at the peak of each device."""
+    """Predicted, and measured at the peak of each device: a line a part, below it what it is made of."""
     foreseen = dict(predicted) if isinstance(predicted, dict) else {}
     names = list(dict.fromkeys([*foreseen, *(name for memory in devices for name in memory.parts)]))
     if not names:
         return
     heads = ["predicted", *(one_line(memory.device, FIGURE) for memory in devices)]
     yield Content.styled(f"{'at the peak':<{NAME}}" + "".join(f"{head:>{FIGURE}}" for head in heads), "dim")
-    for name in names:
-        yield _row(name, [foreseen.get(name), *(memory.parts.get(name) for memory in devices)])
+    columns = [foreseen, *(memory.parts for memory in devices)]
+    sums = [grouped(column) for column in columns]
+    for word in dict.fromkeys(word for column in sums for word in column):
+        yield _row(word, [column.get(word) for column in sums], "bold")
+        within = [name for name in names if word_of(name) == word]
+        for name in within if len(within) > 1 else []:
+            yield _row(f"  {name}", [column.get(name) for column in columns])
     total = sum(foreseen.values()) or None
     yield _row("this run", [total, *(memory.peak for memory in devices)], "bold")
     yield _row(OTHERS, [None, *(memory.others for memory in devices)])
@@ -83,7 +89,7 @@ def parts_table(predicted: object, devices: list[Memory]) -> Iterator[Content]:
 def _row(name: str, figures: list[int | None], style: str = "") -> Content:
     cells = ("–" if figure is None else human_bytes(figure) for figure in figures)
     words = "".join(f"{cell:>{FIGURE}}" for cell in cells)
-    return Content.assemble((f"{one_line(name, NAME - 1):<{NAME}}", style or "dim"), (words, style))
+    return Content.assemble((f"{visible(name)[: NAME - 1]:<{NAME}}", style or "dim"), (words, style))
 
 
 def _computed(view: RunView, width: int) -> Iterator[Content]:

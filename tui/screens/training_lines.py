@@ -75,7 +75,7 @@ def coach(advice: Advice | None) -> Content:
 def _losses(view: RunView) -> Content:
     pairs = [
         ("loss", _figure(view.loss)),
-        ("validation", _figure(view.validation_loss)),
+        ("held-out", _figure(view.validation_loss)),
         ("tokens/s", "–" if view.tokens_per_second is None else human_count(view.tokens_per_second)),
     ]
     return _pairs([*pairs, ("MFU", f"{view.mfu:.0%}")] if view.mfu is not None else pairs)

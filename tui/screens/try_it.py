@@ -37,7 +37,7 @@ LISTEN = 0.1
 
 @dataclass
 class HeldOutRead(Message):
-    """The questions that the run kept out of training; empty where the data cannot be read any more."""
+    """The questions that the run held out; empty where the data cannot be read any more."""
 
     questions: tuple[HeldOut, ...]
 

@@ -24,9 +24,9 @@ BRAILLE = " " + "".join(
 QUADRANT = " ▘▖▌▝▀▞▛▗▚▄▙▐▜▟█"
 """The character of a cell by its dots: those of the left column from the top, then those of the right one."""
 LEGENDS = (
-    "{scale}{m} training loss, smoothed   {b} lowest to highest   {v} validation loss",
-    "{scale}{m} training loss   {v} validation loss",
-    "{m} train {v} validation",
+    "{scale}{m} training loss, smoothed   {b} lowest to highest   {v} held-out loss",
+    "{scale}{m} training loss   {v} held-out loss",
+    "{m} train {v} held-out",
 )
 SMOOTH = 0.02
 """Half the width of the moving mean, as a share of the steps that are seen."""
@@ -107,7 +107,7 @@ class Zoom:
 
 
 class LossChart(Widget):
-    """Training loss as a band with its smoothed mean, validation loss as marks, over the planned steps.
+    """Training loss as a band with its smoothed mean, held-out loss as marks, over the planned steps.
 
     The empty room at the right shows how far the run is. Only cells that changed are repainted. With
     `logarithmic` equal ratios are equally high: what comes after a steep start is no longer flat. `zoom` says

@@ -10,24 +10,12 @@ from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.widgets import Static
 
-from ollama_tune.core.paths import asset
 from ollama_tune.tui.explaining import Topic
+from ollama_tune.tui.help_texts import help_text, help_title
 from ollama_tune.tui.keys import Keys
 from ollama_tune.tui.widgets.modal import BoxScreen
 
 WIDEST = 24
-
-
-def help_text(section: str, heading: str) -> str:
-    """The text below a heading of `assets/help/<section>.md`; empty when there is none."""
-    path = asset(f"help/{section}.md")
-    if not path.is_file():
-        return ""
-    for part in path.read_text(encoding="utf-8").split("\n## ")[1:]:
-        title, _, text = part.partition("\n")
-        if title.strip() == heading:
-            return text.strip()
-    return ""
 
 
 def paragraphs(text: str) -> Content:
@@ -68,7 +56,7 @@ class HelpScreen(BoxScreen[None]):
     def __init__(
         self, section: str, heading: str, keys: Sequence[Keys] = (), screen: Topic | None = None
     ) -> None:
-        super().__init__(f"Help: {heading.replace('_', ' ')}")
+        super().__init__(f"Help: {help_title(section, heading)}")
         self._topic, self._keys = (section, heading), keys
         self._screen = screen if screen != self._topic else None
 

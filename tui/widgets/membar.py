@@ -8,22 +8,13 @@ from textual.app import RenderResult
 from textual.content import Content
 from textual.widget import Widget
 
-from ollama_tune.core.text import human_bytes, human_count, human_seconds, one_line, visible
+from ollama_tune.core.text import human_bytes, human_count, human_estimate, visible
+from ollama_tune.tui.memory_words import grouped
+from ollama_tune.tui.widgets.memory import entries, stacked
 
 if TYPE_CHECKING:
     from ollama_tune.core.plan.values import MemoryEstimate, Plan, WorkEstimate
 
-LOOKS = (
-    ("█", "$primary"),
-    ("▓", "$accent"),
-    ("▒", "$success"),
-    ("▚", "$secondary"),
-    ("▐", "$warning"),
-    ("▄", "$primary"),
-    ("▞", "$accent"),
-    ("░", "$success"),
-    ("▖", "$secondary"),
-)
 DEVICES = {"cuda": "GPU memory", "cpu": "memory"}
 
 
@@ -49,11 +40,8 @@ class MemoryBar(Widget):
         memory, work = self._plan.memory, self._plan.work
         width = self.content_region.width
         first = Content.assemble(verdict(memory), (f" ({source(memory, self._waiting)})", "dim"))
-        return Content("\n").join([first, bar(memory, width), legend(memory), self._time(work)])
-
-    @staticmethod
-    def _time(work: WorkEstimate) -> Content:
-        return Content.assemble(duration(work), (f"  ({visible(work.ground)})", "dim"))
+        names = Content("  ").join(entries(_parts(memory)))
+        return Content("\n").join([first, bar(memory, width), names, duration(work)])
 
 
 def verdict(memory: MemoryEstimate) -> Content:
@@ -72,37 +60,22 @@ def source(memory: MemoryEstimate, waiting: str = "") -> str:
 
 def bar(memory: MemoryEstimate, width: int) -> Content:
     """The parts side by side, scaled to what is free (or to what is needed, when that is more)."""
-    whole = max(memory.free, memory.needed, 1)
-    cells, taken = max(width - 2, 8), 0
-    parts: list[Content | tuple[str, str]] = []
-    end = 0
-    for index, part in enumerate(memory.parts):
-        taken += part.bytes
-        upto = round(taken / whole * cells)
-        look, style = LOOKS[index % len(LOOKS)]
-        parts.append((look * (upto - end), style))
-        end = upto
-    limit = round(memory.free / whole * cells)
-    empty = "·" * (cells - end)
-    line = Content.assemble(*parts, (empty, "dim"))
+    whole, cells = max(memory.free, memory.needed, 1), max(width - 2, 8)
+    line = stacked(_parts(memory), whole, cells)
     if memory.fits:
         return line + Content("▏")
+    limit = round(memory.free / whole * cells)
     return line[:limit] + Content.styled("|", "bold $text-error") + line[limit:]
 
 
-def legend(memory: MemoryEstimate) -> Content:
-    """Which block is which part, the largest first."""
-    looks = {part: LOOKS[i % len(LOOKS)] for i, part in enumerate(memory.parts)}
-    shown = sorted(memory.parts, key=lambda part: -part.bytes)
-    words = [
-        Content.assemble(looks[part], f" {one_line(part.name, 16)} {human_bytes(part.bytes)}  ")
-        for part in shown
-        if part.bytes
-    ]
-    return Content.assemble(*words)
+def _parts(memory: MemoryEstimate) -> dict[str, int]:
+    return grouped({part.name: part.bytes for part in memory.parts})
 
 
 def duration(work: WorkEstimate) -> Content:
-    """Time and steps."""
+    """Time and steps, and the range in which the time lies."""
+    low, high = human_estimate(work.seconds / work.spread), human_estimate(work.seconds * work.spread)
     words = f" for {work.steps:,} steps over {human_count(work.tokens)} tokens"
-    return Content.assemble("about ", (human_seconds(work.seconds), "bold"), words)
+    return Content.assemble(
+        "about ", (human_estimate(work.seconds), "bold"), words, (f"; {low} to {high}", "dim")
+    )

@@ -9,18 +9,17 @@ from textual.content import Content
 from textual.widget import Widget
 
 from ollama_tune.core.text import human_bytes, one_line
+from ollama_tune.tui.memory_words import grouped
 from ollama_tune.tui.run_values import Memory, ProbeResult
 from ollama_tune.tui.widgets.bar import level
 
 LABEL, FIGURE, WORDS, FEW_WORDS = 10, 10, 46, 28
 WIDE = 90
 LOOKS = {
-    "weights": ("█", "$primary"),
-    "adapter": ("▓", "$accent"),
-    "gradients": ("▚", "$secondary"),
-    "optimizer": ("▞", "$warning"),
+    "model": ("█", "$primary"),
+    "training": ("▓", "$accent"),
+    "rows": ("▒", "$success"),
     "libraries": ("░", "$foreground"),
-    "activations": ("▒", "$success"),
 }
 OTHER = ("▤", "$accent")
 OTHERS = "others"
@@ -110,7 +109,7 @@ class MemoryPanel(Widget):
         if not memory.parts:
             return level(memory.peak / scale, room)
         held = {OTHERS: memory.others} if scale == memory.total else {}
-        return stacked(memory.parts | held, scale, room)
+        return stacked(grouped(memory.parts) | held, scale, room)
 
     @staticmethod
     def _room(width: int) -> int:
@@ -143,8 +142,9 @@ class MemoryPanel(Widget):
         """The blocks of the peak with their parts; before it is known by part, those of the prediction."""
         if memory.parts:
             held = {OTHERS: memory.others} if whole and memory.others else {}
-            return legend(memory.parts | held, width)
-        parts = [f"{one_line(name, 24)} {human_bytes(n)}" for name, n in (self._predicted or {}).items() if n]
+            return legend(grouped(memory.parts) | held, width)
+        foreseen = grouped(self._predicted or {})
+        parts = [f"{one_line(name, 24)} {human_bytes(count)}" for name, count in foreseen.items()]
         return [Content.styled(f"predicted by {', '.join(parts)}", "dim")] if parts else []
 
 
@@ -164,7 +164,7 @@ def stacked(parts: Mapping[str, int], scale: int, width: int) -> Content:
 def legend(parts: Mapping[str, int], width: int) -> list[Content]:
     """Which block is which part, the largest first, in as many lines as that takes."""
     lines: list[Content] = []
-    for entry in _entries(parts):
+    for entry in entries(parts):
         if lines and lines[-1].cell_length + 2 + entry.cell_length <= width:
             lines[-1] = Content.assemble(lines[-1], "  ", entry)
         else:
@@ -172,6 +172,7 @@ def legend(parts: Mapping[str, int], width: int) -> list[Content]:
     return lines
 
 
-def _entries(parts: Mapping[str, int]) -> Iterator[Content]:
+def entries(parts: Mapping[str, int]) -> Iterator[Content]:
+    """A block with its part and the bytes of it, the largest first."""
     for name in sorted((name for name in parts if parts[name]), key=lambda name: -parts[name]):
         yield Content.assemble(LOOKS.get(name, OTHER), f" {one_line(name, 16)} {human_bytes(parts[name])}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.cells import set_cell_size
 from textual.content import Content
 
-from ollama_tune.core.text import human_bytes, human_count, human_seconds, one_line, visible
+from ollama_tune.core.text import human_bytes, human_count, human_estimate, one_line, visible
 from ollama_tune.tui.state import BUNDLED, Facts
 from ollama_tune.tui.text import tilde
 from ollama_tune.tui.widgets.page import Line, row, sign
@@ -73,8 +73,8 @@ def _verdict(choice: ModelChoice, facts: Facts, room: int) -> Content:
     if fit is None:
         return Content.styled("" if far else one_line(choice.note, room), "dim")
     best = facts.base is not None and facts.base.value.id == choice.source
-    words = fit.obstacle or f"{human_seconds(fit.seconds)} to train"
-    slow = fit.obstacle == f"{human_seconds(fit.seconds)} to train"
+    words = fit.obstacle or f"{human_estimate(fit.seconds)} to train"
+    slow = fit.obstacle == f"{human_estimate(fit.seconds)} to train"
     notes = ("recommended" if best else "", "licence to accept" if far and fit.model.gated else "")
     for note in filter(None, notes):
         words += f"; {note}" if len(words) + len(note) + 4 <= room else ""
@@ -106,7 +106,7 @@ def _here(spec: ModelSpec, facts: Facts) -> list[Line]:
     plan = facts.plan
     if plan is None or facts.spec is not spec or plan.settings.model.source != spec.source:
         return []
-    memory, time = plan.memory, human_seconds(plan.work.seconds)
+    memory, time = plan.memory, human_estimate(plan.work.seconds)
     free = human_bytes(memory.free)
     if memory.fits:
         words = f"✓ trains in {human_bytes(memory.needed)} of {free} free, about {time}"
@@ -154,7 +154,7 @@ def describe_listed(model: CatalogueModel, fit: BaseFit | None, rows: str) -> li
     lines = [row("Expect", expectation(model.parameters), LABEL)]
     if fit is not None:
         words = (
-            f"trains in {human_bytes(fit.training_bytes)}, {human_seconds(fit.seconds)} for {rows}; "
+            f"trains in {human_bytes(fit.training_bytes)}, {human_estimate(fit.seconds)} for {rows}; "
             f"runs as {fit.gguf_type} in {human_bytes(fit.serving_bytes)}"
         )
         lines.append(row("Here", words, LABEL))

@@ -147,7 +147,7 @@ class ProblemList(Options):
 
 def what_to_do(kind: str) -> str:
     """The advice of the help on a kind of problem; empty for one that has none."""
-    from ollama_tune.tui.widgets.help import help_text
+    from ollama_tune.tui.help_texts import help_text
 
     parts = help_text("problems", kind).partition("**What to do.** ")
     return " ".join(parts[2].split())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from textual.content import Content
 
 from ollama_tune.core.paths import runs_dir
-from ollama_tune.core.text import human_bytes, human_count, human_seconds, one_line, visible
+from ollama_tune.core.text import human_bytes, human_count, one_line, visible
 from ollama_tune.tui.state import BUNDLED, Facts
 from ollama_tune.tui.text import tilde
 from ollama_tune.tui.widgets.data_summary import reading_words
@@ -59,9 +59,8 @@ def _result(settings: Settings) -> str:
 def cost_lines(plan: Plan, facts: Facts) -> list[Line]:
     """Ways to make it fit where it does not, time, disk, and what should be known before."""
     work = plan.work
-    low, high = human_seconds(work.seconds / work.spread), human_seconds(work.seconds * work.spread)
     energy = "" if work.energy_kwh is None else f"; at most {work.energy_kwh:.2g} kWh on the GPU"
-    time = Content.assemble(duration(work), (f"; {low} to {high}", "dim"), energy)
+    time = Content.assemble(duration(work), energy)
     return [
         *offer_lines(plan),
         row("Time", time),

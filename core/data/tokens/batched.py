@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from ollama_tune.core.data.chat.answers import Answers, Span
 from ollama_tune.core.data.chat.mask import example_of
 from ollama_tune.core.data.chat.render import ChatFormat
-from ollama_tune.core.data.tokens.pieces import Pieces
 from ollama_tune.core.data.values import Example, Row
 from ollama_tune.core.errors import TuneError
 
@@ -35,20 +34,14 @@ class Batched:
     def __init__(self, chat: ChatFormat) -> None:
         self._chat = chat
         self._leads: dict[str, tuple[int, ...]] = {}
-        self._pieces = Pieces.of(chat.tokenizer, chat.added_tokens)
 
     def examples(self, parts: Sequence[Part]) -> list[Example | TuneError]:
         """One example for each part, most without text and offsets, or why there is none."""
         if self._lengths is None:
             return one_by_one(self._chat, parts)
-        found = self._ids([answers.text for _, answers in parts])
-        return [self._example(*part, ids) for part, ids in zip(parts, found, strict=True)]
-
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        if self._pieces is not None:
-            return self._pieces.ids(texts)
+        texts = [answers.text for _, answers in parts]
         encoded = self._chat.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [found.ids for found in encoded]
+        return [self._example(*part, found.ids) for part, found in zip(parts, encoded, strict=True)]
 
     def _example(self, row: Row, answers: Answers, found: list[int]) -> Example | TuneError:
         trained = self._trained(answers, found)

@@ -1,0 +1,362 @@
+"""Tries values of some settings on short runs, ends the worse half early, and finds the best run.
+
+Successive halving (Jamieson and Talwalkar 2016), asynchronous as in ASHA (Li et al. 2020), by Optuna: a run
+goes on past a measurement only if its held-out loss is among the better half of those measured there so far.
+
+Every trial is an ordinary run folder, planned for its full length, so that its learning rate is that of the
+full run. All figures are read from the runs' own logs, and the search is computed from them anew each time:
+whatever was killed, the same command ends in the same table.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ollama_tune.core.errors import BusyError, TuneError, UsageError
+from ollama_tune.core.files import read_table, write_atomic
+from ollama_tune.core.paths import data_dir, runs_dir
+from ollama_tune.core.plan.settings import Settings
+from ollama_tune.core.runs.control import request_stop, wait_until_free
+from ollama_tune.core.runs.events import Event
+from ollama_tune.core.runs.folder import RunFolder, State, absolute, create_run, find_run
+from ollama_tune.core.runs.launch import start
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import Trial as Asked
+
+MEASUREMENTS = 8
+"""A run measures so often (`training.evaluation_interval` 0)."""
+RUNGS = (1, 2, 4)
+"""The measurements at which the worse half ends; after the last of them no trial goes on."""
+TRIALS = 12
+POLL = 0.2
+PATIENCE = 600.0
+"""Seconds that a worker gets for its checkpoint."""
+ATTEMPTS = 3
+"""So many workers of a trial may end without a word before it counts as failed."""
+
+RANGE = re.compile(r"([-+.\deE]+?)\.\.([-+.\deE]+)(?::(\w*))?")
+"""Two numbers with two dots between, and a scale."""
+
+Value = float | int | str | bool
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Range:
+    """Every number between two, on a logarithmic scale where the order of magnitude is what matters."""
+
+    path: str
+    low: float
+    high: float
+    log: bool
+    whole: bool
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} from {self.low:g} to {self.high:g}{', on a logarithmic scale' if self.log else ''}"
+        )
+
+    def distribution(self) -> BaseDistribution:
+        """As Optuna draws from it."""
+        from optuna.distributions import FloatDistribution, IntDistribution
+
+        if self.whole:
+            return IntDistribution(int(self.low), int(self.high), log=self.log)
+        return FloatDistribution(self.low, self.high, log=self.log)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Some values that were named."""
+
+    path: str
+    values: tuple[Value, ...]
+
+    def __str__(self) -> str:
+        return f"{self.path}: {', '.join(map(str, self.values))}"
+
+    def distribution(self) -> BaseDistribution:
+        """As Optuna draws from it."""
+        from optuna.distributions import CategoricalDistribution
+
+        return CategoricalDistribution(self.values)
+
+
+Dimension = Range | Options
+
+
+def read_dimension(text: str, settings: Settings) -> Dimension:
+    """`FIELD=LOW..HIGH`, with `:log` or without, or `FIELD=A,B,C`; what is not allowed is a `UsageError`."""
+    path, equals, said = text.partition("=")
+    path = path.strip()
+    if not equals or not said.strip():
+        raise UsageError(
+            f"--over {text!r} names no values.",
+            "Write it as training.learning_rate=1e-5..1e-3:log or training.rank=8,16,32.",
+        )
+    ends = RANGE.fullmatch(said.strip())
+    if ends is None:
+        values = tuple(dict.fromkeys(_value(settings, path, part.strip()) for part in said.split(",")))
+        return Options(path, values)
+    low, high = (_value(settings, path, end) for end in ends.group(1, 2))
+    scale = ends.group(3) or ""
+    if not isinstance(low, (int, float)) or not isinstance(high, (int, float)) or not low < high:
+        raise UsageError(f"--over {text!r} is no range of numbers.", "Write the smaller end first.")
+    if scale not in ("", "log") or (scale and low <= 0):
+        raise UsageError(
+            f"--over {text!r}: {scale!r} is no scale for it.", "Leave it out, or write :log above 0."
+        )
+    return Range(path, low, high, bool(scale), isinstance(low, int))
+
+
+def _value(settings: Settings, path: str, said: str) -> Value:
+    """The value in its own type."""
+    found = settings.with_value(path, said).get(path)
+    if not isinstance(found, (int, float, str, bool)):
+        raise UsageError(f"{path} is no single number or word.", "Sweep over another setting.")
+    return found
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is searched: the settings of every run, what varies, and how many values are tried."""
+
+    settings: Settings
+    dimensions: tuple[Dimension, ...]
+    trials: int
+
+    @property
+    def folder(self) -> Path:
+        """Where the sweep keeps which runs are its own; the same search has the same folder."""
+        said = json.dumps([self.settings.model_dump(), repr(self.dimensions), self.trials], sort_keys=True)
+        return data_dir() / "sweeps" / hashlib.sha256(said.encode()).hexdigest()[:12]
+
+    @property
+    def grid(self) -> list[dict[str, Value]] | None:
+        """Every combination, in an order drawn by the seed; None where numbers are drawn from a range."""
+        named = [d for d in self.dimensions if isinstance(d, Options)]
+        if len(named) < len(self.dimensions):
+            return None
+        points = [
+            dict(zip((d.path for d in named), values, strict=True))
+            for values in itertools.product(*(d.values for d in named))
+        ]
+        random.Random(self.settings.training.seed).shuffle(points)
+        return points
+
+
+def make_sweep(settings: Settings, over: Sequence[str], trials: int | None) -> Sweep:
+    """A search that can be made; raises `UsageError` where it cannot."""
+    if not over:
+        raise UsageError("Nothing varies.", "Say --over training.learning_rate=1e-5..1e-3:log, for example.")
+    if not settings.data.validation_split and not settings.data.validation:
+        raise UsageError("Without held-out rows no run is better.", "Set data.validation_split to 0.1.")
+    dimensions = tuple(read_dimension(text, settings) for text in over)
+    if len({dimension.path for dimension in dimensions}) < len(dimensions):
+        raise UsageError("One setting stands twice in --over.", "Name all its values in one.")
+    steady = {"training.early_stopping": 0, "training.evaluation_interval": 0, "evaluation.rows": 0}
+    sweep = Sweep(absolute(settings.with_values(steady)), dimensions, trials or TRIALS)
+    if sweep.grid is None:
+        return sweep
+    return Sweep(sweep.settings, dimensions, min(trials or len(sweep.grid), len(sweep.grid)))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One try: its values, how many of the run's 8 measurements count, and the held-out loss at the last."""
+
+    number: int
+    values: Mapping[str, Value]
+    outcome: str
+    measured: int = 0
+    loss: float | None = None
+    run: str = ""
+
+
+class Runner(Protocol):
+    """Carries out the trials."""
+
+    def loss(self, number: int, values: Mapping[str, Value], measurement: int) -> float | None:
+        """The held-out loss at a measurement (from 1), once it is known; None where the run failed."""
+
+    def end(self, number: int) -> str:
+        """Let the run rest after its last measurement; returns its name."""
+
+
+def search(sweep: Sweep, runner: Runner, tell: Tell) -> list[Trial]:
+    """Carry out all trials, one after the other."""
+    study = _study(sweep)
+    space = {dimension.path: dimension.distribution() for dimension in sweep.dimensions}
+    for point in (sweep.grid or [])[: sweep.trials]:
+        study.enqueue_trial(point)
+    return [_try(study, study.ask(space), runner, tell, sweep.trials) for _ in range(sweep.trials)]
+
+
+def _study(sweep: Sweep) -> Study:
+    try:
+        import optuna
+    except ImportError as error:
+        raise TuneError(
+            "A sweep needs Optuna.", "Install it with `pip install 'ollama-tune[sweep]'`."
+        ) from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna.create_study(
+        sampler=optuna.samplers.TPESampler(seed=sweep.settings.training.seed),
+        pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=RUNGS[0], reduction_factor=2),
+    )
+
+
+def _try(study: Study, asked: Asked, runner: Runner, tell: Tell, trials: int) -> Trial:
+    """One trial, up to the measurement after which it does not go on."""
+    from optuna.trial import TrialState
+
+    number, values, loss = asked.number, dict(asked.params), None
+    tell(f"Trial {number + 1} of {trials}: {words(values)}")
+    for measured in RUNGS:
+        found = runner.loss(number, values, measured)
+        if found is None:
+            study.tell(asked, state=TrialState.FAIL)
+            tell("  failed")
+            return Trial(number, values, "failed", run=runner.end(number))
+        loss = found
+        asked.report(loss, measured)
+        last = measured == RUNGS[-1]
+        ends = last or asked.should_prune()
+        going = "measured to the end" if last else "ends here" if ends else "goes on"
+        tell(f"  after {measured}/{MEASUREMENTS} of the run: held-out loss {loss:.4f}; {going}")
+        if ends:
+            break
+    if last:
+        study.tell(asked, loss)
+    else:
+        study.tell(asked, state=TrialState.PRUNED)
+    return Trial(number, values, "kept" if last else "ended", measured, loss, runner.end(number))
+
+
+def words(values: Mapping[str, Value]) -> str:
+    """Values as a person reads them, by the last part of their names."""
+    shown = {name.rpartition(".")[2]: value for name, value in values.items()}
+    return ", ".join(f"{n} {v:.3g}" if isinstance(v, float) else f"{n} {v}" for n, v in shown.items())
+
+
+def ranked(trials: Sequence[Trial]) -> list[Trial]:
+    """The best first: those that were measured longer before all others, then by their held-out loss."""
+    worst = float("inf")
+    return sorted(trials, key=lambda t: (-t.measured, worst if t.loss is None else t.loss, t.number))
+
+
+def held_out_losses(events: Sequence[Event]) -> list[float]:
+    """The held-out loss of every measurement during training, in the order of the steps.
+
+    What was measured first counts, also where a run did those steps again: what was decided by it stays so.
+    """
+    found: dict[int, float] = {}
+    for event in events:
+        if event.kind == "evaluation" and event["model"] == "tuned" and event.get("loss") is not None:
+            found.setdefault(int(event["step"]), float(event["loss"]))
+    return [loss for _, loss in sorted(found.items())]
+
+
+class Runs:
+    """Trials as run folders; which is whose stands in `trials.json` of the sweep's folder."""
+
+    def __init__(self, sweep: Sweep, label: str) -> None:
+        self._sweep, self._label = sweep, label
+        self._file = sweep.folder / "trials.json"
+        self._known: dict[str, Any] = read_table(self._file)
+
+    def folder(self, number: int, values: Mapping[str, Value]) -> RunFolder:
+        """The run of a trial, made where there is none; it is written down before it is started."""
+        known = self._known.get(str(number))
+        if known is None or not (runs_dir() / known["run"]).is_dir():
+            settings = self._sweep.settings.with_values(dict(values))
+            made = create_run(settings, f"{self._label}-trial-{number + 1}")
+            self._known[str(number)] = {"run": made.name, "values": dict(values)}
+            write_atomic(self._file, json.dumps(self._known, indent=1))
+            return made
+        if known["values"] != values:
+            raise TuneError(
+                f"Trial {number + 1} was begun with other values, by another release of Optuna.",
+                f"Remove {self._sweep.folder} to search anew.",
+            )
+        return find_run(known["run"])
+
+    def folders(self) -> list[RunFolder]:
+        """The runs so far."""
+        found = [RunFolder(runs_dir() / str(known["run"])) for known in self._known.values()]
+        return [folder for folder in found if folder.path.is_dir()]
+
+    def loss(self, number: int, values: Mapping[str, Value], measurement: int) -> float | None:
+        """As `Runner.loss`; starts the run where nobody works on it."""
+        folder, crashes = self.folder(number, values), 0
+        while True:
+            alive = folder.alive()
+            events = folder.events()
+            losses = held_out_losses(events)
+            if len(losses) >= measurement:
+                return losses[measurement - 1]
+            if not alive:
+                state = folder.status(events).state
+                crashes += state is State.CRASHED
+                if state in (State.FAILED, State.FINISHED) or crashes > ATTEMPTS:
+                    return None
+                start(folder, "all")
+            time.sleep(POLL)
+
+    def end(self, number: int) -> str:
+        """As `Runner.end`."""
+        name = str(self._known[str(number)]["run"])
+        rest(find_run(name))
+        return name
+
+
+def rest(folder: RunFolder) -> None:
+    """Have a worker write its checkpoint and end; returns when it has."""
+    if folder.alive():
+        with contextlib.suppress(UsageError):
+            request_stop(folder)
+    if not wait_until_free(folder, PATIENCE):
+        raise TuneError(f"{folder.name} has not ended yet.", "Give the same command again later.")
+
+
+@contextlib.contextmanager
+def held(sweep: Sweep) -> Iterator[None]:
+    """The sweep's folder for this process alone; raises `BusyError` where another has it."""
+    sweep.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(sweep.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise BusyError("This sweep is already going.", "Wait for the other one.") from error
+    finally:
+        os.close(descriptor)
+
+
+def shares(trials: int) -> tuple[float, float, float]:
+    """The least, usual and most work of a sweep in full runs, each with the best run's way to its end."""
+    least = trials * RUNGS[0] + RUNGS[-1] - RUNGS[0]
+    steps = zip(RUNGS, (0, *RUNGS[:-1]), strict=True)
+    usual = sum(max(trials / 2**n, 1.0) * (rung - before) for n, (rung, before) in enumerate(steps))
+    most = trials * RUNGS[-1]
+    rest_of_best = MEASUREMENTS - RUNGS[-1]
+    return (
+        (least + rest_of_best) / MEASUREMENTS,
+        (usual + rest_of_best) / MEASUREMENTS,
+        (most + rest_of_best) / MEASUREMENTS,
+    )

@@ -1,0 +1,214 @@
+"""`ollama-tune sweep`: which values of some settings are best, found with a fraction of the work."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ollama_tune.core.errors import TuneError
+from ollama_tune.tui.shell import INTERRUPTED, assignments, end_json, out
+
+if TYPE_CHECKING:
+    from ollama_tune.core.plan.settings import Settings
+    from ollama_tune.core.runs.folder import RunFolder
+    from ollama_tune.core.runs.sweep import Sweep, Trial
+
+BAR = 40
+OUTCOMES = {
+    "kept": "measured to the end",
+    "ended": "ended early",
+    "failed": "failed",
+}
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--over", multiple=True, required=True, metavar="FIELD=VALUES", help="What varies; any number.")
+@click.option(
+    "--trials", type=click.IntRange(1, 1000), help="How many.  [default: all combinations, else 12]"
+)
+@click.option(
+    "--set", "values", multiple=True, metavar="FIELD=VALUE", help="Change a setting for all of them."
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be tried and how long it takes.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object at the end, progress to stderr.")
+def sweep(
+    file: Path,
+    over: tuple[str, ...],
+    trials: int | None,
+    values: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Try values of some settings on short runs, and train the best run to its end.
+
+    FIELD=LOW..HIGH draws numbers between two (with :log on a logarithmic scale), FIELD=A,B,C takes those
+    named. Each trial is an ordinary run that is measured after 1/8, 2/8 and 4/8 of its steps; the half with
+    the higher held-out loss ends there (successive halving by Optuna). The run that is best at last
+    goes on to its full length, without early stopping and without answers in between.
+
+    A sweep that was stopped or killed goes on with the same command, and ends in the same table.
+
+    \b
+    --json prints one object:
+      outcome, folder     "ok", the sweep's folder
+      trials              best first: trial, run, values, outcome ("kept": measured
+                          to the end, "ended", "failed"), measured (of 8), loss
+      best                the run that went on to its full length
+    With --dry-run: outcome, trials, combinations (or null), full_run_seconds,
+    seconds (least, usual, most), spread.
+
+    \b
+    Examples:
+      ollama-tune sweep run.yaml --over training.learning_rate=1e-5..1e-3:log --dry-run
+      ollama-tune sweep run.yaml --over training.learning_rate=1e-4,3e-4,1e-3 --json
+      ollama-tune sweep run.yaml --over training.learning_rate=1e-5..1e-3:log \\
+          --over training.rank=8,16,32 --trials 12
+    """
+    from ollama_tune.core.runs.sweep import make_sweep
+
+    wanted = make_sweep(_settings(file, assignments(values)), over, trials)
+    tell = partial(click.echo, err=as_json)
+    if dry_run:
+        _say_plan(wanted, as_json)
+        return
+    try:
+        found, folder = _carry_out(wanted, tell)
+    except KeyboardInterrupt:
+        _rest(wanted)
+        click.echo("Stopped. The same command goes on where it was.", err=True)
+        sys.exit(INTERRUPTED)
+    _say_result(wanted, found, folder, as_json)
+
+
+def _settings(file: Path, values: dict[str, Any]) -> Settings:
+    """The settings of all trials, with what the file leaves to this box."""
+    from ollama_tune.core.plan.room import of_this_box
+    from ollama_tune.core.plan.settings import load
+
+    said = load(file)
+    mine = {name.removeprefix("training."): value for name, value in values.items()}
+    chosen = of_this_box({**said.training.model_dump(exclude_unset=True), **mine})
+    return said.with_values({**values, **chosen})
+
+
+def _carry_out(wanted: Sweep, tell: Callable[[str], None]) -> tuple[list[Trial], RunFolder]:
+    """All trials, best first, and the best one's run, which has come to its end."""
+    from ollama_tune.core.plan.room import check_run
+    from ollama_tune.core.runs.folder import find_run
+    from ollama_tune.core.runs.sweep import Runs, held, ranked, search
+
+    with held(wanted):
+        tell(f"Sweep folder: {wanted.folder}")
+        if remark := check_run(wanted.settings):
+            tell(f"! {remark}")
+        found = ranked(search(wanted, Runs(wanted, "sweep"), tell))
+        if found[0].loss is None:
+            raise TuneError("Every trial failed.", f"See `ollama-tune attach {found[0].run}`.")
+        for line in ("", *table_lines(found), "", *chart_lines(found), ""):
+            tell(line)
+        folder = find_run(found[0].run)
+        tell(f"The best is trial {found[0].number + 1}, {folder.name}. It goes on to its full length.")
+        _complete(folder, tell)
+    return found, folder
+
+
+def _complete(folder: RunFolder, tell: Callable[[str], None]) -> None:
+    """Train the best run to its end; one that has got there is left as it is."""
+    from ollama_tune.core.runs.folder import State
+    from ollama_tune.core.runs.launch import start
+    from ollama_tune.tui.follow import Follower, follow
+
+    if folder.status().state is State.FINISHED:
+        return
+    seen = len(folder.events())
+    if not folder.alive():
+        start(folder, "all")
+    follow(folder, Follower(tell), skip=seen)
+
+
+def _rest(wanted: Sweep) -> None:
+    """Have the run that is going write a checkpoint and end."""
+    from ollama_tune.core.runs.sweep import Runs, rest
+
+    for folder in Runs(wanted, "sweep").folders():
+        rest(folder)
+
+
+def table_lines(trials: Sequence[Trial]) -> list[str]:
+    """The trials as a table, best first."""
+    from ollama_tune.core.runs.sweep import MEASUREMENTS, words
+
+    wide = max(len(words(trial.values)) for trial in trials)
+    lines = [f"{'trial':>5}  {'values':<{wide}}  {'of the run':>10}  {'held-out loss':>13}  {'':<19}  run"]
+    for trial in trials:
+        loss = "-" if trial.loss is None else f"{trial.loss:.4f}"
+        part, outcome = f"{trial.measured}/{MEASUREMENTS}", OUTCOMES[trial.outcome]
+        values = f"{words(trial.values):<{wide}}"
+        lines.append(f"{trial.number + 1:>5}  {values}  {part:>10}  {loss:>13}  {outcome:<19}  {trial.run}")
+    return lines
+
+
+def chart_lines(trials: Sequence[Trial]) -> list[str]:
+    """The last held-out loss of each trial as a bar; that of a run that ended early is of an earlier step."""
+    known = [(trial, trial.loss) for trial in trials if trial.loss is not None]
+    top = max((loss for _, loss in known), default=0.0) or 1.0
+    lines = ["held-out loss, shorter is better"]
+    for trial, loss in known:
+        sign = "#" if trial.outcome == "kept" else "-"
+        lines.append(f"{trial.number + 1:>5}  {sign * max(round(BAR * loss / top), 1):<{BAR}}  {loss:.4f}")
+    return [*lines, "       # measured to the end   - ended early"]
+
+
+def _say_plan(wanted: Sweep, as_json: bool) -> None:
+    """What would be tried, and for how long."""
+    from ollama_tune.core.plan.prepare import prepare
+    from ollama_tune.core.plan.settings import field_paths
+    from ollama_tune.core.runs.sweep import shares, words
+    from ollama_tune.core.text import human_seconds
+
+    settings = wanted.settings
+    said = {path: settings.get(path) for path in field_paths()}
+    work = prepare(settings.model.source, settings.data.path, said).work
+    least, usual, most = (share * work.seconds for share in shares(wanted.trials))
+    points = wanted.grid and wanted.grid[: wanted.trials]
+    if as_json:
+        seconds = {"least": least, "usual": usual, "most": most}
+        told = {"trials": wanted.trials, "combinations": points, "full_run_seconds": work.seconds}
+        end_json(0, outcome="ok", **told, seconds=seconds, spread=work.spread)
+    out(f"{wanted.trials} trials; one full run takes about {human_seconds(work.seconds)}.")
+    for number, point in enumerate(points or [], 1):
+        out(f"{number:>5}  {words(point)}")
+    for dimension in () if points else wanted.dimensions:
+        out(f"  {dimension}")
+    between = f"{human_seconds(least)} to {human_seconds(most)}"
+    out(f"All of it, with the best run to its end: about {human_seconds(usual)} ({between}).")
+
+
+def _say_result(wanted: Sweep, found: Sequence[Trial], folder: RunFolder, as_json: bool) -> None:
+    from ollama_tune.core.runs.folder import State
+
+    state = folder.status().state
+    if state is not State.FINISHED:
+        what = f"The best run, {folder.name}, did not reach its end ({state.value})."
+        raise TuneError(what, "Give the same command again: it goes on there.")
+    if as_json:
+        rows = [_row(trial) for trial in found]
+        end_json(0, outcome="ok", folder=str(wanted.folder), trials=rows, best=rows[0]["run"])
+    out(f"Best run: {folder.name}. Measure it with `ollama-tune evaluate {folder.name}`.")
+
+
+def _row(trial: Trial) -> dict[str, Any]:
+    return {
+        "trial": trial.number + 1,
+        "run": trial.run,
+        "values": dict(trial.values),
+        "outcome": trial.outcome,
+        "measured": trial.measured,
+        "loss": trial.loss,
+    }
