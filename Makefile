@@ -11,7 +11,8 @@ help:
 	@echo "make test     lint, types and all tests in a fresh virtual environment"
 	@echo "make bench    measurements (never part of the tests); one part: make bench-data,"
 	@echo "              make bench-export, make bench-train (PEERS=PYTHON: a venv with trl, transformers, peft)"
-	@echo "make picture  draw assets/wizard.png again"
+	@echo "make bench-tui (PEERS='FOLDER …' with posting, harlequin): the interface beside others"
+	@echo "make picture  record assets/tour.gif and assets/wizard.png again"
 
 python-version:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -53,6 +54,7 @@ bench:
 	@$(PYTHON) -m tests.bench.plan
 	@$(PYTHON) -m tests.bench.packing
 	@$(PYTHON) -m tests.bench.data
+	@$(PYTHON) -m tests.bench.tui
 	@$(MAKE) --no-print-directory bench-train PYTHON=$(PYTHON)
 
 bench-train:
@@ -67,10 +69,13 @@ bench-data:
 bench-export:
 	@$(PYTHON) -m tests.bench.export
 
+bench-tui:
+	@$(PYTHON) -m tests.bench.tui $(if $(PEERS),--peers $(PEERS))
+
 picture:
-	@$(PYTHON) -m tests.bench.picture --size 110x32 assets/wizard.png $(dir $(PYTHON))ollama-tune attach
+	@$(PYTHON) -m tests.bench.tour --still assets/wizard.png assets/tour.gif $(dir $(PYTHON))ollama-tune
 
 clean:
 	rm -rf build dist *.egg-info $(VENV)
 
-.PHONY: help python-version install demo test check lint types bench bench-data bench-export bench-train bench-gpu picture clean
+.PHONY: help python-version install demo test check lint types bench bench-data bench-export bench-train bench-gpu bench-tui picture clean

@@ -55,7 +55,9 @@ def human_seconds(seconds: float) -> str:
 def human_estimate(seconds: float) -> str:
     """A duration that is only foreseen, without seconds that nobody can know: `44 min`, else as above."""
     minutes = round(seconds / 60)
-    return f"{minutes} min" if 10 <= minutes < 60 else human_seconds(seconds)
+    return (
+        f"{minutes} min" if 10 <= minutes < 60 else human_seconds(seconds if minutes < 10 else 60 * minutes)
+    )
 
 
 def human_count(count: float) -> str:

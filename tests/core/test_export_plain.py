@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.data.values import Message, ToolCall
-from ollama_tune.core.evaluate.chat import _message
+from ollama_tune.core.evaluate.chat import message_of
 from ollama_tune.core.export.gguf import export_gguf
 from ollama_tune.core.export.llama import LlamaServer
 from ollama_tune.core.export.meter import Meter
@@ -42,7 +42,7 @@ def test_conversations_with_tools_or_thoughts_are_left_out_and_counted(tmp_path:
 
 
 def test_a_turn_without_a_text_is_an_empty_one_for_the_model_that_is_tried() -> None:
-    assert _message({"role": "assistant", "content": None}) == Message("assistant", "")
-    assert _message({"role": "assistant", "content": "a", "reasoning_content": "t"}) == Message(
+    assert message_of({"role": "assistant", "content": None}) == Message("assistant", "")
+    assert message_of({"role": "assistant", "content": "a", "reasoning_content": "t"}) == Message(
         "assistant", "a", "t"
     )

@@ -11,7 +11,7 @@ import pytest
 from ollama_tune.core import paths
 from ollama_tune.core.errors import BusyError, TuneError, UsageError
 from ollama_tune.core.files import atomic_file, write_atomic
-from ollama_tune.core.text import human_bytes, human_count, human_seconds, one_line, visible
+from ollama_tune.core.text import human_bytes, human_count, human_estimate, human_seconds, one_line, visible
 
 
 def test_an_error_says_what_happened_and_what_to_do() -> None:
@@ -99,6 +99,21 @@ def test_sizes(value: int, text: str) -> None:
 )
 def test_durations(value: float, text: str) -> None:
     assert human_seconds(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (8, "8 s"),
+        (599, "10 min"),
+        (3353, "56 min"),
+        (3580, "1 h 00 min"),
+        (7300, "2 h 02 min"),
+        (95, "1 min 35 s"),
+    ],
+)
+def test_an_estimate_claims_no_seconds_from_ten_minutes_on(value: float, text: str) -> None:
+    assert human_estimate(value) == text
 
 
 def test_counts() -> None:

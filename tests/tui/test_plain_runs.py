@@ -183,9 +183,7 @@ def test_a_trained_run_says_what_it_learned(trained: tuple[RunFolder, Log]) -> N
     at(6, trained[0])
     _, text = converse("q")
     assert "OK: The run " in text and " is trained: 200 steps; loss on the held-out rows 0.4100." in text
-    assert (
-        "Of 48 held-out questions, 2.0% were answered exactly right before, 95.8% after." in text
-    )
+    assert "Of 48 held-out questions, 2.0% were answered exactly right before, 95.8% after." in text
 
 
 def test_how_to_ask_is_checked_and_kept_with_the_run(trained: tuple[RunFolder, Log]) -> None:

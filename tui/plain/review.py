@@ -11,6 +11,7 @@ from ollama_tune.core.paths import runs_dir, state_dir
 from ollama_tune.core.text import human_bytes, human_count, human_estimate, one_line, visible
 from ollama_tune.tui.plain.settings import memory_line, time_words
 from ollama_tune.tui.plain.talk import Back
+from ollama_tune.tui.run_file import free_place, started_with
 from ollama_tune.tui.state import BUNDLED
 from ollama_tune.tui.text import tilde
 
@@ -28,7 +29,7 @@ def ask_review(wizard: Wizard) -> None:
     """Say what will be done and what it costs; start it when that is agreed to."""
     while True:
         plan = wizard.rooms.confirmed()
-        started = _same_run(wizard, plan.settings)
+        started = started_with(wizard.rooms.answers.run, plan.settings)
         _tell(wizard, plan, started)
         if _answered(wizard, plan, started):
             return
@@ -121,23 +122,9 @@ def _take(wizard: Wizard, plan: Plan, number: int) -> None:
     wizard.keep()
 
 
-def _same_run(wizard: Wizard, settings: Settings) -> RunFolder | None:
-    """The run that these very answers started, if any; its run.yaml says so."""
-    from ollama_tune.core.runs.folder import RunFolder
-
-    name = wizard.rooms.answers.run
-    folder = RunFolder(runs_dir() / name) if name else None
-    try:
-        same = folder is not None and folder.events_path.exists() and folder.settings() == settings
-    except TuneError:
-        return None
-    return folder if same else None
-
-
 def _write(wizard: Wizard, settings: Settings) -> None:
     """Write run.yaml into the current folder, beside one that is there already."""
-    names = ["run.yaml", *(f"run-{number}.yaml" for number in range(2, 1000))]
-    path = next(path for name in names if not (path := Path.cwd() / name).exists())
+    path = free_place()
     try:
         settings.save(path)
     except OSError as error:

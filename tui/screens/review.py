@@ -11,9 +11,9 @@ from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
 
-from ollama_tune.core.errors import TuneError
-from ollama_tune.core.paths import runs_dir, state_dir
+from ollama_tune.core.paths import state_dir
 from ollama_tune.core.text import human_bytes, visible
+from ollama_tune.tui.run_file import free_place, started_with
 from ollama_tune.tui.screens.base import StepScreen
 from ollama_tune.tui.state import Facts
 from ollama_tune.tui.text import tilde
@@ -76,7 +76,7 @@ class ReviewScreen(StepScreen):
         if plan is not self._plan:
             self._plan = plan
             self._file = self._save(state_dir() / "run.yaml", plan.settings)
-        self._started = self._same_run(plan.settings)
+        self._started = started_with(self.tune.answers.run, plan.settings)
         self.call_later(self.tune.confirm_plan)
         job.show([*what_lines(plan, facts), BLANK, heading("Cost")])
         bar.show(plan, "simulating …" if "simulation" in facts.busy else "")
@@ -113,18 +113,6 @@ class ReviewScreen(StepScreen):
             self.say(f"{path} cannot be written: {error.strerror}.")
             return None
         return path
-
-    def _same_run(self, settings: Settings) -> RunFolder | None:
-        """The run that these very answers started, if any; its run.yaml says so."""
-        from ollama_tune.core.runs.folder import RunFolder
-
-        name = self.tune.answers.run
-        folder = RunFolder(runs_dir() / name) if name else None
-        try:
-            same = folder is not None and folder.events_path.exists() and folder.settings() == settings
-        except TuneError:
-            return None
-        return folder if same else None
 
     def obstacle(self) -> str:
         """No plan, or one that is being started."""
@@ -176,8 +164,7 @@ class ReviewScreen(StepScreen):
         """Write run.yaml into the current folder, beside one that is there already."""
         if self._plan is None:
             return
-        names = ["run.yaml", *(f"run-{number}.yaml" for number in range(2, 1000))]
-        path = next(path for name in names if not (path := Path.cwd() / name).exists())
+        path = free_place()
         written = self._save(path, self._plan.settings)
         if written is not None:
             self._file = written

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rich.segment import Segment
-from textual.geometry import Region
-from textual.strip import Strip
-from textual.widget import Widget
-
 from ollama_tune.tui.widgets.curves import Bucket, LossCurve
+from ollama_tune.tui.widgets.drawing import Drawing, Row
 from ollama_tune.tui.widgets.scales import Point, limits, log_limits, log_ticks, smoothed, ticks
 
 BLANK, AXIS, BAND, MEAN, VALIDATION = range(5)
@@ -106,7 +101,7 @@ class Zoom:
             self.quarter = at if at < self._newest_at(total, newest) else None
 
 
-class LossChart(Widget):
+class LossChart(Drawing):
     """Training loss as a band with its smoothed mean, held-out loss as marks, over the planned steps.
 
     The empty room at the right shows how far the run is. Only cells that changed are repainted. With
@@ -116,7 +111,6 @@ class LossChart(Widget):
     """
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {
-        "chart--blank",
         "chart--axis",
         "chart--band",
         "chart--mean",
@@ -129,7 +123,7 @@ class LossChart(Widget):
     LossChart > .chart--mean { color: $text-primary; text-style: bold; }
     LossChart > .chart--validation { color: $text-warning; text-style: bold; }
     """
-    STYLES = ("chart--blank", "chart--axis", "chart--band", "chart--mean", "chart--validation")
+    STYLES = ("chart--axis", "chart--band", "chart--mean", "chart--validation")
 
     def __init__(self, *, hints: tuple[str, str] = ("", ""), id: str | None = None) -> None:
         super().__init__(id=id)
@@ -139,9 +133,6 @@ class LossChart(Widget):
         self._validation: list[tuple[int, float]] = []
         self._total = self._newest = 1
         self._span = 0.0, 1.0
-        self.logarithmic = False
-        self._rows: list[tuple[str, bytes]] = []
-        self._braille = os.environ.get("TERM") != "linux"
 
     def show(self, curve: LossCurve, validation: Iterable[tuple[int, float | None]], total: int) -> None:
         """Draw these losses over `total` planned steps."""
@@ -156,11 +147,6 @@ class LossChart(Widget):
         first, last = self._span
         return (last - first) / max(2 * self.size.width, 1)
 
-    def rescale(self) -> None:
-        """Change between the linear and the logarithmic axis."""
-        self.logarithmic = not self.logarithmic
-        self._redraw()
-
     def look(self, *, closer: int = 0, along: int = 0) -> None:
         """Zoom in (1) or out (-1), or move by a quarter of what is seen; with neither all is seen again."""
         if closer:
@@ -171,39 +157,7 @@ class LossChart(Widget):
             self.zoom = Zoom()
         self._redraw()
 
-    def on_resize(self) -> None:
-        """Draw for the new size."""
-        self._redraw()
-
-    def text(self) -> str:
-        """What is drawn, as plain lines."""
-        return "\n".join(text for text, _ in self._rows)
-
-    def render_line(self, y: int) -> Strip:
-        """One row from what `_redraw` composed."""
-        width = self.size.width
-        if y >= len(self._rows):
-            return Strip.blank(width, self.rich_style)
-        text, kinds = self._rows[y]
-        styles = [self.rich_style, *(self.get_component_rich_style(name) for name in self.STYLES[1:])]
-        segments, start = [], 0
-        for end in range(1, len(text) + 1):
-            if end == len(text) or kinds[end] != kinds[start]:
-                segments.append(Segment(text[start:end], styles[kinds[start]]))
-                start = end
-        return Strip(segments, len(text)).adjust_cell_length(width, self.rich_style)
-
-    def _redraw(self) -> None:
-        rows = self._compose_rows(self.size.width, self.size.height)
-        old, self._rows = self._rows, rows
-        if len(old) != len(rows) or not self._rows:
-            self.refresh()
-            return
-        changed = [_changed(y, *pair) for y, pair in enumerate(zip(old, rows, strict=True))]
-        if any(changed):
-            self.refresh(*filter(None, changed))
-
-    def _compose_rows(self, width: int, height: int) -> list[tuple[str, bytes]]:
+    def _compose_rows(self, width: int, height: int) -> list[Row]:
         if height < 5 or width < 24:
             return [_row("", "", width)] * height
         self._span = first, last = self.zoom.span(self._total, self._newest)
@@ -267,7 +221,7 @@ class LossChart(Widget):
         top: float,
         width: int,
         height: int,
-    ) -> list[tuple[str, bytes]]:
+    ) -> list[Row]:
         band, line = (Canvas(width, height, braille=self._braille) for _ in range(2))
         last_x, last_y = band.width - 1, band.height - 1
 
@@ -290,7 +244,7 @@ class LossChart(Widget):
     def _mark(self) -> str:
         return "◆" if self._braille else "x"
 
-    def _legend(self, width: int) -> tuple[str, bytes]:
+    def _legend(self, width: int) -> Row:
         signs = {"m": "⠒⠒", "b": "⢕⢕", "v": "◆"} if self._braille else {"m": "▀▀", "b": "▚▚", "v": "x"}
         scale = "log scale   " if self.logarithmic else ""
         hint = self._hints[bool(self.zoom.level)]
@@ -342,7 +296,7 @@ def _between(
         yield x, low, high, mean
 
 
-def _cells(band: Canvas, line: Canvas, y: int, marks: set[int], mark: str) -> tuple[str, bytes]:
+def _cells(band: Canvas, line: Canvas, y: int, marks: set[int], mark: str) -> Row:
     bright, dim = line.row(y), band.row(y)
     kinds = bytearray(
         MEAN if mean != " " else BAND if low != " " else BLANK for mean, low in zip(bright, dim, strict=True)
@@ -353,15 +307,6 @@ def _cells(band: Canvas, line: Canvas, y: int, marks: set[int], mark: str) -> tu
     return "".join(text), bytes(kinds)
 
 
-def _row(axis: str, text: str, width: int) -> tuple[str, bytes]:
+def _row(axis: str, text: str, width: int) -> Row:
     """A row of plain text in the axis' colour."""
     return (axis + text)[:width].ljust(width), bytes([AXIS] * width)
-
-
-def _changed(y: int, old: tuple[str, bytes], new: tuple[str, bytes]) -> Region | None:
-    if old == new:
-        return None
-    if len(old[0]) != len(new[0]):
-        return Region(0, y, len(new[0]), 1)
-    different = [x for x in range(len(new[0])) if old[0][x] != new[0][x] or old[1][x] != new[1][x]]
-    return Region(different[0], y, different[-1] - different[0] + 1, 1)

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rich.segment import Segment
-from textual.strip import Strip
-from textual.widget import Widget
-
 from ollama_tune.tui.widgets.chart import Canvas
+from ollama_tune.tui.widgets.drawing import Drawing, Row
 from ollama_tune.tui.widgets.scales import limits, log_limits, log_ticks, ticks
 
 BLANK, AXIS = 0, 1
@@ -66,7 +62,7 @@ class _Frame:
         return round(self.share(value) * (self.height - 1))
 
 
-class Overlay(Widget):
+class Overlay(Drawing):
     """Smoothed training losses as lines of different dots, held-out losses as the small letter of their run,
     and the capital one where a line ends."""
 
@@ -92,45 +88,13 @@ class Overlay(Widget):
         self._lines: Sequence[Line] = ()
         self._unit: Callable[[float], str] = str
         self.logarithmic = True
-        self._rows: list[tuple[str, bytes]] = []
-        self._braille = os.environ.get("TERM") != "linux"
 
     def show(self, lines: Sequence[Line], unit: Callable[[float], str]) -> None:
         """Draw these runs; `unit` says a value of the x axis in words."""
         self._lines, self._unit = lines, unit
         self._redraw()
 
-    def rescale(self) -> None:
-        """Change between the linear and the logarithmic axis."""
-        self.logarithmic = not self.logarithmic
-        self._redraw()
-
-    def on_resize(self) -> None:
-        """Draw for the new size."""
-        self._redraw()
-
-    def text(self) -> str:
-        """What is drawn, as plain lines."""
-        return "\n".join(text for text, _ in self._rows)
-
-    def render_line(self, y: int) -> Strip:
-        """One row from what `_redraw` composed."""
-        if y >= len(self._rows):
-            return Strip.blank(self.size.width, self.rich_style)
-        text, kinds = self._rows[y]
-        styles = [self.rich_style, *(self.get_component_rich_style(name) for name in self.STYLES)]
-        segments, start = [], 0
-        for end in range(1, len(text) + 1):
-            if end == len(text) or kinds[end] != kinds[start]:
-                segments.append(Segment(text[start:end], styles[kinds[start]]))
-                start = end
-        return Strip(segments, len(text)).adjust_cell_length(self.size.width, self.rich_style)
-
-    def _redraw(self) -> None:
-        self._rows = self._compose_rows(self.size.width, self.size.height)
-        self.refresh()
-
-    def _compose_rows(self, width: int, height: int) -> list[tuple[str, bytes]]:
+    def _compose_rows(self, width: int, height: int) -> list[Row]:
         train = [(x, loss, loss, loss) for line in self._lines for x, loss in line.train]
         held = [loss for line in self._lines for _, loss in line.held]
         if height < SMALLEST[0] or width < SMALLEST[1]:
@@ -155,7 +119,7 @@ class Overlay(Widget):
         end = self._unit(right)
         return [*drawn, axis, _plain(f"{'':>{left + 2}}0{end:>{columns - 1}}", width)]
 
-    def _plot(self, frame: _Frame, columns: int, rows: int) -> list[tuple[str, bytes]]:
+    def _plot(self, frame: _Frame, columns: int, rows: int) -> list[Row]:
         """The rows of the plot, two cells wider than the axis: room for the letters at the ends."""
         cells = [[" "] * (columns + 2) for _ in range(rows)]
         kinds = [bytearray(columns + 2) for _ in range(rows)]
@@ -178,7 +142,7 @@ class Overlay(Widget):
                 cells[y][x], kinds[y][x] = line.letter, FIRST_LINE + number
         return [("".join(text), bytes(kind)) for text, kind in zip(cells, kinds, strict=True)]
 
-    def _legend(self, width: int) -> tuple[str, bytes]:
+    def _legend(self, width: int) -> Row:
         scale = "log scale   " if self.logarithmic else ""
         parts = [f"{line.letter} {SAMPLES[number]}" for number, line in enumerate(self._lines)]
         words = f"{scale}lines: training loss, smoothed; a b: held-out loss"
@@ -218,5 +182,5 @@ def _nearby(row: int, rows: int) -> list[int]:
     return sorted(range(rows), key=lambda other: (abs(other - row), other))
 
 
-def _plain(text: str, width: int) -> tuple[str, bytes]:
+def _plain(text: str, width: int) -> Row:
     return text[:width].ljust(width), bytes([AXIS] * width)
