@@ -98,6 +98,7 @@ def start_training(terminal: Terminal) -> None:
 def test_from_the_first_frame_to_a_proved_export(
     environment: dict[str, str], home: Path, material: tuple[Path, Path]
 ) -> None:
+    """Three answers are typed: which model, which data, what to call it; all else is Enter."""
     with Terminal(["ollama-tune"], environment, columns=100, lines=30) as terminal:
         answer_setup(terminal, *material)
         start_training(terminal)
@@ -114,12 +115,14 @@ def test_from_the_first_frame_to_a_proved_export(
         terminal.press("enter")
         terminal.wait("Step 8 of 9")
         terminal.wait("chats", 30)
+        terminal.press("ctrl+u", "birds")
+        terminal.wait("ollama run birds", 30)
         terminal.press("enter")
         terminal.wait(lambda _: (folder / "export" / "verification.json").exists(), PATIENCE)
         terminal.wait("Proved", 30)
         terminal.press("enter")
         terminal.wait("Step 9 of 9")
-        terminal.wait("ollama create", 30)
+        terminal.wait("ollama create birds", 30)
         terminal.press("q")
         assert terminal.finish() == 0
     verification = json.loads((folder / "export" / "verification.json").read_text())

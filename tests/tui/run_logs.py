@@ -298,3 +298,12 @@ async def until(pilot: Pilot[Any], condition: Callable[[], object], seconds: flo
 async def until_text(pilot: Pilot[Any], *texts: str, seconds: float = 60.0) -> None:
     """Wait until all of the texts are on the screen."""
     await until(pilot, lambda: all(text in screen_text(pilot.app) for text in texts), seconds)
+
+
+async def at_rest(pilot: Pilot[Any]) -> None:
+    """Wait until the screen has stayed the same for a fifth of a second."""
+    before, same = "", 0
+    while same < 4:
+        await pilot.pause(0.05)
+        now = screen_text(pilot.app)
+        before, same = now, same + 1 if now == before else 0

@@ -15,7 +15,7 @@ from ollama_tune.core.plan.settings import Settings
 from ollama_tune.core.runs.folder import RunFolder
 from ollama_tune.tui.screens.compare import CompareScreen
 
-from .run_logs import Clock, Log, open_app, until_text
+from .run_logs import Clock, Log, at_rest, open_app, until_text
 
 Compare = Callable[..., bool]
 Size = tuple[int, int]
@@ -61,7 +61,7 @@ def test_compare(size: Size, folders: list[RunFolder], snap_compare: Compare) ->
     async def prepare(pilot: Pilot[Any]) -> None:
         await pilot.app.push_screen(CompareScreen(folders))
         await until_text(pilot, "What differs", "training.rank", "step 200")
-        await pilot.pause()
+        await at_rest(pilot)
 
     assert snap_compare(open_app(folders[0]), terminal_size=size, run_before=prepare)
 
@@ -72,6 +72,6 @@ def test_runs_in_a_small_window_with_marks(folders: list[RunFolder], snap_compar
         await until_text(pilot, "■ stopped", "✓ Falling well")
         await pilot.press("space", "space")
         await until_text(pilot, "2 runs are marked", "c Compare")
-        await pilot.pause()
+        await at_rest(pilot)
 
     assert snap_compare(open_app(folders[0]), terminal_size=(60, 18), run_before=prepare)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 
@@ -185,10 +186,11 @@ async def test_remarks_about_the_file_are_shown_and_nothing_is_read_as_markup(co
     preferences_path().write_text('teme = "light"\n"[/foo]" = 1\n')
     app = corner.app(look=find_look())
     async with app.run_test(size=(100, 30), notifications=True) as pilot:
-        await settled(pilot)
-        text = " ".join(shown(app).replace("│", " ").replace("▌", " ").split())
-    assert "did you mean theme?" in text
-    assert "[/foo]" in text
+        seen, end = "", time.monotonic() + 60
+        while time.monotonic() < end and not ("did you mean theme?" in seen and "[/foo]" in seen):
+            await pilot.pause(0.05)
+            seen += " ".join(shown(app).replace("│", " ").replace("▌", " ").split())
+    assert "did you mean theme?" in seen and "[/foo]" in seen
 
 
 async def test_a_theme_chosen_by_name_is_taken_and_kept(corner: Corner) -> None:
