@@ -361,9 +361,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--peers", nargs="+", default=[], metavar="PYTHON", help="interpreters with the peers"
-    )
+    parser.add_argument("--peers", nargs="+", default=[], metavar="PYTHON", help="who has the peers")
     parser.add_argument("--only", default=",".join(c.name for c in CONTENDERS), help="names, with commas")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=12, help="that count, of 8 rows")
@@ -392,10 +390,8 @@ def main() -> None:
 
 def chosen_rows(which: str, made: Material) -> list[tuple[str, Path]]:
     """The sets of rows with their titles."""
-    both = {
-        "plain": ("Rows of their own", made.rows),
-        "system": ("One system prompt of 130 tokens in every row", made.system_rows),
-    }
+    system = "One system prompt of 130 tokens in every row", made.system_rows
+    both = {"plain": ("Rows of their own", made.rows), "system": system}
     return [both[name] for name in both if which in (name, "both")]
 
 
