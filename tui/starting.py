@@ -32,8 +32,9 @@ class StartingApp(ConfirmingApp):
         self._may_warm = warm
 
     def on_mount(self) -> None:
-        """Warm a worker once the first frame has settled."""
-        if self._may_warm:
+        """Warm a worker once the first frame has settled; on the first step nothing says yet that there will
+        be a run, and the step Model does it (`warm_up`)."""
+        if self._may_warm and self.answers.step > 1:
             self.set_timer(WARM_AFTER, self.warm_up)
 
     def on_unmount(self) -> None:

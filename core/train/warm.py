@@ -23,8 +23,8 @@ from ollama_tune.core.runs.launch import nice_worker
 from ollama_tune.core.train.housekeeping import lasting
 from ollama_tune.core.train.prepared import Overtaken, Prepared
 
-POLL = 0.01
-PARENT_CHECKS = 100
+POLL = 0.05
+PARENT_CHECKS = 20
 """Polls between two looks whether the parent is still there."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import random
@@ -174,15 +175,24 @@ def test_one_that_was_ended_goes_on_to_the_same_report(model_folder: Path, tmp_p
 
 
 def ended(folder: RunFolder, rows: Path, how: signal.Signals, lines: int) -> bytes:
-    """End an evaluation on the command line once it has kept so many measurements; what it said last."""
+    """End an evaluation on the command line once it has kept so many measurements; what it said last.
+
+    One that was done before the signal came is begun anew.
+    """
     kept = folder.path / "evaluation" / "answers.jsonl"
     command = [*COMMAND, folder.name, "--data", str(rows), "--limit", "0", "--metrics", "loss,chrf"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    wait_for(lambda: kept.exists() and kept.read_bytes().count(b"\n") > lines)
-    (child,) = psutil.Process(process.pid).children()
-    process.send_signal(how)
-    _, said = process.communicate()
+    for _ in range(5):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        with contextlib.suppress(psutil.Error):
+            wait_for(lambda: kept.exists() and kept.read_bytes().count(b"\n") > lines)
+            children = psutil.Process(process.pid).children()
+        process.send_signal(how)
+        _, said = process.communicate()
+        if process.returncode:
+            break
+        kept.unlink()
     assert process.returncode == (130 if how is signal.SIGINT else -how)
+    (child,) = children
     wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
     return said
 

@@ -189,7 +189,7 @@ async def test_remarks_about_the_file_are_shown_and_nothing_is_read_as_markup(co
         seen, end = "", time.monotonic() + 60
         while time.monotonic() < end and not ("did you mean theme?" in seen and "[/foo]" in seen):
             await pilot.pause(0.05)
-            seen += " ".join(shown(app).replace("│", " ").replace("▌", " ").split())
+            seen += " ".join(toast.message for toast in app._notifications)
     assert "did you mean theme?" in seen and "[/foo]" in seen
 
 
