@@ -182,7 +182,9 @@ def ended(folder: RunFolder, rows: Path, how: signal.Signals, lines: int) -> byt
     kept = folder.path / "evaluation" / "answers.jsonl"
     command = [*COMMAND, folder.name, "--data", str(rows), "--limit", "0", "--metrics", "loss,chrf"]
     for _ in range(5):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=_interruptible
+        )
         with contextlib.suppress(psutil.Error):
             wait_for(lambda: kept.exists() and kept.read_bytes().count(b"\n") > lines)
             children = psutil.Process(process.pid).children()
@@ -195,6 +197,11 @@ def ended(folder: RunFolder, rows: Path, how: signal.Signals, lines: int) -> byt
     (child,) = children
     wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
     return said
+
+
+def _interruptible() -> None:
+    """Tests that run in the background have the signal ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_likelihoods_are_those_of_each_row_alone_in_both_engines(run: RunFolder) -> None:
