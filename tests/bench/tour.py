@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -71,7 +72,8 @@ def training(recording: Recording, still: Path | None) -> None:
     terminal.wait("Step 6 of", 60)
     while "Finished after" not in terminal.text and time.monotonic() - began < PATIENCE:
         recording.take(700)
-        if still is not None and not middle and " 6" in terminal.text.partition("%")[0][-4:]:
+        share = re.search(r" (\d+)%  step", terminal.text)
+        if still is not None and not middle and share is not None and int(share[1]) >= 40:
             recording.frames[-1].save(still)
             middle = True
         terminal.pump(TRAINING)
