@@ -1,6 +1,6 @@
 """What the list of runs costs: CPU seconds until every line and every size is there.
 
-OLLAMA_TUNE_HOME=/tmp/home python -m tests.bench.runs [--make 100 --from events.jsonl]
+OLLAMA_TUNE_HOME=FOLDER python -m tests.bench.runs [--make 100 --from events.jsonl]
 """
 
 from __future__ import annotations

@@ -26,21 +26,9 @@ from pathlib import Path
 
 from ollama_tune.tui.state import WizardState
 from tests.bench.pty_probe import Figures, measure
+from tests.bench.start import BARE, TUNE
 from tests.bench.tui_scenes import SCENES, home
 
-TUNE = (sys.executable, "-m", "ollama_tune.tui")
-BARE = """
-from textual.app import App
-from textual.widgets import Footer, Header, Input, Label, OptionList
-class Bare(App):
-    def compose(self):
-        yield Header(icon="-")
-        yield Label("first frame")
-        yield OptionList(*[f"option {n}" for n in range(30)])
-        yield Input()
-        yield Footer()
-Bare().run()
-"""
 COLUMNS = (
     ("frame ms", "text_ms", 0),
     ("settled ms", "settled_ms", 0),

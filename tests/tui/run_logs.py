@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -75,6 +76,19 @@ class SteadyBox:
         """Nothing was opened."""
 
 
+def steady_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Clock]:
+    """The same time, home and colours on every machine: what a fixture of pictures yields from."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    yield Clock(monkeypatch)
+    monkeypatch.undo()
+    time.tzset()
+
+
 def make_run(label: str = "demo", **export: Any) -> RunFolder:
     settings = Settings()
     return create_run(
@@ -90,6 +104,21 @@ def alive(folder: RunFolder) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def publish_loud_adapter(folder: RunFolder, model: Path) -> None:
+    """Give a run an adapter that changes what the model says, without the time a training takes."""
+    import torch
+
+    from ollama_tune.core.train.checkpoint import publish_adapter
+    from ollama_tune.core.train.fast.path import make_fast
+
+    path = make_fast(model, folder.settings().training, str(model))
+    torch.manual_seed(3)
+    for name, weight in path.weights.items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    publish_adapter(folder, path)
 
 
 class Log:

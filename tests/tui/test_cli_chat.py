@@ -9,13 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from ollama_tune.core.runs.folder import RunFolder, create_run
 from tests.terminal import Terminal
 
 from .conftest import write_rows
-from .run_logs import Log, make_run
+from .run_logs import Log, make_run, publish_loud_adapter
 
 TUNE = [sys.executable, "-m", "ollama_tune.tui"]
 
@@ -23,9 +22,6 @@ TUNE = [sys.executable, "-m", "ollama_tune.tui"]
 @pytest.fixture(scope="module")
 def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A run whose adapter changes what the model says, without the time a training takes."""
-    from ollama_tune.core.train.checkpoint import publish_adapter
-    from ollama_tune.core.train.fast.path import make_fast
-
     place = tmp_path_factory.mktemp("ask")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OLLAMA_TUNE_HOME", str(place))
@@ -35,12 +31,7 @@ def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder
             "evaluation.max_new_tokens": 6,
         }
         folder = create_run(make_run().settings().with_values(values), "asked")
-    path = make_fast(tiny_model, folder.settings().training, str(tiny_model))
-    torch.manual_seed(3)
-    for name, weight in path.weights.items():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.3)
-    publish_adapter(folder, path)
+    publish_loud_adapter(folder, tiny_model)
     Log(folder).trained()
     return folder
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from ollama_tune.core.export.ollama import OllamaClient
 from ollama_tune.core.runs.folder import RunFolder, create_run
@@ -23,7 +22,7 @@ from tests.ollama_engine import WordEngine
 from tests.ollama_files import write_gguf
 
 from .conftest import write_rows
-from .run_logs import make_run
+from .run_logs import make_run, publish_loud_adapter
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +33,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(tiny_model: Path, home: Path) -> RunFolder:
     """A run whose adapter changes what the model says, without the time a training takes."""
-    from ollama_tune.core.train.checkpoint import publish_adapter
-    from ollama_tune.core.train.fast.path import make_fast
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OLLAMA_TUNE_HOME", str(home))
         values = {
@@ -46,12 +42,7 @@ def run(tiny_model: Path, home: Path) -> RunFolder:
             "evaluation.max_new_tokens": 6,
         }
         folder = create_run(make_run().settings().with_values(values), "evaluated")
-    path = make_fast(tiny_model, folder.settings().training, str(tiny_model))
-    torch.manual_seed(3)
-    for name, weight in path.weights.items():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.3)
-    publish_adapter(folder, path)
+    publish_loud_adapter(folder, tiny_model)
     return folder
 
 

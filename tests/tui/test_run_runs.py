@@ -243,7 +243,7 @@ async def test_again_opens_the_wizard_with_what_differs_from_the_recommendation(
 
 
 def test_answers_are_kept_once_and_not_pushed_out_by_a_duplicate() -> None:
-    mine = WizardState(step=3, data="/tmp/mine.jsonl")
+    mine = WizardState(step=3, data="mine.jsonl")
     first, second = (WizardState(step=4, changed={"training.rank": rank}) for rank in (4, 8))
     assert keep_answers(mine, first)
     assert keep_answers(first, second)
@@ -251,7 +251,7 @@ def test_answers_are_kept_once_and_not_pushed_out_by_a_duplicate() -> None:
     changed = WizardState(step=4, changed={"training.rank": 8, "training.alpha": 2})
     assert keep_answers(changed, first)
     assert kept_answers() == changed
-    assert not keep_answers(WizardState(run="x", data="/tmp/mine.jsonl"), second)
+    assert not keep_answers(WizardState(run="x", data="mine.jsonl"), second)
     assert kept_answers() is None
     assert not keep_answers(WizardState(), second)
 

@@ -11,7 +11,7 @@ import pytest
 from ollama_tune.core.runs.folder import RunFolder
 from tests.tui import test_snapshots_run as runs
 from tests.tui.conftest import Corner, cpu_machine, gpu_machine
-from tests.tui.run_logs import Clock, Log, open_app
+from tests.tui.run_logs import Clock, Log, open_app, steady_surroundings
 from tests.tui.test_snapshots_setup import STEPS, Compare, picture
 
 SMALL, USUAL = (60, 18), (80, 24)
@@ -48,7 +48,7 @@ def test_review_without_colour(
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Clock]:
-    yield from runs.clock.__wrapped__(monkeypatch, tmp_path)  # type: ignore[attr-defined]
+    yield from steady_surroundings(monkeypatch, tmp_path)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from ollama_tune.core.runs.folder import RunFolder
 from tests.cases import LLAMA_8B
 
 from .conftest import cpu_machine, gpu_machine
-from .run_logs import Clock, Log, alive, open_app, until_text
+from .run_logs import Clock, Log, alive, open_app, steady_surroundings, until_text
 
 SIZES = pytest.mark.parametrize("size", [(80, 24), (120, 40)], ids=lambda size: f"{size[0]}x{size[1]}")
 Compare = Callable[..., bool]
@@ -39,16 +38,7 @@ OLLAMA_CHECKS = [
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Clock]:
-    """The same time, home and colours on every machine."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setenv("COLORTERM", "truecolor")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setenv("TZ", "UTC")
-    time.tzset()
-    yield Clock(monkeypatch)
-    monkeypatch.undo()
-    time.tzset()
+    yield from steady_surroundings(monkeypatch, tmp_path)
 
 
 def run_called(name: str, model: str = "bundled") -> RunFolder:

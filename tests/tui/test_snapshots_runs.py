@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from ollama_tune.core.plan.settings import Settings
 from ollama_tune.core.runs.folder import RunFolder
 from ollama_tune.tui.screens.compare import CompareScreen
 
-from .run_logs import Clock, Log, at_rest, open_app, until_text
+from .run_logs import Clock, Log, at_rest, open_app, steady_surroundings, until_text
 
 Compare = Callable[..., bool]
 Size = tuple[int, int]
@@ -23,16 +22,7 @@ Size = tuple[int, int]
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Clock]:
-    """The same time, home and colours on every machine."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setenv("COLORTERM", "truecolor")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setenv("TZ", "UTC")
-    time.tzset()
-    yield Clock(monkeypatch)
-    monkeypatch.undo()
-    time.tzset()
+    yield from steady_surroundings(monkeypatch, tmp_path)
 
 
 @pytest.fixture

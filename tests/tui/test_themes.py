@@ -164,7 +164,7 @@ def test_in_gnu_screen_the_mouse_is_left_alone_unless_it_is_asked_for(
     save_preference("mouse", True)
     assert find_look().mouse is True
     preferences_path().unlink()
-    monkeypatch.setenv("TMUX", "/tmp/tmux-0/default,1,0")
+    monkeypatch.setenv("TMUX", "default,1,0")
     assert find_look().mouse is True
 
 
