@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -274,7 +275,8 @@ def test_text_with_marks_of_speakers_is_cut_between_conversations(
 
 @pytest.mark.parametrize("packing", ["gzip", "bz2", "xz", "zstd", "lz4"])
 def test_packed_files_are_read_as_if_they_were_not(tmp_path: Path, packing: str) -> None:
-    rows = [{"question": f"q{i}", "answer": os.urandom(40).hex()} for i in range(3000)]
+    draw = Random(7)  # LZ4 has no sum to check: whether damage shows depends on where it falls
+    rows = [{"question": f"q{i}", "answer": draw.randbytes(40).hex()} for i in range(3000)]
     text = "".join(json.dumps(row) + "\n" for row in rows).encode()
     content = packed(text, packing)
     name, items, problems = read_text(tmp_path, content, "a.bin")
