@@ -24,7 +24,7 @@ from ollama_tune.core.data.rows.scan import (
     questions_of,
     scan,
 )
-from ollama_tune.core.data.rows.store import HELD_OUT, Store, StoredRows
+from ollama_tune.core.data.rows.store import FINDINGS, Store, StoredRows
 from ollama_tune.core.data.schemas.detect import KNOWN, Detector, Unusable
 from ollama_tune.core.data.schemas.tidy import warn_if_few
 from ollama_tune.core.data.values import (
@@ -116,7 +116,7 @@ def _rows(items: Iterable[Item], detector: Detector, log: ProblemLog) -> Iterato
 def profile_of(store: Store, source: str, reading: Reading) -> DatasetProfile:
     """What a store holds, seen with a person's choice of what to include and exclude."""
     header = store.header
-    kinds = {kind: 2 * HELD_OUT << at for at, kind in enumerate(header["kinds"])}
+    kinds = {kind: FINDINGS << at for at, kind in enumerate(header["kinds"])}
     out = {kind for kind in kinds if kind in DROPPED and kind not in reading.include}
     out |= {kind for kind in kinds if kind in reading.exclude}
     rows = StoredRows(store, _places(store, sum(kinds[kind] for kind in out)))
@@ -155,7 +155,7 @@ def profile_rows(profile: DatasetProfile, kind: str) -> Sequence[Row]:
         return [Row((Message("user", text),), line) for line, text in samples]
     if kind not in store.header["kinds"]:
         return ()
-    bit = 2 * HELD_OUT << store.header["kinds"].index(kind)
+    bit = FINDINGS << store.header["kinds"].index(kind)
     return StoredRows(store, array("I", [at for at, bits in enumerate(store.column("bits")) if bits & bit]))
 
 

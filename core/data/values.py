@@ -54,7 +54,8 @@ class Row:
     """One conversation, and where it came from: its line (or item) in the file, counted from 1.
 
     `tools` is the JSON text of the list of tools that the conversation may call, empty without any. `file`
-    names the file where the data set is a folder; `held_out` marks a row of a validation split.
+    names the file where the data set is a folder; `held_out` marks a row of a validation split. Of a pair of
+    answers `messages` end with the better one, and `rejected` is the conversation with the worse one instead.
     """
 
     messages: tuple[Message, ...]
@@ -62,6 +63,7 @@ class Row:
     tools: str = ""
     file: str = ""
     held_out: bool = False
+    rejected: tuple[Message, ...] = ()
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -72,6 +74,12 @@ class Row:
     def answer(self) -> str:
         """The last assistant answer."""
         return self.messages[-1].content
+
+    @property
+    def shared(self) -> int:
+        """How many messages both conversations of a pair begin with."""
+        both = zip(self.messages, self.rejected, strict=False)
+        return next((at for at, (one, other) in enumerate(both) if one != other), len(self.rejected))
 
 
 @dataclass(frozen=True)
@@ -95,8 +103,9 @@ class Problem:
 class Reading:
     """How a person wants a file to be read, where its content leaves a choice; empty means: tell by content.
 
-    `columns` gives a column a part: `question`, `answer`, `system`, `context`, `text`, `label` or
-    `conversation` -> the column's name. `form` is the kind of task (`chat`, `classification`, `text`).
+    `columns` gives a column a part: `question`, `answer`, `system`, `context`, `text`, `label`,
+    `conversation`, `chosen` or `rejected` -> the column's name. `form` is the kind of task (`chat`,
+    `classification`, `text`).
     `labels` gives values of the label column, as they stand in the file, a name: value -> name.
     `split` and `validation` name splits or files of a data set that has several; `subset` and `revision` are
     those of the hub. `include` and `exclude` are kinds of problems whose rows are used, or not used, other
@@ -201,6 +210,9 @@ class Lengths:
 
     `longest_answer` is the most trained tokens of a row, 0 where it was not counted. `histogram` counts the
     rows of 1 to 64 tokens, 65 to 128, and so on to the longest; empty where they were not counted.
+
+    Rows that hold a better and a worse answer have `pairs` too: there a row is a pair and has the tokens of
+    both, and `sides` are the lengths of the two rows that it is made of, each counted by itself.
     """
 
     rows: int
@@ -213,3 +225,22 @@ class Lengths:
     longest_answer: int = 0
     histogram: tuple[int, ...] = ()
     exact: bool = True
+    pairs: Lengths | None = None
+    sides: Lengths | None = None
+
+    @property
+    def of_rows(self) -> Lengths:
+        """The lengths of single rows, which a sequence length bounds: of pairs, those of their two sides."""
+        return self.sides or self
+
+    def learned(self, objective: str) -> Lengths:
+        """The lengths of what is learned from: of the pairs for `dpo`, else of the rows."""
+        return (self.pairs or self) if objective == "dpo" else self
+
+    def most(self, sequence_length: int) -> int:
+        """The most tokens of a row with that sequence length; a pair may have twice as many."""
+        return sequence_length * (2 if self.sides else 1)
+
+    def mean(self, sequence_length: int) -> float:
+        """Tokens of a row on average, with that sequence length."""
+        return min(self.tokens / max(self.rows, 1), self.most(sequence_length))

@@ -8,6 +8,7 @@ Massive Datasets", chapter 3. Two texts are near-duplicates when their sets of s
 from __future__ import annotations
 
 import functools
+import random
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -67,8 +68,8 @@ def _powers(count: int) -> tuple[Words, Words]:
 @functools.cache
 def _factors() -> tuple[Hashes, Hashes]:
     """The 64 hash functions a * x + b modulo 2^32, the same in every run."""
-    random = np.random.Generator(np.random.PCG64(20240607))
-    factors = random.integers(0, 2**32, (2, BANDS * DEPTH), np.uint32)
+    chance = random.Random(20240607)  # numpy's takes 1.5 MiB and 12 ms to import
+    factors = np.array([[chance.getrandbits(32) for _ in range(BANDS * DEPTH)] for _ in range(2)], np.uint32)
     return factors[0] | np.uint32(1), factors[1]
 
 
@@ -161,6 +162,8 @@ class Signatures:
         finder = _Clusters(np.frombuffer(self._bytes, np.uint8).reshape(-1, BANDS * DEPTH), texts)
         for band in self._bands:
             finder.join(np.frombuffer(band, np.uint32))
+        for table in (_classes, _powers):
+            table.cache_clear()  # 2 MiB, made again in some ms
         return finder.roots()
 
 
@@ -216,13 +219,13 @@ class _Clusters:
         apart = roots[left] != roots[right]
         left, right = left[apart], right[apart]
         near = self._agreement(left, right) >= AGREE
-        pairs = _distinct((left[near].astype(np.uint64) << np.uint64(32)) | right[near].astype(np.uint64))
+        pairs = distinct((left[near].astype(np.uint64) << np.uint64(32)) | right[near].astype(np.uint64))
         pairs = pairs[~np.isin(pairs, self._different, assume_unique=True)]
         left, right = _upper(pairs), (pairs & np.uint64(2**32 - 1)).astype(np.int64)
         if self._left > 0:
             self._left -= len(pairs)
             alike = self._exactly(left, right)
-            self._different = _distinct(np.concatenate((self._different, pairs[~alike])))
+            self._different = distinct(np.concatenate((self._different, pairs[~alike])))
         else:
             alike = self._agreement(left, right) >= THRESHOLD * BANDS * DEPTH
         for one, other in zip(left[alike].tolist(), right[alike].tolist(), strict=True):
@@ -250,11 +253,11 @@ class _Clusters:
         """The distinct shingles of each of these rows, the number of the pair above those of the shingle."""
         hashes, bounds = shingles(list(self._texts(rows.tolist())))
         pair = np.repeat(np.arange(len(rows), dtype=np.uint64), np.diff(bounds))
-        return _distinct((pair << np.uint64(32)) | hashes)
+        return distinct((pair << np.uint64(32)) | hashes)
 
 
-def _distinct(numbers: Words) -> Words:
-    """Sorted, each once; `numpy.unique` is several times slower."""
+def distinct(numbers: NDArray[Any]) -> NDArray[Any]:
+    """Sorted, each once; `numpy.unique` is several times slower and imports `numpy.ma`, 1 MiB."""
     ordered = np.sort(numbers)
     return ordered[np.concatenate(([True], ordered[1:] != ordered[:-1]))] if len(ordered) else ordered
 

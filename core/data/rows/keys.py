@@ -60,12 +60,14 @@ class Keys:
     conversation: int
 
 
-def keys_of(messages: Sequence[Message], tools: str = "") -> Keys:
-    """The numbers by which equal questions, answers and conversations are found."""
+def keys_of(messages: Sequence[Message], tools: str = "", rejected: Sequence[Message] = ()) -> Keys:
+    """The numbers by which equal questions, answers and conversations are found; pairs are equal where both
+    of their answers are."""
     texts = [normalised(message.content) for message in messages]
     asked = (t for t, m in zip(texts, messages, strict=True) if m.role == "user")
     question = texts[0] if len(texts) == 1 else next(asked, "")
     turns = [_turn(message, text) for text, message in zip(texts, messages, strict=True)]
     before = turns[:-1] if len(turns) > 1 else turns
     prompt, answer = number("\n".join((tools, *before))), number(turns[-1])
-    return Keys(number(question), prompt, answer, number(f"{prompt} {answer}"))
+    whole = [str(prompt), str(answer), *(_turn(turn, normalised(turn.content)) for turn in rejected)]
+    return Keys(number(question), prompt, answer, number(" ".join(whole)))

@@ -16,8 +16,9 @@ from ollama_tune.core.data.problems import ProblemLog, RowLog
 from ollama_tune.core.data.rows import cache
 from ollama_tune.core.data.rows.clean import TEXTS, findings
 from ollama_tune.core.data.rows.keys import keys_of
-from ollama_tune.core.data.rows.store import HELD_OUT, Store, Writer
+from ollama_tune.core.data.rows.store import FINDINGS, HELD_OUT, PAIR, Store, Writer
 from ollama_tune.core.data.schemas.detect import ACCEPTED, KNOWN, Detector, Unusable
+from ollama_tune.core.data.schemas.preferences import other_side
 from ollama_tune.core.data.schemas.tidy import tidy
 from ollama_tune.core.data.values import Option, Question, Reading, Row
 from ollama_tune.core.errors import TuneError
@@ -32,7 +33,7 @@ Progress = Callable[[int, int], None]
 
 NEWS_EVERY = 0.1
 """Seconds between two calls of it."""
-MOST_KINDS = 62
+MOST_KINDS = 61
 """Kinds of findings that have a bit of their own in a row."""
 BY_DESIGN = 0.5
 """A finding of more than this share of the rows belongs to the task: one letter answers a choice of four."""
@@ -113,7 +114,8 @@ def checked_row(item: Item, detector: Detector, log: ProblemLog) -> tuple[Row, s
     messages = tidy(found.messages, item.line, log)
     for kind in findings(messages, found.label is not None):
         log.warn(kind, TEXTS[kind], item.line)
-    return Row(messages, item.line, found.tools, item.file, item.held_out), found.label
+    rejected = other_side(messages, found, item.line, log)
+    return Row(messages, item.line, found.tools, item.file, item.held_out, rejected), found.label
 
 
 def questions_of(detector: Detector, splits: Sequence[str], reading: Reading) -> tuple[Question, ...]:
@@ -162,8 +164,8 @@ class _Pass:
 
     def _take(self, item: Item) -> None:
         row, name = checked_row(item, self._detector, self.log)
-        keys = keys_of(row.messages, row.tools)
-        bits = HELD_OUT if row.held_out else 0
+        keys = keys_of(row.messages, row.tools, row.rejected)
+        bits = (HELD_OUT if row.held_out else 0) | (PAIR if row.rejected else 0)
         for kind in self.log.take(row.line):
             bits |= self._bit(kind)
         label = 0 if name is None else _place(self._labels, name) + 1
@@ -174,7 +176,7 @@ class _Pass:
     def _bit(self, kind: str) -> int:
         if kind not in self._kinds and len(self._kinds) >= MOST_KINDS:
             return 0
-        return 2 * HELD_OUT << _place(self._kinds, kind)
+        return FINDINGS << _place(self._kinds, kind)
 
     def finish(self, began: float) -> None:
         """Judge the whole and write what is known of it."""

@@ -14,6 +14,7 @@ import struct
 import weakref
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast, overload
 
@@ -36,11 +37,11 @@ COLUMNS = {
 findings, hashes of its question and conversation, its line and file, the cluster of its near-duplicates and
 its label (0: none), and how long its texts are."""
 
-HELD_OUT = 1
-"""The first of the `bits`: a row of a validation split. The others are kinds of findings."""
+HELD_OUT, PAIR, FINDINGS = 1, 2, 4
+"""The first of the `bits`: a row of a validation split, a pair of answers, and then the kinds of findings."""
 
 _TRAILER = struct.Struct("<QQ8s")
-_MAGIC = b"OTROWS\x01\n"
+_MAGIC = b"OTROWS\x02\n"
 _BLOCK = 256
 _NEAR = 4 << 20
 _LARGEST = 2**32 - 1
@@ -146,11 +147,11 @@ class Store:
             yield self._row(at, text[offsets[at] - start : offsets[at + 1] - start])
 
     def _row(self, at: int, line: bytes) -> Row:
-        messages, tools = unpacked(line)
+        messages, tools, rejected = unpacked(line)
         columns = self._columns
         file = self.header["files"][columns["file"][at]]
         held_out = bool(columns["bits"][at] & HELD_OUT)
-        return Row(messages, columns["line"][at], tools, file, held_out)
+        return Row(messages, columns["line"][at], tools, file, held_out, rejected)
 
 
 class StoredRows(Sequence[Row]):
@@ -197,13 +198,44 @@ class StoredRows(Sequence[Row]):
         """Those with these numbers among these rows, counted from 0."""
         return StoredRows(self.store, array("I", (self.places[number] for number in numbers)))
 
+    def pairs(self) -> list[int]:
+        """The numbers of those that are pairs of answers, without reading them."""
+        bits = self.store.column("bits")
+        return [number for number, at in enumerate(self.places) if bits[at] & PAIR]
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (str(self.store.path), self.places)
+        return _reopened, (type(self), str(self.store.path), self.places)
 
 
-def _reopened(path: str, places: Sequence[int]) -> StoredRows:
+class RejectedRows(StoredRows):
+    """Pairs of a store, each with its worse answer in place of the better one."""
+
+    @overload
+    def __getitem__(self, at: int) -> Row: ...
+    @overload
+    def __getitem__(self, at: slice) -> RejectedRows: ...
+    def __getitem__(self, at: int | slice) -> Row | RejectedRows:
+        if isinstance(at, slice):
+            return RejectedRows(self.store, self.places[at])
+        return worse(self.store.row(self.places[at]))
+
+    def __iter__(self) -> Iterator[Row]:
+        return map(worse, super().__iter__())
+
+    @property
+    def key(self) -> str:
+        """As of the pairs, and other than theirs."""
+        return f"{super().key}-rejected"
+
+
+def worse(row: Row) -> Row:
+    """A pair as the row of its worse answer alone."""
+    return replace(row, messages=row.rejected, rejected=())
+
+
+def _reopened(kind: type[StoredRows], path: str, places: Sequence[int]) -> StoredRows:
     try:
-        return StoredRows(Store(Path(path)), places)
+        return kind(Store(Path(path)), places)
     except (OSError, Damaged) as error:
         raise TuneError(
             "The rows that were read are gone from the cache.", "Read the data again.", details=repr(error)
@@ -211,10 +243,14 @@ def _reopened(path: str, places: Sequence[int]) -> StoredRows:
 
 
 def packed(row: Row) -> bytes:
-    """A row as a line of JSON: `messages` and, where there are any, `tools`."""
+    """A row as a line of JSON: `messages` and, where there are any, `tools` and the turns of a pair that
+    stand after the `shared` ones in place of the others: `rejected`."""
     record: dict[str, Any] = {"messages": [_turn(message) for message in row.messages]}
     if row.tools:
         record["tools"] = row.tools
+    if row.rejected:
+        record["shared"] = row.shared
+        record["rejected"] = [_turn(message) for message in row.rejected[row.shared :]]
     return json.dumps(record, separators=(",", ":")).encode() + b"\n"
 
 
@@ -231,10 +267,12 @@ def _turn(message: Message) -> dict[str, Any]:
     return turn
 
 
-def unpacked(line: bytes) -> tuple[tuple[Message, ...], str]:
-    """The messages and tools of such a line."""
+def unpacked(line: bytes) -> tuple[tuple[Message, ...], str, tuple[Message, ...]]:
+    """The messages and tools of such a line, and the whole conversation with the worse answer of a pair."""
     record = json.loads(line)
-    return tuple(map(_message, record["messages"])), record.get("tools", "")
+    messages = tuple(map(_message, record["messages"]))
+    other = tuple(map(_message, record.get("rejected", ())))
+    return messages, record.get("tools", ""), (*messages[: record["shared"]], *other) if other else ()
 
 
 def _message(turn: dict[str, Any]) -> Message:

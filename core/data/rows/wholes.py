@@ -133,7 +133,7 @@ class Wholes:
     def _near(self, writer: Writer, copies: NDArray[Any]) -> Iterator[Found]:
         import numpy as np
 
-        from ollama_tune.core.data.rows.duplicates import MOST
+        from ollama_tune.core.data.rows.duplicates import MOST, distinct
 
         def texts(places: Iterable[int]) -> list[str]:
             return [spoken_text(messages) for messages in writer.messages(places)]
@@ -149,7 +149,7 @@ class Wholes:
         group = np.frombuffer(writer.columns["group"], np.uint32)
         group[: len(first)][clusters] = first[clusters] + 1
         held = (np.frombuffer(writer.columns["bits"], np.uint64) & np.uint64(HELD_OUT)) != 0
-        trained = np.unique(group[~held & (group > 0)])
+        trained = distinct(group[~held & (group > 0)])
         leaked = np.flatnonzero(held & np.isin(group, trained) & ~copies)
         text = "A row kept for measuring says nearly the same as one that is learned."
         yield Found(HELD_OUT_COPY, text, leaked)
@@ -157,8 +157,9 @@ class Wholes:
     def _same_answers(self, copies: NDArray[Any]) -> Iterator[Found]:
         import numpy as np
 
-        answers = np.frombuffer(self._answers, np.uint64)[~copies]
-        count = int(np.unique(answers, return_counts=True)[1].max(initial=0))
+        answers = np.sort(np.frombuffer(self._answers, np.uint64)[~copies])
+        turns = np.flatnonzero(np.concatenate(([True], answers[1:] != answers[:-1], [True])))
+        count = int(np.diff(turns).max()) if len(answers) else 0
         if count == len(answers):
             yield Found(
                 "constant-answer", "All answers are the same, so that is all that is learned.", count=count

@@ -60,10 +60,11 @@ _NAMES = {
         catégorie classe rótulo categoria sentimento etichetta""",
     "chosen": """chosen chosen_response response_chosen answer_chosen chosen_answer preferred
         preferred_output preferred_response preferred_completion accepted better better_response winner
-        response_win""",
+        response_win response_j good_response good_answer""",
     "rejected": """rejected rejected_response response_rejected answer_rejected rejected_answer
         dispreferred dispreferred_output non_preferred non_preferred_output non_preferred_response
-        rejected_completion unpreferred worse worse_response loser response_lose""",
+        rejected_completion unpreferred worse worse_response loser response_lose response_k bad_response
+        bad_answer""",
     "rated": "label kto_tag kto_label is_good is_desirable desirable good is_preferred",
     "choices": """choices options endings answer_choices candidates candidate_answers mc_choices 选项
         選項 選択肢 선택지 보기 optionen antwortmöglichkeiten opciones варианты варианты_ответа choix

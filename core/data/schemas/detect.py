@@ -20,7 +20,8 @@ from ollama_tune.core.data.schemas.guess import (
     two_columns,
 )
 from ollama_tune.core.data.schemas.labels import classification, label_findings, sorted_labels, unused_names
-from ollama_tune.core.data.schemas.pairs import pair, preference, steps
+from ollama_tune.core.data.schemas.pairs import pair, steps
+from ollama_tune.core.data.schemas.preferences import preference
 from ollama_tune.core.data.schemas.roles import role_of
 from ollama_tune.core.data.schemas.table import Plan, Record, Table
 from ollama_tune.core.data.schemas.turns import Conversation
@@ -48,8 +49,8 @@ Schema = Callable[[Table], Plan | None]
 
 SCHEMAS: tuple[Schema, ...] = (
     segments,
-    conversation,
     preference,
+    conversation,
     steps,
     only_prompts,
     multiple_choice,

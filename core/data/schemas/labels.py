@@ -165,9 +165,10 @@ def _with_labels(plan: Plan, labels: tuple[str, ...]) -> Any:
     system = Message("system", system_text(labels))
 
     def convert(record: Record, line: int, log: ProblemLog) -> Conversation:
-        messages, tools, _ = plan.convert(record, line, log)
+        found = plan.convert(record, line, log)
+        messages = found.messages
         before = () if messages[0].role == "system" else (system,)
-        return Conversation((*before, *messages), tools, messages[-1].content)
+        return found._replace(messages=(*before, *messages), label=messages[-1].content)
 
     return convert
 

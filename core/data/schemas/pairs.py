@@ -29,7 +29,7 @@ def pair(table: Table) -> Plan | None:
     used = {question, answer}
     context = table.find("context", *used) or (table.given("context") and table.find("context"))
     context = context or _title(table, question)
-    extra = _input(table, question, used | {context or ""})
+    extra = following_input(table, question, used | {context or ""})
     history, reasoning = table.find("history", *used), table.find("reasoning", *used)
     parts = [("context", context), ("question", question), ("input", extra), ("history", history)]
     parts += [("reasoning", reasoning), ("answer", answer)]
@@ -86,7 +86,7 @@ def _question(table: Table, answer: str | None) -> str | None:
     return next((name for part in order if (name := table.find(part, answer))), None)
 
 
-def _input(table: Table, question: str, used: set[str]) -> str | None:
+def following_input(table: Table, question: str, used: set[str]) -> str | None:
     """What follows the question: Alpaca's input, or a question beside an instruction."""
     extra = table.find("input", *used)
     if extra is None and normal(question) in INSTRUCTIONS:
@@ -253,46 +253,6 @@ def history_of(value: Any) -> list[Message]:
             raise Unusable("bad-history", "A history is not a list of (question, answer) pairs.")
         messages += [Message("user", content_text(entry[0])), Message("assistant", content_text(entry[1]))]
     return messages
-
-
-def preference(table: Table) -> Plan | None:
-    """Pairs of a better and a worse answer; the better one is learned."""
-    chosen = table.find("chosen")
-    rejected = table.find("rejected")
-    if chosen is None or rejected is None or table.given("answer") or table.given("text"):
-        return None
-    question = table.find("question", chosen, rejected) or table.find("conversation", chosen, rejected)
-    parts = [("question", question), ("answer", chosen), ("rejected", rejected)]
-    note = (
-        "preference",
-        f"Of each pair the better answer ({chosen!r}) is learned, {rejected!r} is not used.",
-    )
-    base = _preferred_base(question, chosen, rejected)
-    return make_plan(table, "preference pairs (chosen)", parts, base, [note])
-
-
-def _preferred_base(question: str | None, chosen: str, rejected: str) -> Base:
-    def base(record: Record, line: int, log: ProblemLog) -> list[Message]:
-        cell = record[chosen]
-        marked = marked_turns(cell) if isinstance(cell, str) and question is None else None
-        after = turns(marked, line, log) if marked else answer_turns(cell, line, log)
-        if any(message.role == "user" for message in after):
-            return after
-        if question is None:
-            return _split_prefix(cell_text(cell), cell_text(record[rejected]))
-        return [*asked_turns([record[question]], line, log), *after]
-
-    return base
-
-
-def _split_prefix(chosen: str, rejected: str) -> list[Message]:
-    """Two texts that begin alike hold the question in what they share (TRL's implicit prompt)."""
-    pairs = enumerate(zip(chosen, rejected, strict=False))
-    shared = chosen[: next((i for i, (a, b) in pairs if a != b), min(len(chosen), len(rejected)))]
-    cut = max(shared.rfind(" "), shared.rfind("\n")) if shared != chosen else -1
-    if cut <= 0:
-        raise Unusable("no-question", "There is no question.")
-    return [Message("user", chosen[:cut]), Message("assistant", chosen[cut:])]
 
 
 def steps(table: Table) -> Plan | None:

@@ -28,11 +28,15 @@ _OFF = ("false", "0", "no", "off", "0.0")
 
 
 class Conversation(NamedTuple):
-    """A record as messages; `tools` is the JSON text of what it may call, `label` the class of its text."""
+    """A record as messages; `tools` is the JSON text of what it may call, `label` the class of its text.
+
+    Of a record that is to hold a pair, `rejected` is the same with the worse answer, empty where that lacks.
+    """
 
     messages: tuple[Message, ...]
     tools: str = ""
     label: str | None = None
+    rejected: tuple[Message, ...] | None = None
 
 
 class Shape(NamedTuple):

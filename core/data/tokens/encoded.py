@@ -37,10 +37,12 @@ class Examples(Sequence[Example]):
     """Examples of which lengths can be had without reading them.
 
     `counts` are their tokens, `trained` the trained ones, `rows` the number (from 0) of the row that each
-    comes from; a row may give several. A name (`key`) is empty where the content has none.
+    comes from; a row may give several. A name (`key`) is empty where the content has none. `sides` are the
+    single rows where each example is a pair of two.
     """
 
     key: str = ""
+    sides: Examples | None = None
     counts: Sequence[int]
     trained: Sequence[int]
     rows: Sequence[int]

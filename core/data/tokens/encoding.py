@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.data.child import News, Progress, run_in_child, say, work
-from ollama_tune.core.data.rows.store import Damaged, Store, StoredRows
+from ollama_tune.core.data.rows.store import Damaged, RejectedRows, Store, StoredRows
 from ollama_tune.core.data.tokens.encoded import Examples, can_keep
 from ollama_tune.core.data.tokens.lengths import encode_rows, is_encoded
 from ollama_tune.core.data.values import Problem, Row
@@ -38,6 +38,7 @@ def encode_in_child(
             "config": str(chat.config),
             "rows": str(rows.store.path),
             "places": _ranges(rows.places),
+            "rejected": isinstance(rows, RejectedRows),
         }
         stopped = "Turning the rows into tokens stopped before its end; perhaps the memory was full."
         run_in_child(__name__, order, on_progress, cancelled, stopped)
@@ -74,7 +75,8 @@ def _encode(order: News) -> News:
             last = now
             say({"progress": (done, total)})
 
-    examples, _ = encode_rows(chat, StoredRows(opened, places), progress)
+    kind = RejectedRows if order["rejected"] else StoredRows
+    examples, _ = encode_rows(chat, kind(opened, places), progress)
     return {"examples": len(examples)}
 
 

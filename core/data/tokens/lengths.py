@@ -17,7 +17,7 @@ from ollama_tune.core.data.chat.mask import parts_of
 from ollama_tune.core.data.chat.notes import NOTES, in_order
 from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.data.problems import ProblemLog
-from ollama_tune.core.data.rows.store import StoredRows
+from ollama_tune.core.data.rows.store import RejectedRows, StoredRows, worse
 from ollama_tune.core.data.tokens.batched import Batched, Part, one_by_one
 from ollama_tune.core.data.tokens.encoded import Examples, counted, find, hold, store
 from ollama_tune.core.data.values import LENGTH_STEP, Example, Lengths, Problem, Row
@@ -117,7 +117,8 @@ def _parts(chat: ChatFormat, row: Row, log: ProblemLog) -> list[Part]:
 def measure(examples: Sequence[Example]) -> Lengths:
     """Token lengths; percentiles by nearest rank. All zero without examples."""
     known = counted(examples)
-    return _measured(known.counts, known.trained)
+    found, sides = _measured(known.counts, known.trained), known.sides
+    return replace(found, sides=_measured(sides.counts, sides.trained)) if sides else found
 
 
 def sample_lengths(chat: ChatFormat, rows: Sequence[Row], total: int) -> Lengths:
@@ -139,7 +140,18 @@ def sample_lengths(chat: ChatFormat, rows: Sequence[Row], total: int) -> Lengths
     counts = list(_token_counts(chat, texts))
     share = _trained_share(chat, chosen[:MASKED])
     found = _measured(counts, [round(share * _answer_bytes(row)) for row in chosen])
-    tokens = sum(counts) * _scale(rows, chosen, total)
+    scale = _scale(rows, chosen, total)
+    pairs = _sampled_pairs(chat, chosen, counts, share)
+    if pairs is not None:
+        pairs = _extrapolated(pairs, round(total * pairs.rows / len(chosen)), scale)
+    return replace(_extrapolated(found, total, scale), pairs=pairs)
+
+
+def _extrapolated(found: Lengths, total: int, scale: float) -> Lengths:
+    """The lengths of a sample as those of `total` rows with so many times its tokens."""
+    if found.sides is not None:
+        found = replace(found, sides=_extrapolated(found.sides, 2 * total, scale))
+    tokens = found.tokens * scale
     return Lengths(
         rows=total,
         tokens=round(tokens),
@@ -151,7 +163,24 @@ def sample_lengths(chat: ChatFormat, rows: Sequence[Row], total: int) -> Lengths
         longest_answer=found.longest_answer,
         histogram=_scaled(found.histogram, total),
         exact=False,
+        sides=found.sides,
     )
+
+
+def _sampled_pairs(
+    chat: ChatFormat, rows: Sequence[Row], counts: Sequence[int], share: float
+) -> Lengths | None:
+    """Lengths of the pairs among rows of so many tokens each; None where there are none."""
+    known = [(row, count) for row, count in zip(rows, counts, strict=True) if row.rejected]
+    texts, pairs = [], []
+    for row, count in known:
+        with contextlib.suppress(TuneError):
+            texts.append(chat.render(row.rejected, tools=row.tools))
+            pairs.append((row, worse(row), count))
+    others = list(_token_counts(chat, texts))
+    sides = [n for (_, _, count), other in zip(pairs, others, strict=True) for n in (count, other)]
+    learned = [round(share * _answer_bytes(side)) for one, other, _ in pairs for side in (one, other)]
+    return of_pairs(sides, learned) if sides else None
 
 
 def _token_counts(chat: ChatFormat, texts: Sequence[str]) -> Iterator[int]:
@@ -171,7 +200,7 @@ def _chosen(rows: Sequence[Row]) -> list[Row]:
 def _scale(rows: Sequence[Row], chosen: Sequence[Row], total: int) -> float:
     """How much more there is in all rows than in the chosen ones."""
     known = sum(len(message.content) + len(message.reasoning) for row in chosen for message in row.messages)
-    if not isinstance(rows, StoredRows) or not known:
+    if not isinstance(rows, StoredRows) or isinstance(rows, RejectedRows) or not known:
         return total / len(chosen)
     return rows.characters / known
 
@@ -209,9 +238,11 @@ def estimate_lengths(rows: Sequence[Row]) -> Lengths:
 
     English takes about 4.5 bytes, code and most other languages 3 to 4; so the figure is rather high.
     """
-    pairs = [_estimated(row) for row in rows]
-    found = _measured([tokens for tokens, _ in pairs], [trained for _, trained in pairs])
-    return replace(found, exact=False)
+    sizes = [_estimated(row) for row in rows]
+    found = _measured([tokens for tokens, _ in sizes], [trained for _, trained in sizes])
+    pairs = [_estimated(side) for row in rows if row.rejected for side in (row, worse(row))]
+    both = of_pairs([n for n, _ in pairs], [n for _, n in pairs]) if pairs else None
+    return replace(found, exact=False, pairs=both and replace(both, exact=False))
 
 
 def _estimated(row: Row) -> tuple[int, int]:
@@ -220,6 +251,12 @@ def _estimated(row: Row) -> tuple[int, int]:
     sizes = [(role, math.ceil(len(text) / BYTES_A_TOKEN)) for role, text in texts]
     answers = sum(size + 1 for role, size in sizes if role == "assistant")
     return sum(size + MESSAGE_TOKENS for _, size in sizes), answers
+
+
+def of_pairs(counts: Sequence[int], trained: Sequence[int]) -> Lengths:
+    """Lengths of pairs from all and trained tokens of their rows, the two of a pair one after the other."""
+    both = (list(map(sum, zip(part[::2], part[1::2], strict=True))) for part in (counts, trained))
+    return replace(_measured(*both), sides=_measured(counts, trained))
 
 
 def _measured(counts: Sequence[int], trained: Sequence[int]) -> Lengths:
