@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 import psutil
 
 from ollama_tune.core.errors import BusyError, TuneError
+from ollama_tune.core.files import require_room
 from ollama_tune.core.machine.logout import enable_linger, scope_prefix
 from ollama_tune.core.paths import state_dir
 
@@ -28,7 +29,11 @@ if TYPE_CHECKING:
 
 WORKER = "ollama_tune.core.train.worker"
 TRACKER = "ollama_tune.core.runs.tracking"
+RATES = "ollama_tune.core.runs.rates"
+RANKS = "ollama_tune.core.train.ranks"
 PATIENCE = 20.0
+PATIENCE_RANKS = 90.0
+"""The same where torch's launcher starts the worker: both import torch."""
 NICE = 10
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 """What asks a worker to write a checkpoint and end."""
@@ -147,20 +152,47 @@ def start(folder: RunFolder, stage: str = "train", warm: WarmWorker | None = Non
     """
     if folder.alive():
         raise _busy(folder)
+    require_room(folder.path)
     if scope_prefix():
         enable_linger()
     folder.stop_path.unlink(missing_ok=True)
+    count = ranks(folder, stage)
+    command = [str(folder.path.absolute()), "--stage", stage]
     try:
-        if warm is not None and warm.hand_over(folder, stage):
+        if count > 1:
+            _wait(folder, _spawn([str(count), *command], folder.log_path, RANKS), PATIENCE_RANKS)
+        elif warm is not None and warm.hand_over(folder, stage):
             _wait(folder, warm.process)
         else:
-            _wait(folder, _spawn([str(folder.path.absolute()), "--stage", stage], folder.log_path))
+            _wait(folder, _spawn(command, folder.log_path))
     except KeyboardInterrupt:
         folder.stop_path.touch(mode=0o600)
         raise
     if stage != "export":
         with contextlib.suppress(TuneError, OSError):
             track(folder, folder.settings().tracking)
+
+
+def ranks(folder: RunFolder, stage: str) -> int:
+    """How many processes a worker of this stage is: an export is one, a training one a GPU that it takes.
+
+    Raises `TuneError` where fewer GPUs are found than the settings ask for.
+    """
+    if stage == "export":
+        return 1
+    training = folder.settings().training
+    if training.device == "cpu":
+        return max(training.gpus, 1)
+    from ollama_tune.core.machine.gpus import read_gpus
+    from ollama_tune.core.plan.gpus import rows_a_step, taken
+
+    found = read_gpus().gpus
+    if training.gpus > max(len(found), 1):
+        raise TuneError(
+            f"The settings ask for {training.gpus} GPUs, but there are {len(found)} here.",
+            "Set training.gpus to 0, which takes every GPU that is found.",
+        )
+    return max(min(len(taken(training, found)), training.gpus or rows_a_step(training)), 1)
 
 
 def track(folder: RunFolder, wanted: TrackingSettings) -> list[Process]:
@@ -172,7 +204,12 @@ def track(folder: RunFolder, wanted: TrackingSettings) -> list[Process]:
     return [_spawn([str(folder.path.absolute()), name, said], log, TRACKER) for name, log in logs.items()]
 
 
-def become(folder: RunFolder, stage: str, lock: int) -> NoReturn:
+def search_rates(folder: Path) -> Process:
+    """A process that tries the learning rates of a search's folder, and outlives this one like a worker."""
+    return _spawn([str(folder)], folder / "search.log", RATES)
+
+
+def become(folder: RunFolder, stage: str, lock: int | None = None) -> NoReturn:
     """Replace this worker by a fresh one under the same pid, which takes over the open lock: no moment is
     without a holder. All other open files are closed, so that the GPU's memory is given back; signals wait
     until the new program listens.
@@ -181,7 +218,8 @@ def become(folder: RunFolder, stage: str, lock: int) -> NoReturn:
     for entry in list(Path("/dev/fd").iterdir()):
         with contextlib.suppress(OSError):
             os.set_inheritable(int(entry.name), int(entry.name) in (0, 1, 2, lock))
-    arguments = [str(folder.path.absolute()), "--stage", stage, "--lock", str(lock)]
+    arguments = [str(folder.path.absolute()), "--stage", stage]
+    arguments += [] if lock is None else ["--lock", str(lock)]
     os.execv(sys.executable, [sys.executable, "-m", WORKER, *arguments])
 
 
@@ -191,10 +229,11 @@ def _busy(folder: RunFolder) -> BusyError:
     )
 
 
-def _wait(folder: RunFolder, process: Process) -> None:
-    """Until this very process has signed `worker.json`, which it does once it holds the lock."""
-    deadline = time.monotonic() + PATIENCE
-    while folder.worker().get("pid") != process.pid:
+def _wait(folder: RunFolder, process: Process, seconds: float = PATIENCE) -> None:
+    """Until this very process or the one that it launched has signed `worker.json`, which a worker does once
+    it holds the lock."""
+    deadline = time.monotonic() + seconds
+    while process.pid not in (folder.worker().get("pid"), folder.worker().get("launcher")):
         status = process.poll()
         if status == BusyError.exit_code:
             raise _busy(folder)

@@ -169,6 +169,15 @@ class Batch:
             return None
         return (torch.arange(width) < torch.tensor(lengths)[:, None]).reshape(-1).to(self.ids.device)
 
+    @property
+    def pieces(self) -> list[tuple[int, int]]:
+        """How many tokens lie together, over all sequences, and how many their row has; 0 for padding."""
+        width = self.ids.shape[1]
+        rows: Sequence[tuple[int, ...]] = self.rows or ((width,),) * len(self.ids)
+        if self.attention is not None:
+            rows = [(int(count),) for count in self.attention.sum(1)]
+        return [p for group in rows for p in (*((n, n) for n in group), (width - sum(group), 0))]
+
     def inputs(self) -> dict[str, Any]:
         """What a model is called with; packed rows are told apart by their positions."""
         told = {"attention_mask": self.attention} | (

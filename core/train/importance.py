@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,24 @@ class LayerInputs:
         means = {name: (total / self._counts[name]).cpu() for name, total in self._sums.items()}
         finite = {name: mean for name, mean in means.items() if bool(mean.isfinite().all())}
         write_atomic(path, save(finite, {"tokens": str(self.tokens)}))
+
+    def packed(self) -> bytes:
+        """The sums, for the process that adds those of all."""
+        from safetensors.torch import save
+
+        counts = {name: str(count) for name, count in self._counts.items()}
+        return save({name: total.cpu() for name, total in self._sums.items()}, counts)
+
+    def add(self, packed: bytes) -> None:
+        """Take in what another process has seen of other rows."""
+        from safetensors.torch import load
+
+        length = int.from_bytes(packed[:8], "little")
+        counts = json.loads(packed[8 : 8 + length]).get("__metadata__", {})
+        for name, total in load(packed).items():
+            here = self._sums.get(name)
+            self._sums[name] = total if here is None else here + total.to(here.device)
+            self._counts[name] = self._counts.get(name, 0) + int(counts[name])
 
     def observe(self, name: str, inputs: torch.Tensor) -> None:
         """Take in the inputs (tokens x width) of a layer."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,16 +20,20 @@ from ollama_tune.core.train.checkpoint import Checkpoint, TrainState
 from ollama_tune.core.train.guard import Guard, not_finite
 from ollama_tune.core.train.hold import Hold
 from ollama_tune.core.train.importance import LayerInputs
-from ollama_tune.core.train.judge import Judge, is_better
+from ollama_tune.core.train.judge import Judge
+from ollama_tune.core.train.leader import make_computer
 from ollama_tune.core.train.optimizer import forget_half_made, make_optimizer, updates
-from ollama_tune.core.train.path import Batch, TrainPath
+from ollama_tune.core.train.path import TrainPath
 from ollama_tune.core.train.probe import unchanged
 from ollama_tune.core.train.recovery import OutOfMemory, Recovery, Restart, Rows
 from ollama_tune.core.train.session import Session, Stopped
 from ollama_tune.core.train.shortage import is_out_of_memory
+from ollama_tune.core.train.world import Lost
 
 EVALUATIONS = 8
 VALIDATION_ROWS = 512
+LAST_SAVES: dict[type[Exception], str] = {Stopped: "stop", Lost: "lost"}
+"""Why the last checkpoint is written, by what ended the run."""
 
 
 def learning_rate(step: int, total: int, training: TrainingSettings) -> float:
@@ -61,15 +66,18 @@ class Trainer:
         self._training = session.settings.training
         self._path = path
         self._examples = counted(examples)
-        self._validation = sorted(validation[:VALIDATION_ROWS], key=lambda example: -len(example.ids))
+        held = sorted(validation[:VALIDATION_ROWS], key=lambda example: -len(example.ids))
+        self.computer = make_computer(session, path, self._examples, held)
+        self._validation = held
         self._weights = list(path.weights.values())
         self._optimizer = make_optimizer(self._training, path.weights)
         self._scaler = self._new_scaler()
         self._saved = time.monotonic()
         self._saved_step = 0
         self.plan = self._new_plan()
+        path.begin(self._optimizer, self.plan.total_steps)
         self.state = TrainState(rows=fingerprint(self._examples))
-        self.recovery = Recovery(session, path, self.state, self.discard, self.plan.most_rows)
+        self.recovery = Recovery(session, self.computer, self.state, self.discard, self.plan.most_rows)
         self.hold = Hold(session)
         self.judge = Judge(session, self.plan.total_steps)
         self._guard = Guard(session, path)
@@ -116,7 +124,7 @@ class Trainer:
             self._scaler.load_state_dict(self.state.scaler)
 
     def run(self) -> None:
-        """Train to the last step, or until the held-out loss no longer falls; asked to stop, write a
+        """Train to the last step, or until nothing gets better any more; asked to stop, write a
         checkpoint of the last whole step and raise."""
         if self.state.step == 0:
             self._guard.remember_start()
@@ -130,10 +138,10 @@ class Trainer:
                     self._save("out_of_memory")
                 if time.monotonic() - self._saved > 60 * self._training.checkpoint_minutes:
                     self._save("time")
-        except (Stopped, OutOfMemory) as end:
+        except (Stopped, OutOfMemory, Lost) as end:
             self.discard()
             if self.state.step != self._saved_step:
-                self._save("stop" if isinstance(end, Stopped) else "out_of_memory", wait=False)
+                self._save(LAST_SAVES.get(type(end), "out_of_memory"), wait=False)
             raise
         except Restart as restart:
             if not self._save("out_of_memory"):
@@ -173,23 +181,13 @@ class Trainer:
             supervised_tokens=sum(self._examples.supervised[row] for row in rows),
             seconds=round(seconds, 6),
             cpu_seconds=round(time.process_time() - cpu, 6),
+            **self.computer.figures(),
             **self.judge.step(useful, seconds),
         )
 
-    def collate(self, rows: Sequence[int]) -> Batch:
-        """A micro-batch of training rows."""
-        capacity = self._training.sequence_length if self._training.packing else 0
-        return self._path.collate([self._examples[row] for row in rows], capacity)
-
     def compute(self, window: Rows, step: int) -> tuple[float, float]:
-        """Compute a whole window and step; the loss, and the gradient's norm before clipping.
-
-        A window computed again draws the same random numbers; in other parts, others (the masks' shapes
-        differ), but always the same for the same parts.
-        """
-        torch.manual_seed(self._training.seed * 1_000_003 + step)
-        batches = [self.collate(rows) for rows in window]
-        loss = self._accumulate(batches, sum(batch.supervised_tokens for batch in batches))
+        """Compute a whole window and step; the loss, and the gradient's norm before clipping."""
+        loss = self.computer.gradients(window, step, self._scaler.scale)
         return loss, self._update(loss)
 
     def rehearse(self, *, thorough: bool) -> None:
@@ -202,7 +200,7 @@ class Trainer:
         worst, short = self.plan.longest(rows), self.plan.shortest()
         waiting = self._training.gradient_accumulation_steps > 1 or rows < self.plan.most_rows
         other = worst if thorough else short
-        windows: list[Rows] = [[other], [other, worst] if waiting else [worst]]
+        windows: list[list[list[int]]] = [[other], [other, worst] if waiting else [worst]]
         if thorough and waiting:
             windows[0] = windows[1]
         with unchanged(self._weights, self._optimizer, self._path.device):
@@ -210,8 +208,9 @@ class Trainer:
             self._optimizer.param_groups[0]["lr"] = 0.0
             try:
                 for window in windows:
-                    self.compute(window, self.state.step)
-                self.mean_loss(self.recovery.evaluation_rows, self.recovery.evaluation_rows)
+                    self.compute(self.computer.ranks * window, self.state.step)
+                held = self.recovery.evaluation_rows
+                self.mean_loss(held, self.computer.ranks * held)
             finally:
                 self.discard(known)
 
@@ -221,17 +220,6 @@ class Trainer:
         forget_half_made(self._optimizer)
         known, self._scaler = scaler or self._scaler.state_dict(), self._new_scaler()
         self._scaler.load_state_dict(known)
-
-    def _accumulate(self, batches: Sequence[Batch], supervised: int) -> float:
-        """Add up the gradients of the mean loss over the supervised tokens of the whole step."""
-        self._path.train(True)
-        total = torch.zeros((), device=self._path.device)
-        for batch in batches:
-            self._session.check_stop()
-            loss = self._path.loss(batch) / supervised
-            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
-        return float(total)
 
     def _update(self, loss: float) -> float:
         """Clip, and step if all is finite; returns the gradient norm before clipping."""
@@ -285,17 +273,16 @@ class Trainer:
         if not due or self.state.evaluated_step == step:
             return
         inputs, loss = self.recovery.evaluation(step, self._measure) or (None, None)
-        left_out = loss is None and bool(self._validation)
-        if not left_out and (loss is None or is_better(loss, self.state.best_loss)):
-            self.state.best_step, self.state.best_loss = step, loss
-            if inputs is not None:
-                target = self._session.folder.importance_path
-                self.hold.write(0, lambda: inputs.write(target))
+        best, told = False, dict[str, Any]()
+        if loss is not None or not self._validation:
+            best, told = self.judge.measured(self.state, loss)
+        if best and inputs is not None:
+            target = self._session.folder.importance_path
+            self.hold.write(0, lambda: inputs.write(target))
         self.state.evaluated_step = step
         if loss is not None:
-            told = {"exact_match": None, "rows": len(self._validation), "model": "tuned"}
-            told |= self.judge.evaluated(self.state, loss)
-            self._session.emit("evaluation", step=step, loss=loss, **told)
+            about = {"exact_match": None, "rows": len(self._validation), "model": "tuned"}
+            self._session.emit("evaluation", step=step, loss=loss, **about, **self.computer.figures(), **told)
         self._save("evaluation")
         self.on_measured()
         self.judge.sample(self.state)
@@ -304,31 +291,22 @@ class Trainer:
         inputs = LayerInputs()
         if not self._session.settings.export.importance:
             return inputs, self.mean_loss(size)
-        with self._path.watched(inputs.observe):
-            return inputs, self.mean_loss(size)
+        return inputs, self.mean_loss(size, inputs=inputs)
+
+    def mean_loss(
+        self, size: int, rows: int | None = None, inputs: LayerInputs | None = None
+    ) -> float | None:
+        """Mean loss over the supervised tokens of the (first) validation rows, `size` rows at once."""
+        return self.computer.mean_loss(size, rows, inputs=inputs)
 
     def validation_loss(self) -> float | None:
         """The mean loss over the validation rows; None where there are none or memory does not suffice."""
         return self.recovery.evaluation(self.state.step, self.mean_loss)
 
-    @torch.no_grad()
-    def mean_loss(self, size: int, rows: int | None = None) -> float | None:
-        """Mean loss over the supervised tokens of the (first) validation rows, `size` rows at once."""
-        if not self._validation:
-            return None
-        self._path.train(False)
-        total, tokens, chosen = 0.0, 0, self._validation[:rows]
-        for start in range(0, len(chosen), size):
-            self._session.check_stop()
-            batch = self._path.collate(chosen[start : start + size])
-            total += float(self._path.loss(batch))
-            tokens += batch.supervised_tokens
-        return total / tokens
-
     def base_loss(self) -> float | None:
         """The validation loss of the model without its adapter."""
-        with self._path.without_adapter():
-            return self.validation_loss()
+        measure = partial(self.computer.mean_loss, tuned=False)
+        return self.recovery.evaluation(self.state.step, measure)
 
     def _save(self, reason: str, *, wait: bool = True) -> bool:
         """Write a checkpoint; False when memory did not suffice, then the former one stays.

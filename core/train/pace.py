@@ -27,7 +27,7 @@ def learn_pace(session: Session, spec: ModelSpec, examples: Sequence[Example]) -
     if reached is None:
         return
     with contextlib.suppress(OSError, TuneError):
-        learn_speed(session.settings, spec, measure(examples), _box(session), reached)
+        learn_speed(session.settings, spec, measure(examples), _box(session), reached / session.group.size)
 
 
 def tokens_per_second(steps: Iterable[Any]) -> float | None:

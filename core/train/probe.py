@@ -110,15 +110,17 @@ def probe(session: Session, trainer: Trainer, spec: ModelSpec, longest: int, bud
         now = {
             "batch_size": math.ceil(training.batch_size * share),
             "gradient_checkpointing": recovery.recompute,
+            "sharding": "fsdp" if session.group.lockstep else "ddp",
         }
         tokens = trainer.plan.most_tokens(recovery.micro_batch)
-        parts = predict_parts(training.model_copy(update=now), spec, longest, tokens)
+        parts = predict_parts(training.model_copy(update=now), spec, longest, tokens, session.group.size)
         return sum(part.bytes for part in parts)
 
     if trainer.state.step >= trainer.plan.total_steps or not _worth_it(session, trainer, predicted, budget):
         return
     session.phase("probing", "Trying the longest rows once, to see how much memory they take.")
-    key = ratio_key(budget.name, budget.driver, spec.model_type, method_of(training))
+    several = f" {session.group.size} ranks" if session.group.size > 1 else ""
+    key = ratio_key(budget.name, budget.driver, spec.model_type, method_of(training) + several)
     for attempt in range(1 + AGAIN):
         measured = _attempt(session, trainer, budget, predicted(), key)
         if measured is None:
@@ -129,13 +131,17 @@ def probe(session: Session, trainer: Trainer, spec: ModelSpec, longest: int, bud
 
 
 def _worth_it(session: Session, trainer: Trainer, predicted: Callable[[], int], budget: Budget) -> bool:
-    """Always on a GPU; on the CPU where the prediction is near the limit but not above it."""
+    """Always on a GPU; on the CPU where the prediction is near the limit but not above it.
+
+    Not of a whole model on the CPU: the copy that undoes the trial would be the largest part of its memory.
+    """
     if budget.device != "cpu":
         return True
     while predicted() > budget.limit:
         if not _settle(session, trainer, "The prediction is", predicted(), budget):
             return False
-    return predicted() > FAR * budget.limit
+    whole = session.settings.training.method == "full"
+    return not whole and predicted() > FAR * budget.limit
 
 
 def _settle(session: Session, trainer: Trainer, who: str, needed: int, budget: Budget) -> bool:
@@ -178,7 +184,7 @@ def _measure(trainer: Trainer, budget: Budget) -> tuple[int, dict[str, int]]:
 
     if budget.device == "cpu":
         trainer.rehearse(thorough=False)
-        return peak_memory(), {}
+        return peak_memory() * trainer.computer.ranks, {}
     torch.cuda.reset_peak_memory_stats()
     trainer.rehearse(thorough=True)
     torch.cuda.synchronize()

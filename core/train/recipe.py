@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.data.load import load_dataset
 from ollama_tune.core.data.rows.cache import folder as rows_folder
 from ollama_tune.core.data.split import held_out_numbers
-from ollama_tune.core.data.tokens.encoded import Examples, Picked
-from ollama_tune.core.data.tokens.lengths import encode_rows
-from ollama_tune.core.data.tokens.shorten import fit_rows
+from ollama_tune.core.data.tokens.encoded import Examples
 from ollama_tune.core.data.values import Row
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.machine.host import read_host
@@ -23,12 +22,13 @@ from ollama_tune.core.models.locate import is_complete, is_hub_id, snapshots
 from ollama_tune.core.models.spec import read_spec
 from ollama_tune.core.models.values import ModelSpec
 from ollama_tune.core.plan.memory import predict_parts
-from ollama_tune.core.plan.paths import PathName, choose_path
+from ollama_tune.core.plan.paths import SHARED, PathName, choose_path
 from ollama_tune.core.plan.settings import TrainingSettings
 from ollama_tune.core.runs.chat import store_chat
 from ollama_tune.core.train import checkpoint
 from ollama_tune.core.train.batches import StepPlan
 from ollama_tune.core.train.checkpoint import Checkpoint
+from ollama_tune.core.train.encode import encode
 from ollama_tune.core.train.former import tell_former_end
 from ollama_tune.core.train.hold import Hold
 from ollama_tune.core.train.housekeeping import lasting
@@ -37,7 +37,8 @@ from ollama_tune.core.train.measure import Held, measure_base, measure_tuned, wr
 from ollama_tune.core.train.pace import learn_pace
 from ollama_tune.core.train.path import TrainPath, make_path
 from ollama_tune.core.train.prepared import base_name
-from ollama_tune.core.train.probe import probe, read_budget
+from ollama_tune.core.train.probe import Budget, probe, read_budget
+from ollama_tune.core.train.score import Scorer, questions_of
 from ollama_tune.core.train.session import Session, host_memory
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Material:
     @property
     def longest(self) -> int:
         """The longest training row in tokens."""
-        return max(self.training.counts)
+        return max((self.training.sides or self.training).counts)
 
     @property
     def measured(self) -> bool:
@@ -71,29 +72,44 @@ class Material:
 
 
 def train(session: Session, stages: Sequence[str]) -> dict[str, Any]:
-    """Train the run's adapter, measure before and after, publish it; returns the `done` event's fields."""
-    found, damaged = checkpoint.newest(session.folder)
+    """Train as the run says, measure before and after, publish; returns the `done` event's fields."""
+    found, damaged = checkpoint.newest(session.folder) if session.leads else (None, [])
     known = _known_model(session)
     chosen = choose_path(known, session.settings.training) if known else None
     _start(session, stages, found, chosen)
     tell_former_end(session, found)
     for name in damaged:
         session.warn(f"The checkpoint {name} is damaged.", "The run goes on from the one before it.")
-    spec = _base_model(session, known)
+    session.join()
+    spec = session.group.in_turn(lambda: _base_model(session, known))
     session.phase("reading_data", "Reading the data and turning it into tokens.")
     data, hold = session.settings.data, Hold(session)
-    rows = hold.write(0, lambda: load_dataset(data.path, data.reading()).rows, rows_folder())
-    chat = hold.write(0, lambda: store_chat(session.folder, spec.folder, rows))
+    profile = session.group.in_turn(
+        lambda: hold.write(0, lambda: load_dataset(data.path, data.reading()), rows_folder())
+    )
+    rows = profile.rows
+    chat = session.group.in_turn(lambda: hold.write(0, lambda: store_chat(session.folder, spec.folder, rows)))
     chosen = chosen or choose_path(spec, session.settings.training)
     material = _read(session, chat, spec, rows, chosen)
+    questions = questions_of(session, chat, spec, material.held, profile.labels)
     session.phase("loading_model", "Loading the libraries and the model.")
     budget = read_budget(session.settings.training.device)
+    chosen = _arranged(session, spec, chosen, material, budget)
     with lasting():
         path = _load(session, spec, chosen, material.longest)
+        if session.settings.training.objective == "dpo":
+            from ollama_tune.core.train.preference import preferring
+
+            path = preferring(session, path, material.training, material.validation)
         trainer, generator = _prepare(session, path, chat, material, found)
+    _meet(session, trainer)
+    if questions is not None:
+        trainer.judge.score_by(Scorer(session, questions, trainer.computer.engine, generator))
     probe(session, trainer, spec, material.longest, budget)
     base = cache(lambda: _measure_base(session, trainer, generator, material))
     trainer.on_measured = base
+    if path.whole:
+        base()
     _training(session, material)
     trainer.run()
     early = trainer.judge.reason(trainer.state)
@@ -103,15 +119,16 @@ def train(session: Session, stages: Sequence[str]) -> dict[str, Any]:
     _load_best(session, trainer, path)
     base()
     tuned = _measure_tuned(session, trainer, generator, material)
-    session.phase("saving", "Saving the adapter.")
-    adapter = path.parts()["adapter"]
-    trainer.hold.write(adapter, lambda: checkpoint.publish_adapter(session.folder, path))
+    session.phase("saving", f"Saving the {'model' if path.whole else 'adapter'}.")
+    size = sum(path.parts().values()) if path.whole else path.parts()["adapter"]
+    trainer.hold.write(size, lambda: checkpoint.publish(session.folder, path))
     trainer.recovery.twice(
         "reference",
         trainer.state.step,
         lambda: trainer.hold.write(0, lambda: write_reference(session, generator, material.held)),
         "the answers that an export is compared with are left out.",
     )
+    session.part()
     return {
         "stage": "train",
         "steps": trainer.state.step,
@@ -179,11 +196,12 @@ def _load(session: Session, spec: ModelSpec, chosen: tuple[PathName, str], longe
     where = spec.folder, settings.training, base_name(settings.model, spec)
     path = session.prepared.take(*where)
     if path is None:
-        path = make_path(chosen, *where, session.progress("loading_model", "B"))
+        path = _made(session, chosen, where)
     parts = path.parts()
     held = 0 if settings.training.device == "cuda" else host_memory()["used"] - sum(parts.values())
     states = sum(sum(state_sizes(weight, settings.training.optimizer)) for weight in path.weights.values())
-    parts |= {"gradients": parts["adapter"], "optimizer": states, "libraries": max(held, 0)}
+    trained = sum(weight.nbytes for weight in path.weights.values())
+    parts |= {"gradients": trained, "optimizer": states, "libraries": max(held, 0)}
 
     def gauge() -> dict[str, Any]:
         figures = _cuda_memory(torch) if settings.training.device == "cuda" else host_memory()
@@ -191,6 +209,33 @@ def _load(session: Session, spec: ModelSpec, chosen: tuple[PathName, str], longe
 
     session.gauge = gauge
     return path
+
+
+def _made(
+    session: Session, chosen: tuple[PathName, str], where: tuple[Path, TrainingSettings, str]
+) -> TrainPath:
+    if not session.group.lockstep:
+        return make_path(chosen, *where, session.progress("loading_model", "B"))
+    from ollama_tune.core.train.sharded import make_sharded
+
+    return make_sharded(*where, chosen[1], session.group)
+
+
+def _arranged(
+    session: Session, spec: ModelSpec, chosen: tuple[PathName, str], material: Material, budget: Budget
+) -> tuple[PathName, str]:
+    """Settle whether several processes share out the model, which the general path does."""
+    if session.group.size > 1:
+        from ollama_tune.core.train.sharded import shares_out
+
+        training = session.settings.training
+        plan = StepPlan(material.training.counts, training)
+        rows = material.longest, plan.most_tokens(plan.most_rows)
+        session.group.lockstep = shares_out(session.group, training, spec, *rows, budget.limit)
+    if not session.group.lockstep:
+        return chosen
+    session.phase("sharing_out", "Each process holds a part of the model's layers.")
+    return "general", SHARED
 
 
 def _cuda_memory(torch: Any) -> dict[str, Any]:
@@ -212,7 +257,7 @@ def _read(
     settings = session.settings
     held_out = held_out_numbers(rows, settings.data.validation_split, settings.data.seed)
     limit = settings.training.sequence_length
-    training, validation = _encode(session, chat, rows, held_out)
+    training, validation = encode(session, chat, rows, held_out)
     if not training:
         raise TuneError(
             f"No row of the data is left to train on: the longest allowed is {limit} tokens.",
@@ -225,7 +270,8 @@ def _read(
     if not material.measured:
         session.warn("No rows are held out, so nothing is measured.", "Set data.validation_split above 0.")
     plan = StepPlan(training.counts, settings.training)
-    parts = predict_parts(settings.training, spec, material.longest, plan.most_tokens(plan.most_rows))
+    most = plan.most_tokens(plan.most_rows)
+    parts = predict_parts(settings.training, spec, material.longest, most, session.group.size)
     session.emit(
         "data",
         total_steps=plan.total_steps,
@@ -250,25 +296,8 @@ def _utilisation(session: Session, spec: ModelSpec, examples: Examples) -> Utili
     from ollama_tune.core.machine.gpus import read_gpus
     from ollama_tune.core.plan.utilisation import utilisation
 
-    return utilisation(session.settings, spec, measure(examples), next(iter(read_gpus().gpus), None))
-
-
-def _encode(
-    session: Session, chat: ChatFormat, rows: Sequence[Row], held_out: set[int]
-) -> tuple[Picked, Picked]:
-    """The examples to learn from and those of the held-out rows, none longer than the sequence length."""
-    progress = session.progress("reading_data", "rows")
-    limit = session.settings.training.sequence_length
-    encoded, _ = encode_rows(chat, rows, progress)
-    examples, problems = fit_rows(chat, rows, encoded, limit, progress)
-    for problem in problems:
-        count = "1 row" if problem.count == 1 else f"{problem.count:,} rows"
-        session.warn(f"{problem.text} This is so with {count}.", "A larger training.sequence_length helps.")
-    learned = [number for number, tokens in enumerate(examples.supervised) if tokens]
-    sides: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
-    for number in learned:
-        sides[examples.rows[number] in held_out].append((0, number))
-    return Picked([examples], sides[0]), Picked([examples], sides[1])
+    found = utilisation(session.settings, spec, measure(examples), next(iter(read_gpus().gpus), None))
+    return found and replace(found, peak_flops=session.group.size * found.peak_flops)
 
 
 def _held(chat: ChatFormat, rows: Iterable[Row], limit: int, count: int) -> Held:
@@ -299,10 +328,23 @@ def _prepare(
         session.warn(remark, "Nothing has to be done; a smaller batch_size helps if memory does not suffice.")
     if found is not None:
         trainer.restore(found)
-    generator = Generator(path.engine, chat, on_shortage=trainer.recovery.answers)
+    generator = Generator(trainer.computer.engine, chat, on_shortage=trainer.recovery.answers)
     trainer.judge.ask(material.held, generator)
     trainer.judge.utilisation = material.utilisation
     return trainer, generator
+
+
+def _meet(session: Session, trainer: Trainer) -> None:
+    """Make sure that all processes read the same rows; those that follow stay in here to the end."""
+    if len(set(session.group.meet("rows", trainer.state.rows))) > 1:
+        raise TuneError(
+            "The processes of the run read different rows.",
+            "Let data.path and model.source be the same files on every machine.",
+        )
+    if not session.leads:
+        from ollama_tune.core.train.follower import follow
+
+        follow(session, trainer)
 
 
 def _training(session: Session, material: Material) -> None:
@@ -314,7 +356,8 @@ def _measure_base(
 ) -> float | None:
     """Measure the base model, once in a run's life; a resumed run reads it from its log.
 
-    It is asked after the first measurement of the tuned one: nobody waits for it to see a first loss.
+    It is asked after the first measurement of the tuned one: nobody waits for it to see a first loss. Where
+    every weight is trained it is there before the first step only, and asked then.
     """
     known = [event for event in session.history if event.kind == "evaluation" and event["model"] == "base"]
     if known:
@@ -340,14 +383,14 @@ def _measure_tuned(
 
 
 def _load_best(session: Session, trainer: Trainer, path: TrainPath) -> None:
-    """Go back to the best checkpoint's adapter; the last one's stays where the best is damaged."""
+    """Go back to the best checkpoint's weights; the last ones stay where the best is damaged."""
     state = trainer.state
     if state.best_step is None or state.best_step == state.step:
         return
     best = checkpoint.read_checkpoint(checkpoint.checkpoint_path(session.folder, state.best_step))
     if best is None:
         session.warn(
-            f"The checkpoint of step {state.best_step} is damaged.", "The adapter of the last step is kept."
+            f"The checkpoint of step {state.best_step} is damaged.", "The state of the last step is kept."
         )
         state.best_step, state.best_loss = state.step, trainer.validation_loss()
         return

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import NoReturn, TypeVar
+from typing import NoReturn, Protocol, TypeVar
 
 import psutil
 
@@ -19,7 +19,7 @@ from ollama_tune.core.machine.host import read_memory
 from ollama_tune.core.plan.settings import Recompute
 from ollama_tune.core.text import human_bytes
 from ollama_tune.core.train.checkpoint import TrainState
-from ollama_tune.core.train.path import STEPS_DOWN, TrainPath
+from ollama_tune.core.train.path import STEPS_DOWN
 from ollama_tune.core.train.session import Session, peak_memory
 from ollama_tune.core.train.shortage import Shortage, free_memory, halved, is_out_of_memory
 
@@ -62,6 +62,13 @@ def split(window: Rows, rows: int) -> list[Sequence[int]]:
     return [batch[start : start + rows] for batch in window for start in range(0, len(batch), rows)]
 
 
+class Recomputes(Protocol):
+    """What can keep less for the backward pass."""
+
+    def recompute(self, what: Recompute) -> None:
+        """From now on do so; a second call changes nothing."""
+
+
 class Recovery:
     """Does the work of a run such that running out of memory does not end it.
 
@@ -74,7 +81,7 @@ class Recovery:
     def __init__(
         self,
         session: Session,
-        path: TrainPath,
+        path: Recomputes,
         state: TrainState,
         discard: Callable[[], None],
         most_rows: int | None = None,
@@ -134,11 +141,11 @@ class Recovery:
                 shortage = Shortage.of(error, self._training.device)
             failed = True
             self._discard()
-            self._drain()
+            self.drain()
             free_memory()
             rows = self._need_less(step, rows, shortage)
 
-    def _drain(self) -> None:
+    def drain(self) -> None:
         """Let autograd drop what a failed backward pass left in this thread's queue, with all it refers to.
 
         It pops later operations first, so a graph older than every window gets its turn when the queue is

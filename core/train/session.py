@@ -20,7 +20,9 @@ from ollama_tune.core.plan.settings import Settings
 from ollama_tune.core.runs.events import Event, EventWriter
 from ollama_tune.core.runs.folder import RunFolder
 from ollama_tune.core.runs.launch import SIGNALS, environment
+from ollama_tune.core.train.group import Group
 from ollama_tune.core.train.prepared import Prepared
+from ollama_tune.core.train.world import Alone, Lost, World
 
 HEARTBEAT = 2.0
 WAITING = 10
@@ -56,10 +58,15 @@ class StopWish:
         self._signal = signal.Signals(number).name
 
     @property
+    def signal(self) -> str | None:
+        """The signal that asked, in words, or None."""
+        return None if self._signal is None else f"the signal {self._signal}"
+
+    @property
     def reason(self) -> str | None:
         """Who asked, in words, or None."""
         if self._signal is not None:
-            return f"the signal {self._signal}"
+            return self.signal
         return "the request to stop" if os.path.exists(self._path) else None  # noqa: PTH110
 
 
@@ -89,20 +96,52 @@ def host_memory() -> dict[str, Any]:
     }
 
 
+class Muted:
+    """The event log of a process that follows: only the leader writes."""
+
+    def __init__(self) -> None:
+        self._events = 0
+
+    def write(self, kind: str, **data: Any) -> Event:
+        """The event as it would be, written nowhere."""
+        self._events += 1
+        return Event(self._events - 1, time.time(), kind, data)
+
+    def flush(self) -> bool:
+        """Nothing ever waits."""
+        return True
+
+    def sync(self) -> None:
+        """There is nothing to sync."""
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
 class Session:
     """One worker's work on one run.
 
     `prepared` is what was loaded before there was a run, `history` the log as it was before this worker.
     `gauge` gives the figures of the `memory` event that a thread writes every two seconds, so that loading
     shows life too; more rarely while the run is `waiting`. `takes_over` is True when this process has just
-    replaced the worker before it.
+    replaced the worker before it. In a `world` of several processes only the leader's session writes, and
+    decides when the run ends; `group` is what connects them.
     """
 
-    def __init__(self, folder: RunFolder, stop: StopWish, prepared: Prepared | None = None) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        stop: StopWish,
+        prepared: Prepared | None = None,
+        world: World | None = None,
+    ) -> None:
         self.folder = folder
         self.prepared = prepared or Prepared()
-        self.writer = EventWriter(folder.events_path)
-        self.history: list[Event] = folder.events()
+        self.world = world
+        self.group = Alone()
+        self.leads = world is None or world.rank == 0
+        self.writer = EventWriter(folder.events_path) if self.leads else Muted()
+        self.history: list[Event] = folder.events() if self.leads else []
         self.gauge: Gauge = host_memory
         self.stage = "train"
         self.step = 0
@@ -120,6 +159,23 @@ class Session:
     def live(self) -> None:
         """Begin with the signs of life."""
         self._heart.start()
+
+    def join(self) -> None:
+        """Meet the other processes of the run, if there are any."""
+        if self.world is None:
+            return
+        self.phase("joining", f"Waiting for the {self.world.size} processes of the run.")
+        group = Group(self.world, lambda: self.gauge(), lambda: self._stop.signal)
+        self.group, group.look, group.on_hang = group, self.check_stop, self._give_up
+        group.join("nccl" if self.settings.training.device == "cuda" else "gloo")
+
+    def part(self) -> None:
+        """Let the other processes go: this one does the rest alone."""
+        self.group.leave(whole=True)
+        self.group = Alone()
+
+    def _give_up(self, lost: Lost) -> None:
+        self.finish("error", what=lost.what, fix=lost.fix, details=lost.details)
 
     def emit(self, kind: str, **data: Any) -> Event:
         """Append an event to the run's log."""
@@ -163,12 +219,17 @@ class Session:
 
     def stopped(self) -> bool:
         """True when the run was asked to end."""
-        return self._stop.reason is not None
+        return self.leads and self._wish() is not None
+
+    def _wish(self) -> str | None:
+        return self._stop.reason or self.group.wish
 
     def check_stop(self) -> None:
-        """Raise `Stopped` when the run was asked to end."""
-        reason = self._stop.reason
+        """Raise `Stopped` when the run was asked to end, `Lost` where one of its processes is lost."""
+        self.group.check()
+        reason = self._wish() if self.leads else None
         if reason is not None:
+            self.group.confirm()
             raise Stopped(reason)
 
     def finish(self, kind: str, **data: Any) -> None:
@@ -192,6 +253,6 @@ class Session:
             try:
                 if not self.writer.flush():
                     continue  # the disk is full: its last room is for what matters
-                self.emit("memory", **self.gauge())
+                self.emit("memory", **self.gauge(), **self.group.told())
             except (OSError, RuntimeError):  # a GPU that broke can no longer be asked
                 continue

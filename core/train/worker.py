@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from ollama_tune.core.train.prepared import Prepared
 from ollama_tune.core.train.recovery import Restart
 from ollama_tune.core.train.session import Session, Stopped, StopWish
 from ollama_tune.core.train.shortage import device_failure, is_disk_full, is_out_of_memory
+from ollama_tune.core.train.world import World
 
 STAGES = {"train": ("train",), "export": ("export",), "all": ("train", "export")}
 
@@ -51,15 +53,17 @@ def serve(folder: RunFolder, stage: str, held: int | None = None, prepared: Prep
     `held` is the lock's descriptor when this process has just replaced a worker that ran out of memory;
     `prepared` is what a warm worker has loaded.
     """
-    stop = StopWish(folder)
+    stop, world = StopWish(folder), World.of(os.environ)
     stop.listen()
+    if world is not None and world.rank:
+        return _follow(folder, stage, stop, world)
     try:
         lock = RunLock(folder, held)
     except TuneError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    nice_worker()
-    session = Session(folder, stop, prepared)
+    _get_ready(world)
+    session = Session(folder, stop, prepared, world)
     session.takes_over = held is not None
     session.live()
     try:
@@ -80,8 +84,26 @@ def serve(folder: RunFolder, stage: str, held: int | None = None, prepared: Prep
         _print(traceback.format_exc())
         _fail(session, error)
         return 1
+    finally:
+        session.group.leave()
     session.finish("done", **last)
     return 0
+
+
+def _get_ready(world: World | None) -> None:
+    nice_worker()
+    if world is not None:
+        world.take_place()
+
+
+def _follow(folder: RunFolder, stage: str, stop: StopWish, world: World) -> int:
+    """A rank above 0: it has no part in an export."""
+    if "train" not in STAGES[stage]:
+        return 0
+    from ollama_tune.core.train.follower import assist
+
+    _get_ready(world)
+    return assist(folder, stage, stop, world)
 
 
 def _work(session: Session, stage: str) -> dict[str, Any]:
@@ -94,14 +116,22 @@ def _work(session: Session, stage: str) -> dict[str, Any]:
         if done:
             session.emit("done", **done)
         if session.stage == "train":
-            from ollama_tune.core.train.recipe import train
-
-            done = train(session, stages)
+            done = _train(session, stages)
         else:
             from ollama_tune.core.train.exporting import export
 
             done = export(session, stages)
     return done
+
+
+def _train(session: Session, stages: Sequence[str]) -> dict[str, Any]:
+    from ollama_tune.core.train.recipe import train
+
+    try:
+        return train(session, stages)
+    except Restart:
+        session.group.restart()
+        raise
 
 
 def _print(*lines: object) -> None:

@@ -1,0 +1,86 @@
+"""Several ranks of one run on this box, forked from a process that has imported what they need."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import sys
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from ollama_tune.core.runs.folder import RunFolder
+
+PRELOADED = [
+    "torch.distributed.fsdp",
+    "ollama_tune.core.train.recipe",
+    "ollama_tune.core.train.leader",
+    "ollama_tune.core.train.fast.decode",
+    "ollama_tune.core.train.fast.path",
+]
+
+
+class Ranks:
+    """Processes that work on a run as under torchrun, but without its launcher: rank 0 serves the store.
+
+    `fault` is what one of them meets: see `_meet`.
+    """
+
+    def __init__(self, folder: RunFolder, size: int, fault: str = "") -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        about = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_PORT": str(_free_port())}
+        about |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+        about |= {"OLLAMA_TUNE_HOME": os.environ["OLLAMA_TUNE_HOME"], "HF_HUB_OFFLINE": "1"}
+        self.folder = folder
+        self.processes: list[BaseProcess] = []
+        for rank in range(size):
+            own = about | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            process = context.Process(target=_work, args=(folder, own, fault))
+            process.start()
+            self.processes.append(process)
+
+    def wait(self, seconds: float = 120.0) -> list[int | None]:
+        """The exit statuses once all have ended."""
+        for process in self.processes:
+            process.join(seconds)
+        found = [process.exitcode for process in self.processes]
+        for process in self.processes:
+            process.kill()
+        return found
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def _work(folder: RunFolder, environment: dict[str, str], fault: str) -> None:
+    os.environ.update(environment)
+    with folder.log_path.open("ab") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    from ollama_tune.core.train.worker import serve
+
+    if fault and environment["RANK"] == "1":
+        _meet(fault)
+    sys.exit(serve(folder, "train"))
+
+
+def _meet(fault: str) -> None:
+    """Let this rank run out of memory once (`short`), or fail (`broken`), in its second step."""
+    import torch
+
+    from ollama_tune.core.train.compute import Computer
+
+    begin, steps = Computer.begin, list[int]()
+
+    def failing(self: Computer, window: Any, step: int, rank: int = 0) -> Any:
+        steps.append(step)
+        if len(steps) == 2:
+            words = "CUDA out of memory. Tried to allocate 20.00 MiB."
+            raise torch.OutOfMemoryError(words) if fault == "short" else ValueError("a row of the data")
+        return begin(self, window, step, rank)
+
+    Computer.begin = failing  # type: ignore[method-assign]

@@ -1,0 +1,100 @@
+"""How the rows of a step are dealt to ranks, and what a process knows of the others."""
+
+from __future__ import annotations
+
+import os
+import random
+from itertools import chain
+
+import pytest
+import torch
+
+from ollama_tune.core.train.batches import lay
+from ollama_tune.core.train.dealing import deal
+from ollama_tune.core.train.flat import BUFFER, buckets
+from ollama_tune.core.train.importance import LayerInputs
+from ollama_tune.core.train.world import World
+
+
+def window_of(seed: int, rows: int, batch: int) -> tuple[list[list[int]], list[int]]:
+    chance = random.Random(seed)
+    lengths = [chance.randrange(3, 60) for _ in range(rows)]
+    order = list(range(rows))
+    chance.shuffle(order)
+    return [order[start : start + batch] for start in range(0, rows, batch)], lengths
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "ranks"), [(16, 4, 2), (7, 1, 3), (2, 2, 4), (1, 1, 2), (33, 8, 4)]
+)
+def test_every_row_is_dealt_once_in_the_windows_order_and_in_parts_as_small(
+    rows: int, batch: int, ranks: int
+) -> None:
+    window, lengths = window_of(1, rows, batch)
+    shares = deal(window, lengths, ranks)
+    order = list(chain(*window))
+    dealt = [list(chain(*share)) for share in shares]
+    assert sorted(chain(*dealt)) == sorted(order) and len(shares) == ranks
+    assert all(part == sorted(part, key=order.index) for part in dealt)
+    assert all(1 <= len(each) <= batch for share in shares for each in share)
+    assert max(map(len, dealt)) == -(-rows // ranks) and dealt[0]
+
+
+def test_ranks_get_about_as_many_tokens() -> None:
+    for seed in range(20):
+        window, lengths = window_of(seed, 32, 4)
+        loads = [sum(lengths[row] for row in chain(*share)) for share in deal(window, lengths, 4)]
+        assert max(loads) - min(loads) <= max(lengths) / 2
+
+
+def test_packed_rows_take_no_more_sequences_at_once_than_before() -> None:
+    window, lengths = window_of(3, 40, 10)
+    before = max(len(lay([lengths[row] for row in batch], 64)) for batch in window)
+    shares = deal(window, lengths, 2, capacity=64)
+    assert sorted(chain(*chain(*shares))) == list(range(40))
+    parts = [[lengths[row] for row in batch] for share in shares for batch in share]
+    assert max(len(lay(part, 64)) for part in parts) <= before
+
+
+def test_a_process_alone_has_no_world_and_one_of_several_has_keys_of_its_own() -> None:
+    assert World.of({}) is None
+    assert World.of({"RANK": "0", "WORLD_SIZE": "1"}) is None
+    told = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "node0", "MASTER_PORT": "29400"}
+    world = World.of(told)
+    assert world is not None and (world.rank, world.size, world.local_rank) == (3, 4, 1)
+    assert (world.address, world.port, world.agent) == ("node0", 29400, False)
+    again = World.of({**told, "TORCHELASTIC_RESTART_COUNT": "1"})
+    assert again is not None and again.prefix != world.prefix
+
+
+@pytest.mark.parametrize(
+    ("seen", "local", "chosen"), [("", 2, "2"), ("4,7", 1, "7"), ("GPU-a,GPU-b", 0, "GPU-a")]
+)
+def test_each_process_sees_its_own_gpu_only(
+    seen: str, local: int, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
+    World(local, 8, local, 8, "", 0, False, "").take_place()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == chosen
+
+
+def test_weights_travel_in_buffers_of_one_type_that_are_not_too_large() -> None:
+    weights = [torch.zeros(BUFFER // 16), torch.zeros(3 * BUFFER // 16), torch.zeros(2 * BUFFER)]
+    weights += [torch.zeros(5, dtype=torch.bfloat16), torch.zeros(7)]
+    parts = list(buckets(weights))
+    assert [id(weight) for part in parts for weight in part] == [id(weight) for weight in weights]
+    assert [len(part) for part in parts] == [2, 1, 1, 1]
+
+
+def test_what_two_processes_saw_of_a_layer_is_what_one_would_have_seen() -> None:
+    rows = torch.randn(30, 4)
+    whole, first, second = LayerInputs(), LayerInputs(), LayerInputs()
+    whole.observe("a", rows)
+    first.observe("a", rows[:10])
+    second.observe("a", rows[10:])
+    second.observe("b", rows[:3])
+    first.add(second.packed())
+    assert first.tokens == whole.tokens == 30
+    torch.testing.assert_close(first._sums["a"], whole._sums["a"])
+    assert first._counts == {"a": 30, "b": 3}
