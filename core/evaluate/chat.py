@@ -18,7 +18,6 @@ of a row may also be `long`, where the question does not fit. It ends when its i
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import queue
@@ -34,21 +33,24 @@ from typing import TYPE_CHECKING, Any
 from ollama_tune.core.data.values import Message, ToolCall
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.evaluate.asking import Sampling
+from ollama_tune.core.evaluate.loading import load_engine
 from ollama_tune.core.evaluate.window import Fitted, fit_prompt
 from ollama_tune.core.models.locate import resolve
 from ollama_tune.core.models.tokenizer_files import read_json
-from ollama_tune.core.plan.settings import TrainingSettings
 from ollama_tune.core.runs.chat import run_chat
 from ollama_tune.core.runs.folder import RunFolder
+from ollama_tune.core.runs.launch import nice_worker
 
 if TYPE_CHECKING:
     from ollama_tune.core.evaluate.generate import Answer, Generator
-    from ollama_tune.core.train.path import Engine
     from ollama_tune.core.train.shortage import Shortage
 
 Send = Callable[[dict[str, Any]], None]
 LONGEST = 100_000
 """Characters of an answer that are told in one line."""
+APART = 1 / 15
+"""Seconds between two pieces of an answer: a small model makes a thousand tokens a second, nobody reads so
+fast, and whoever listens would be busy with nothing else."""
 
 
 class Inbox:
@@ -82,7 +84,7 @@ class Chat:
     """A run's model with its adapter, loaded once."""
 
     def __init__(self, folder: RunFolder) -> None:
-        if not folder.adapter.is_dir():
+        if folder.tuned is None:
             what = f"The run {folder.name} has no tuned model yet."
             raise TuneError(what, "Wait until its training is done.")
         settings = folder.settings()
@@ -93,7 +95,7 @@ class Chat:
 
         from ollama_tune.core.evaluate.generate import Generator
 
-        engine = load_engine(base_folder, folder.adapter, settings.training)
+        engine = load_engine(base_folder, folder.tuned, settings.training)
         self._generator: Generator = Generator(engine, self._format, on_shortage=_too_large)
 
     def answer(self, request: dict[str, Any], send: Send, cancelled: Callable[[], bool]) -> None:
@@ -112,14 +114,16 @@ class Chat:
         request = job.request
         fitted = self._fitted(request["messages"][job.model], request)
         job.tell({"prompt": len(fitted.ids), "dropped": fitted.dropped})
+        pieces = Pieces(lambda text: job.tell({"text": text}))
         made = self._generator.stream(
             fitted.ids,
             fitted.room,
             tuned=job.model == "tuned",
-            on_text=lambda text: job.tell({"text": text}),
+            on_text=pieces.add,
             sampling=job.sampling,
             stopped=job.cancelled,
         )
+        pieces.flush()
         return job.end(made), len(made.ids)
 
     def _several(self, job: _Job) -> tuple[str, int]:
@@ -153,6 +157,26 @@ class Chat:
         return fit_prompt(self._format, turns, request.get("tools", ""), self._context, longest)
 
 
+class Pieces:
+    """Text as it comes, told at most fifteen times a second; the first piece at once."""
+
+    def __init__(self, tell: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._tell, self._clock = tell, clock
+        self._text, self._told = "", -APART
+
+    def add(self, text: str) -> None:
+        """Another piece."""
+        self._text += text
+        if self._clock() - self._told >= APART:
+            self.flush()
+
+    def flush(self) -> None:
+        """Tell what waits."""
+        if self._text:
+            self._tell(self._text)
+            self._text, self._told = "", self._clock()
+
+
 @dataclass(frozen=True)
 class _Job:
     """What one model is asked, and where its answer goes."""
@@ -178,20 +202,6 @@ def _too_large(_before: int, after: int, shortage: Shortage) -> None:
         raise TuneError("The memory does not suffice for this answer.", "Close other programs, or ask less.")
 
 
-def load_engine(base: Path, adapter: Path, training: TrainingSettings) -> Engine:
-    """The fast path's engine where it can compute the model and its adapter, for that starts in a moment."""
-    if training.path != "general":
-        from ollama_tune.core.train.fast import path
-
-        with contextlib.suppress(TuneError):
-            return path.load_engine(base, training, adapter)
-
-    from ollama_tune.core.evaluate.general_engine import GeneralEngine
-    from ollama_tune.core.train.model import autocast, load_adapter, load_base
-
-    return GeneralEngine(load_adapter(load_base(base, training), adapter), lambda: autocast(training))
-
-
 def message_of(turn: Mapping[str, Any]) -> Message:
     """A turn of a request, in the names of `Message.as_dict`. One without a text has an empty one."""
     calls = tuple(
@@ -205,7 +215,7 @@ def message_of(turn: Mapping[str, Any]) -> Message:
 
 def main(arguments: Sequence[str]) -> int:
     """Serve one run until the input is closed."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    nice_worker()
     inbox, send = Inbox(sys.stdin), _own_output()
     try:
         chat = Chat(RunFolder(Path(arguments[0])))

@@ -28,12 +28,17 @@ class Sample:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Before and after; `rows` is how many held-out rows were answered."""
+    """Before and after; `rows` is how many held-out rows were answered.
+
+    `preferred` is the share of held-out pairs whose better answer gained more than the worse one; None where
+    no preferences were learned.
+    """
 
     base: Figures
     tuned: Figures
     rows: int
     samples: tuple[Sample, ...]
+    preferred: float | None = None
 
 
 def compare(events: Sequence[Event]) -> Comparison:
@@ -50,6 +55,7 @@ def compare(events: Sequence[Event]) -> Comparison:
         tuned=_figures([event for event in measured if event["model"] == "tuned"]),
         rows=int(answered[-1]["rows"]) if answered else 0,
         samples=tuple(samples.values()),
+        preferred=next((e["reward_accuracy"] for e in measured[::-1] if "reward_accuracy" in e.data), None),
     )
 
 

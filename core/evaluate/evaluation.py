@@ -8,19 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ollama_tune.core.data.values import Row
 from ollama_tune.core.errors import TuneError
-from ollama_tune.core.evaluate.figures import (
-    Answers,
-    Kind,
-    Labels,
-    Losses,
-    Metric,
-    chosen_metrics,
-    confusion,
-)
+from ollama_tune.core.evaluate.figures import Kind, Losses, Metric, chosen_metrics, confusion
 from ollama_tune.core.evaluate.kept import Kept, open_kept
 from ollama_tune.core.evaluate.material import Rows, read_rows
 from ollama_tune.core.evaluate.metrics import similarity, wilson_interval
 from ollama_tune.core.evaluate.overlap import without_thoughts
+from ollama_tune.core.evaluate.records import labels_of, statistics
 from ollama_tune.core.evaluate.resample import Difference, Interval, bootstrap, mcnemar, paired
 from ollama_tune.core.evaluate.sides import Measured, Side, Tell, measure, prepare, sides_of
 from ollama_tune.core.runs.folder import RunFolder
@@ -106,6 +99,7 @@ def evaluate(folder: RunFolder, wish: Wish, tell: Tell = lambda _line: None) -> 
         measured = _prepared(sides, rows, {metric.kind for metric in metrics}, longest, kept)
         measure(measured, kept, tell)
         results = tuple(filter(None, (_result(metric, measured, rows) for metric in metrics)))
+        kept.prune(measured[0].used() | measured[1].used())
     if not results:
         raise TuneError("No row could be measured.", "Choose other data or other metrics.")
     remarks += _remarks(folder, wish, measured, results)
@@ -139,27 +133,11 @@ def _result(metric: Metric, measured: tuple[Measured, Measured], rows: Rows) -> 
 
 def _statistics(metric: Metric, side: Measured, common: Sequence[int], rows: Rows) -> Array:
     records = [side.record(metric.kind, row) or {} for row in common]
-    if metric.kind == "answers":
-        wanted = [rows.rows[row].answer for row in common]
-        said = [without_thoughts(r["text"], text) for r, text in zip(records, wanted, strict=True)]
-        return metric.statistics(Answers(said, wanted))
-    if metric.kind == "labels":
-        return metric.statistics(_labels(records, common, rows))
+    if metric.kind != "loss":
+        return statistics(metric, records, [rows.rows[row] for row in common], rows.labels)
     tokens = {task.row: task.tokens for task in side.tasks.tasks if task.kind == "loss"}
     losses = [-sum(record["logs"]) for record in records]
     return metric.statistics(Losses(losses, [tokens[row] for row in common]))
-
-
-def _labels(records: Sequence[dict[str, Any]], common: Sequence[int], rows: Rows) -> Labels:
-    """The likeliest label is that whose tokens and end mark have the largest probability.
-
-    It is not divided by the length: the sum is the probability that the model gives exactly this answer,
-    which is what it says when it is asked; a mean over tokens would favour long labels, whose last tokens
-    follow from the first ones.
-    """
-    said = [max(range(len(rows.labels)), key=record["logs"].__getitem__) for record in records]
-    right = [rows.labels.index(rows.rows[row].answer) for row in common]
-    return Labels(said, right, len(rows.labels))
 
 
 def _figure(metric: Metric, table: Array) -> Interval:
@@ -180,7 +158,8 @@ def _difference(metric: Metric, first: Array, second: Array) -> Difference:
 
 def _confusion(side: Measured, rows: Rows) -> list[list[int]] | None:
     found = {row: record for row in range(len(rows.rows)) if (record := side.record("labels", row))}
-    return confusion(_labels(list(found.values()), list(found), rows)) if found else None
+    asked = [rows.rows[row] for row in found]
+    return confusion(labels_of(list(found.values()), asked, rows.labels)) if found else None
 
 
 def _pairs(measured: tuple[Measured, Measured], rows: Rows) -> list[Pair]:

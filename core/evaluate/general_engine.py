@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -20,6 +21,7 @@ from ollama_tune.core.data.values import Example
 from ollama_tune.core.plan.answers import GENERAL_ROWS
 from ollama_tune.core.train.batches import collate
 from ollama_tune.core.train.path import Choose
+from ollama_tune.core.train.virtual import NoPrompt, prompt_of
 
 Ids = Sequence[int]
 
@@ -54,7 +56,8 @@ class _Only(LogitsProcessor):
 class GeneralEngine:
     """Writes answers with a PEFT model, with its adapter or without; see `core/train/path.py`'s `Engine`.
 
-    `autocast` makes the context in which the model is computed. Prompts of a batch are padded on the left.
+    `autocast` makes the context in which the model is computed; a model without adapter is itself in both
+    cases. Prompts of a batch are padded on the left.
     The model's own sampling settings are dropped: they would bend what is compared.
     """
 
@@ -71,7 +74,9 @@ class GeneralEngine:
         self._model = model
         self._autocast = autocast
         self._pad_id = pad_id
-        model.get_base_model().generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+        self._causal = model.get_base_model() if isinstance(model, PeftModel) else model
+        self._soft = prompt_of(model)
+        self._causal.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def decode(
@@ -86,24 +91,28 @@ class GeneralEngine:
         on_tokens: Callable[[Ids], None] | None = None,
     ) -> list[list[int]]:
         """The tokens after each prompt, up to a stop token, which is included, or the limit."""
-        ids, mask = self._padded(prompts)
-        watch = _Watch(ids.shape[1], stop_ids, stopped, on_tokens)
+        soft = self._soft if tuned else NoPrompt()
         with self._adapter(tuned), self._autocast():
-            output = self._model.get_base_model().generate(
-                input_ids=ids,
-                attention_mask=mask,
+            inputs = soft.lay(self._padded([soft.before(prompt) for prompt in prompts]))
+            start = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
+            watch = _Watch(start, stop_ids, stopped, on_tokens)
+            output = self._causal.generate(
+                **inputs,
                 generation_config=self._settings(max_new_tokens, stop_ids),
                 logits_processor=LogitsProcessorList([] if choose is None else [_Only(choose)]),
                 stopping_criteria=StoppingCriteriaList([watch]),
             )
         stop = frozenset(stop_ids)
-        return [_up_to_stop(row, stop) for row in output[:, ids.shape[1] :].tolist()]
+        return [_up_to_stop(row, stop) for row in output[:, start:].tolist()]
 
     @torch.no_grad()
     def logits(self, ids: Ids, positions: Sequence[int], *, tuned: bool) -> torch.Tensor:
         """float32 logits (positions x vocabulary) of the token after each position."""
+        soft = self._soft if tuned else NoPrompt()
+        longer = soft.before(ids)
         with self._adapter(tuned), self._autocast():
-            logits = self._model(input_ids=torch.tensor([list(ids)], device=self._device)).logits[0]
+            inputs = soft.lay({"input_ids": torch.tensor([list(longer)], device=self._device)})
+            logits = self._causal(**inputs).logits[0, len(longer) - len(ids) :]
         chosen: torch.Tensor = logits[list(positions)].float()
         return chosen
 
@@ -111,11 +120,12 @@ class GeneralEngine:
     def likelihoods(self, examples: Sequence[Example], *, tuned: bool) -> list[float]:
         """Of each row the natural log of the probability of its supervised tokens, summed."""
         found: list[float] = []
+        soft = self._soft if tuned else NoPrompt()
         with self._adapter(tuned), self._autocast():
             for start in range(0, len(examples), self.rows // 4):
-                part = examples[start : start + self.rows // 4]
+                part = [soft.longer(example) for example in examples[start : start + self.rows // 4]]
                 batch = collate(part, self._pad_id, str(self._device))
-                logits = self._model(**batch.inputs()).logits
+                logits = self._causal(**soft.lay(batch.inputs())).logits
                 found += [_likelihood(logits[row], example) for row, example in enumerate(part)]
         return found
 
@@ -125,7 +135,8 @@ class GeneralEngine:
         training = self._model.training
         self._model.eval()
         try:
-            with contextlib.nullcontext() if tuned else self._model.disable_adapter():
+            alike = tuned or self._causal is self._model or type(self._soft) is not NoPrompt
+            with contextlib.nullcontext() if alike else self._model.disable_adapter():
                 yield
         finally:
             self._model.train(training)
@@ -135,14 +146,14 @@ class GeneralEngine:
         device: torch.device = next(iter(self._model.parameters())).device
         return device
 
-    def _padded(self, prompts: Sequence[Ids]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _padded(self, prompts: Sequence[Ids]) -> dict[str, torch.Tensor]:
         width = max(len(prompt) for prompt in prompts)
         ids = torch.full((len(prompts), width), self._pad_id, dtype=torch.long)
         mask = torch.zeros_like(ids)
         for row, prompt in enumerate(prompts):
             ids[row, width - len(prompt) :] = torch.tensor(list(prompt))
             mask[row, width - len(prompt) :] = 1
-        return ids.to(self._device), mask.to(self._device)
+        return {"input_ids": ids.to(self._device), "attention_mask": mask.to(self._device)}
 
     def _settings(self, max_new_tokens: int, stop_ids: Ids) -> GenerationConfig:
         return GenerationConfig(  # type: ignore[no-untyped-call]

@@ -66,6 +66,12 @@ class Task:
             return [self.ids, self.longest, asdict(GREEDY)]
         return [self.kind, self.examples]
 
+    def request(self, key: str) -> dict[str, Any]:
+        """As the process that measures takes it; records come back under the key."""
+        size = len(self.ids) + sum(len(ids) for ids, _ in self.examples)
+        head = {"key": key, "size": size, "longest": self.longest}
+        return head | {"ids": self.ids, "examples": self.examples}
+
     @property
     def tokens(self) -> int:
         """Supervised tokens, over all examples."""

@@ -43,16 +43,24 @@ Tasks = Sequence[Mapping[str, Any]]
 
 
 class Measuring:
-    """A run's model with its adapter, loaded once."""
+    """A model with its adapter that is asked and weighed; once `stopped` says so, nothing new is begun and
+    what is being written is cut short."""
 
-    def __init__(self, folder: RunFolder) -> None:
-        from ollama_tune.core.evaluate.chat import load_engine
+    def __init__(
+        self, engine: Engine, generator: Generator, stopped: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._engine, self._generator, self._stopped = engine, generator, stopped
+
+    @classmethod
+    def of(cls, folder: RunFolder) -> Measuring:
+        """A finished run's model, loaded from its folder."""
         from ollama_tune.core.evaluate.generate import Generator
+        from ollama_tune.core.evaluate.loading import load_engine
 
         settings = folder.settings()
         base = resolve(settings.model.source, settings.model.revision)
-        self._engine: Engine = load_engine(base, folder.adapter, settings.training)
-        self._generator: Generator = Generator(self._engine, run_chat(folder, base), on_shortage=_too_large)
+        engine = load_engine(base, folder.tuned or folder.adapter, settings.training)
+        return cls(engine, Generator(engine, run_chat(folder, base), on_shortage=_too_large))
 
     def group(self, group: Mapping[str, Any], send: Send) -> None:
         """Measure the tasks of a group that are not done, in batches; records are told batch by batch."""
@@ -60,6 +68,8 @@ class Measuring:
         answers = group["kind"] == "answers"
         done = 0
         for batch in self._prompts(tasks) if answers else _by_tokens(tasks):
+            if self._stopped():
+                return
             waiting = [task for task in batch if not task.get("done")]
             if waiting:
 
@@ -88,7 +98,8 @@ class Measuring:
             tell(whole)
 
         prompts = [task["ids"] for task in tasks]
-        found = self._generator.several(prompts, tasks[0]["longest"], tuned=tuned, on_answer=told)
+        longest = tasks[0]["longest"]
+        found = self._generator.several(prompts, longest, tuned=tuned, stopped=self._stopped, on_answer=told)
         return [
             {
                 "key": task["key"],
@@ -180,7 +191,7 @@ def main(arguments: Sequence[str]) -> int:
     send = _own_output()
     asked = json.load(sys.stdin)
     try:
-        measuring = Measuring(RunFolder(Path(arguments[0])))
+        measuring = Measuring.of(RunFolder(Path(arguments[0])))
         for number, group in enumerate(asked["groups"]):
             measuring.group(group, partial(_tell, send, number))
     except BrokenPipeError:

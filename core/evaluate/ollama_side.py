@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
+import threading
+from collections import deque
 from collections.abc import Iterator, Sequence, Set
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from ollama_tune.core.errors import TuneError, UsageError
@@ -13,6 +17,8 @@ from ollama_tune.core.evaluate.material import Rows, Task, Tasks
 from ollama_tune.core.machine.ollama import ollama_url
 from ollama_tune.core.text import one_line
 
+USUAL, MOST = 4, 16
+"""Questions on their way at a time, where the box says nothing of it and at most."""
 AGAIN = "Then give the same command again: it goes on where it was."
 
 
@@ -46,15 +52,43 @@ def known_model(name: str) -> list[str]:
         return [client.url, name, hashlib.sha256(told).hexdigest()]
 
 
+def at_once() -> int:
+    """How many questions are asked at once: as many as this box tells its Ollama to answer, else a few; what
+    a server does not answer at once waits in its queue."""
+    try:
+        return min(max(int(os.environ["OLLAMA_NUM_PARALLEL"]), 1), MOST)
+    except (KeyError, ValueError):
+        return USUAL
+
+
 def ask(name: str, rows: Rows, tasks: Sequence[Task]) -> Iterator[dict[str, Any]]:
-    """The answers, one after the other, always of the likeliest tokens: {"row", "text", "end", "tokens"}."""
+    """The answers in the order of the tasks, of the likeliest tokens: {"row", "text", "end", "tokens"}.
+
+    Several questions are on their way at a time. Where nobody takes further answers, or an error ends it,
+    those on their way are given up at once and no further one is asked.
+    """
     from ollama_tune.core.export.ollama import OllamaClient
 
-    with _answering(), OllamaClient(ollama_url()) as client:
-        for task in tasks:
-            answer = client.chat(name, turns(rows, task.row), max_new_tokens=task.longest)
-            end = "stop" if answer.done_reason == "stop" else "length"
-            yield {"row": task.row, "text": answer.text, "end": end, "tokens": answer.tokens}
+    over, count = threading.Event(), at_once()
+    with _answering(), OllamaClient(ollama_url()) as client, ThreadPoolExecutor(count) as pool:
+
+        def answer(task: Task) -> dict[str, Any]:
+            asked = turns(rows, task.row)
+            found = client.chat(name, asked, max_new_tokens=task.longest, stopped=over.is_set)
+            end = "stop" if found.done_reason == "stop" else "length"
+            return {"row": task.row, "text": found.text, "end": end, "tokens": found.tokens}
+
+        waiting: deque[Future[dict[str, Any]]] = deque()
+        try:
+            for task in tasks:
+                waiting.append(pool.submit(answer, task))
+                if len(waiting) == count:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            over.set()
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 @contextlib.contextmanager

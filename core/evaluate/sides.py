@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 
 from ollama_tune.core.errors import TuneError, UsageError
 from ollama_tune.core.evaluate.figures import Kind
-from ollama_tune.core.evaluate.kept import Kept, key_of
+from ollama_tune.core.evaluate.kept import Kept, key_of, mark_of
 from ollama_tune.core.evaluate.material import Model, Rows, Task, Tasks
 from ollama_tune.core.evaluate.ollama_side import AGAIN, ask, known_model, tasks_for, turns
 from ollama_tune.core.models.locate import resolve
@@ -59,6 +60,11 @@ class Measured:
     tasks: Tasks
     keys: dict[tuple[Kind, int], str]
     kept: Kept
+    marks: Mapping[Kind, str]
+
+    def used(self) -> dict[str, str]:
+        """The keys of all tasks, each with the mark that it is kept under."""
+        return {key: self.marks[kind] for (kind, _), key in self.keys.items()}
 
     def record(self, kind: Kind, row: int) -> dict[str, Any] | None:
         """What was measured of a row, None where it was left out."""
@@ -72,7 +78,7 @@ class Measured:
 
 def sides_of(folder: RunFolder, against: str) -> tuple[Side, Side]:
     """The other model and the tuned one of a run; raises `UsageError` for what names no model."""
-    if not folder.adapter.is_dir():
+    if folder.tuned is None:
         what = f"The run {folder.name} has no tuned model yet."
         raise UsageError(what, "Wait until its training is done.")
     tuned = Side("tuned", folder.name, folder)
@@ -81,7 +87,7 @@ def sides_of(folder: RunFolder, against: str) -> tuple[Side, Side]:
     if against.startswith(OLLAMA):
         return Side("ollama", against.removeprefix(OLLAMA)), tuned
     other = find_run(against)
-    if not other.adapter.is_dir():
+    if other.tuned is None:
         what = f"The run {other.name} has no tuned model yet."
         raise UsageError(what, "Wait until its training is done, or name another.")
     return Side("other", other.name, other), tuned
@@ -97,7 +103,9 @@ def prepare(
     if side.folder is None:
         tasks, model = tasks_for(rows, kinds, longest), known_model(side.name)
         keys = {(t.kind, t.row): key_of(model, turns(rows, t.row), t.content()) for t in tasks.tasks}
-        return Measured(side, rows, tasks, keys, kept)
+        return Measured(
+            side, rows, tasks, keys, kept, {"answers": _mark(side, rows, "answers", model, longest)}
+        )
     settings = side.folder.settings()
     base = resolve(settings.model.source, settings.model.revision)
     if tasks is None:
@@ -106,18 +114,29 @@ def prepare(
         tasks = Model(chat, context, settings.training.sequence_length, longest).tasks(rows, kinds)
     weights = _fingerprint(side, base)
     keys = {(t.kind, t.row): key_of(weights, t.content()) for t in tasks.tasks}
-    return Measured(side, rows, tasks, keys, kept)
+    lengths: dict[Kind, int] = {"answers": longest, "loss": settings.training.sequence_length}
+    marks = {kind: _mark(side, rows, kind, weights, lengths.get(kind, 0)) for kind in kinds}
+    return Measured(side, rows, tasks, keys, kept, marks)
+
+
+def _mark(side: Side, rows: Rows, kind: Kind, model: Sequence[Any], longest: int) -> str:
+    """Measurements of one kind, side and data; they are of no more use with another model, length or file."""
+    state: list[int] = []
+    with contextlib.suppress(OSError):
+        about = Path(rows.source).stat()
+        state = [about.st_size, about.st_mtime_ns]
+    return mark_of([side.title, side.name, side.tuned, rows.source, kind], model, longest, state)
 
 
 def _fingerprint(side: Side, base: Path) -> list[Any]:
-    """Names a run's model: its base's files by size and time, its adapter by content, and its arithmetic."""
-    assert side.folder is not None
+    """Names a run's model: its base's files by size and time, what was trained by content, its arithmetic."""
+    assert side.folder is not None and side.folder.tuned is not None
     training = side.folder.settings().training
     files = [(file.name, file.stat()) for file in sorted(base.glob("*.safetensors"))]
     named: list[Any] = [(name, about.st_size, about.st_mtime_ns) for name, about in files]
     named.append(_digest(base / "config.json"))
     if side.tuned:
-        named += [(file.name, _digest(file)) for file in sorted(side.folder.adapter.glob("*.*"))]
+        named += [(file.name, _digest(file)) for file in sorted(side.folder.tuned.glob("*.*"))]
     return [*named, training.device, training.compute_dtype, training.quantization, training.path]
 
 
@@ -166,12 +185,12 @@ class Progress:
 
 
 def _in_ollama(side: Measured, kept: Kept, tell: Tell) -> None:
-    """Ask Ollama one question after the other."""
+    """Ask Ollama, a few questions at a time; what it answers is kept in the order of the rows."""
     waiting = [task for task in side.tasks.tasks if side.keys[task.kind, task.row] not in kept]
     progress = Progress(f"{one_line(side.side.name, 40)} in Ollama, answers", tell)
     for record in ask(side.side.name, side.rows, waiting):
         row = int(record.pop("row"))
-        kept.add([record | {"key": side.keys["answers", row]}])
+        kept.add([record | {"key": side.keys["answers", row]}], side.marks["answers"])
         progress.at(len(side.keys) - side.waiting(), len(side.keys))
 
 
@@ -185,7 +204,8 @@ def _in_process(folder: RunFolder, sides: Sequence[Measured], kept: Kept, tell: 
         if "error" in message:
             raise TuneError(message["error"]["what"], f"{message['error']['fix']} {AGAIN}")
         if "records" in message:
-            kept.add(message["records"])
+            side, kind = groups[message["group"]]
+            kept.add(message["records"], side.marks[kind])
         else:
             progress[message["group"]].at(message["done"], message["total"])
     if any(side.waiting() for side in sides):
@@ -199,9 +219,10 @@ def _group(side: Measured, kind: Kind, kept: Kept) -> dict[str, Any]:
 
 
 def _asked(task: Task, key: str, kept: Kept) -> dict[str, Any]:
-    size = len(task.ids) + sum(len(ids) for ids, _ in task.examples)
-    head = {"key": key, "size": size, "longest": task.longest}
-    return head | ({"done": True} if key in kept else {"ids": task.ids, "examples": task.examples})
+    request = task.request(key)
+    if key not in kept:
+        return request
+    return {name: request[name] for name in ("key", "size", "longest")} | {"done": True}
 
 
 def _child(folder: RunFolder, asked: Mapping[str, Any], log_path: Path) -> Iterator[dict[str, Any]]:

@@ -43,15 +43,19 @@ def _revision(base: Path) -> str | None:
     return base.name if _COMMIT.fullmatch(base.name) else None
 
 
-def digest_of(path: Path, stopped: Stopped = lambda: False) -> str:
-    """SHA-256 of a file as 64 hex digits; raises `ExportStopped` between two pieces."""
+def digest_of(place: Path, stopped: Stopped = lambda: False) -> str:
+    """SHA-256 of a file as 64 hex digits, or of a folder's weights, one file after the other.
+
+    Raises `ExportStopped` between two pieces.
+    """
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while piece := file.read(PIECE):
-                if stopped():
-                    raise ExportStopped
-                digest.update(piece)
+        for path in sorted(place.glob("*.safetensors")) if place.is_dir() else [place]:
+            with path.open("rb") as file:
+                while piece := file.read(PIECE):
+                    if stopped():
+                        raise ExportStopped
+                    digest.update(piece)
     except OSError as error:
-        raise TuneError(f"{path} cannot be read: {error.strerror}.", "Train or copy it again.") from error
+        raise TuneError(f"{place} cannot be read: {error.strerror}.", "Train or copy it again.") from error
     return digest.hexdigest()

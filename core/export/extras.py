@@ -15,6 +15,8 @@ WORDS: dict[ExportForm, str] = {
     "adapter": "a copy of the adapter",
     "adapter_gguf": "the adapter as GGUF",
 }
+SIXTEEN = "BF16"
+"""The number format of the folder where the run itself keeps the whole model, in 32 bit."""
 
 
 def write_extras(order: Order, verification: Verification, emit: Emit, stopped: Stopped) -> Verification:
@@ -38,10 +40,13 @@ def _write(order: Order, form: ExportForm, report: Progress, stopped: Stopped) -
     from ollama_tune.core.export.adapter_gguf import write_adapter_gguf
     from ollama_tune.core.export.outputs import copy_adapter, write_merged_folder
 
-    base, adapter, folder = order.base, order.folder.adapter, order.folder.export
+    base, adapter, folder = order.base, order.adapter, order.folder.export
     name = order.stem.removesuffix(f"-{order.wanted.type}")
     if form == "merged":
-        return write_merged_folder(base, adapter, order.chat, folder / f"{name}-merged", report, stopped)
+        target, dtype = folder / f"{name}-merged", None if adapter else SIXTEEN
+        return write_merged_folder(base, adapter, order.chat, target, report, stopped, dtype=dtype)
+    if adapter is None:
+        raise TuneError("This run trained the model itself, not an adapter.", "Take it out of export.also.")
     if form == "adapter":
         return copy_adapter(adapter, folder / f"{name}-adapter", base, report, stopped, chat=order.chat)
     return write_adapter_gguf(base, adapter, folder / f"{name}-adapter.gguf", report, stopped)

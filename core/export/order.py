@@ -22,7 +22,7 @@ INTERVAL = 0.5
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be exported, checked before any work."""
+    """What is to be exported, checked before any work; `base` is the folder of the model it is made of."""
 
     folder: RunFolder
     settings: Settings
@@ -31,6 +31,11 @@ class Order:
     stem: str
     base: Path
     chat: ChatFormat
+
+    @property
+    def adapter(self) -> Path | None:
+        """The adapter on the base; None where the base is the tuned model itself."""
+        return None if self.settings.training.method == "full" else self.folder.adapter
 
     @property
     def context(self) -> int:

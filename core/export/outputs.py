@@ -53,18 +53,22 @@ def write_merged_folder(
     output: Path,
     progress: Progress | None = None,
     stopped: Stopped | None = None,
+    *,
+    dtype: str | None = None,
 ) -> Path:
     """Write base + adapter as a model folder in the base's own number format, a tensor's rows at a time.
+
+    With `dtype` (as safetensors spells it) in that one.
 
     `output` is a folder that appears when it is complete and replaces an older one of its name; `chat` is the
     tokenizer and template of the training. Returns `output`; raises `TuneError` and `ExportStopped`.
     """
     with open_merged(base, adapter) as rows, atomic_folder(output) as part, one_thread_each():
-        tensors = [_Tensor(name, shape, rows.dtype(name)) for name, shape in rows.shapes.items()]
+        tensors = [_Tensor(name, shape, dtype or rows.dtype(name)) for name, shape in rows.shapes.items()]
         rows.check([tensor.plan for tensor in tensors])
         meter = Meter(sum(tensor.bytes for tensor in tensors), progress, stopped)
         _write_shards(part, tensors, rows, meter)
-        _write_config(base, part, rows)
+        _write_config(base, part, rows, dtype)
         _copy_tokenizer(base, chat, part)
     return output
 
@@ -159,9 +163,11 @@ def _pieces(tensor: _Tensor, rows: MergedRows) -> Iterator[memoryview]:
         yield rounded.view(torch.uint8).numpy().reshape(-1).data
 
 
-def _write_config(base: Path, part: Path, rows: MergedRows) -> None:
+def _write_config(base: Path, part: Path, rows: MergedRows, dtype: str | None) -> None:
     """The base's config.json and generation_config.json with the vocabulary and the head as they are now."""
     config = require_json(base / "config.json")
+    if dtype is not None:
+        config["dtype"] = TORCH_NAMES[dtype]
     shapes = {canonical(name): shape for name, shape in rows.shapes.items()}
     for table in (config, config.get("text_config")):
         if isinstance(table, dict) and "vocab_size" in table:

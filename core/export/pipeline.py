@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.export import modelfile
 from ollama_tune.core.export.about import describe, digest_of
-from ollama_tune.core.export.adapter import FILE
 from ollama_tune.core.export.extras import write_extras
 from ollama_tune.core.export.gguf import Exported, export_gguf
 from ollama_tune.core.export.handover import hand_over
@@ -75,10 +74,11 @@ def _probe(prepared: Prepared, emit: Emit, stopped: Stopped) -> Probed:
 
 def _write(prepared: Prepared, probed: Probed, emit: Emit, stopped: Stopped) -> Exported:
     order = prepared.order
-    emit("phase", name="writing", text=f"Merging the adapter and writing {order.stem}.gguf.")
+    how = "Merging the adapter and writing" if order.adapter else "Writing"
+    emit("phase", name="writing", text=f"{how} {order.stem}.gguf.")
     return export_gguf(
         order.base,
-        order.folder.adapter,
+        order.adapter,
         order.folder.export / f"{order.stem}{UNVERIFIED}",
         order.wanted.type,
         progress(emit, "writing", "B"),
@@ -105,7 +105,7 @@ class _Known:
 def _reference(prepared: Prepared, emit: Emit, stopped: Stopped) -> _Known:
     """The answers that the training stored for this adapter, else answers computed now."""
     order = prepared.order
-    digest = digest_of(order.folder.adapter / FILE, stopped)
+    digest = digest_of(order.adapter or order.base, stopped)
     limit = order.settings.evaluation.max_new_tokens
     stored = read_reference(order.folder.path / "reference.json", limit, digest)
     if not stored:
@@ -126,7 +126,7 @@ def _computed(prepared: Prepared, limit: int, digest: str, emit: Emit, stopped: 
     longest = order.settings.training.sequence_length
     try:
         answers = compute_reference(
-            order.base, order.folder.adapter, order.chat, asked, limit, stopped, longest=longest
+            order.base, order.adapter, order.chat, asked, limit, stopped, longest=longest
         )
     except ExportStopped:
         raise
@@ -149,7 +149,7 @@ def _on_sixteen_bits(order: Order, known: _Known, emit: Emit, stopped: Stopped) 
     if is_cheap(order.base):
         emit("phase", name="asking_tuned", text="Computing the tuned model's answers on the 16-bit base.")
         try:
-            answers = recompute(order.base, order.folder.adapter, order.chat, known.answers, stopped)
+            answers = recompute(order.base, order.adapter, order.chat, known.answers, stopped)
             return replace(known, answers=answers, checks=(check_bases(known.answers, answers),))
         except ExportStopped:
             raise
@@ -168,11 +168,11 @@ def _verify(
 
     emit("phase", name="verifying", text="Comparing the file with the tuned model in llama.cpp.")
     order = prepared.order
-    structure = check_structure(order.base, order.folder.adapter, order.chat, stopped)
+    structure = check_structure(order.base, order.adapter, order.chat, stopped)
     found = verify(
         exported,
         order.base,
-        order.folder.adapter,
+        order.adapter,
         known.answers,
         chat=order.chat,
         tokenizer=probed.fields,

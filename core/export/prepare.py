@@ -17,6 +17,7 @@ from ollama_tune.core.export.wire import patiently
 from ollama_tune.core.models.download import download
 from ollama_tune.core.models.locate import is_complete, is_hub_id, resolve, snapshots
 from ollama_tune.core.models.weights import weight_names
+from ollama_tune.core.plan.exportable import export_obstacle
 from ollama_tune.core.plan.names import check_ollama_name
 from ollama_tune.core.plan.settings import Settings
 from ollama_tune.core.runs.chat import run_chat
@@ -57,15 +58,18 @@ def prepare(folder: RunFolder, emit: Emit, stopped: Stopped) -> Prepared:
 
 def _order(folder: RunFolder, emit: Emit, stopped: Stopped) -> Order:
     settings, wanted = folder.settings(), folder.export_settings()
+    if obstacle := export_obstacle(settings):
+        raise TuneError(obstacle, f"Ask it with `ollama-tune ask {folder.name}`.")
     if wanted.name is None:
         raise UsageError("The export has no name.", "Set export.name to the model's name in Ollama.")
     name = check_ollama_name(wanted.name)
-    if not (folder.adapter / FILE).is_file():
+    if folder.tuned is None:
         raise TuneError(
-            f"The run {folder.name} has no finished adapter.",
+            f"The run {folder.name} has no tuned model yet.",
             f"Finish its training with `ollama-tune resume {folder.name}`.",
         )
-    base = _base(settings, emit, stopped)
+    whole = settings.training.method == "full"
+    base = folder.model if whole else _base(settings, emit, stopped)
     folder.export.mkdir(mode=0o700, exist_ok=True)
     chat = patiently(lambda: run_chat(folder, base), stopped)
     return Order(folder, settings, wanted, name, f"{_plain(name)}-{wanted.type}", base, chat)
@@ -111,7 +115,7 @@ def _importance(order: Order) -> Path | None:
 
 def _size(order: Order, importance: bool) -> tuple[int, int]:
     """Rows of the embedding, and bytes of the file; raises `TuneError` for what cannot be exported."""
-    with open_source(order.base, order.folder.adapter, order.chat, tokenizer={}) as source:
+    with open_source(order.base, order.adapter, order.chat, tokenizer={}) as source:
         tensors = file_bytes(source.plans, source.config, order.wanted.type, importance)
         rows = next(plan.rows for plan in source.plans if plan.name == "token_embd.weight")
     return rows, tensors + rows * VOCABULARY_BYTES
@@ -119,7 +123,7 @@ def _size(order: Order, importance: bool) -> tuple[int, int]:
 
 def _extra_bytes(order: Order) -> int:
     """Bytes of what is written besides the file; an adapter GGUF holds 32-bit numbers."""
-    adapter = (order.folder.adapter / FILE).stat().st_size
+    adapter = (order.adapter / FILE).stat().st_size if order.adapter else 0
     merged = sum((order.base / name).stat().st_size for name in weight_names(order.base))
     sizes = {"merged": merged + adapter, "adapter": adapter, "adapter_gguf": 2 * adapter}
     return sum(sizes[form] for form in order.wanted.also)

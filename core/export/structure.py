@@ -142,6 +142,9 @@ def _adapted(model: Any, adapter: Path, folder: Path) -> Any:
 
     config = LoraConfig.from_pretrained(str(adapter))
     config.inference_mode, config.init_lora_weights = False, True
+    count = model.config.get_text_config().num_hidden_layers
+    kept = [layer for layer in config.layers_to_transform or () if layer < count]
+    config.layers_to_transform, config.layers_pattern = kept or None, config.layers_pattern if kept else None
     tuned = get_peft_model(model, config)
     for _, weight in tuned.named_parameters():
         if weight.requires_grad:

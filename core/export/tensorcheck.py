@@ -85,7 +85,7 @@ def check_tensors(
         for plan in source.plans:
             tick()
             measured += _measure(stored[plan.name], plan, source, types[plan.name], importance)
-    return [_rows_check(measured), _adapter_check(measured)]
+    return [_rows_check(measured), _adapter_check(measured, source)]
 
 
 def _measure(
@@ -179,8 +179,10 @@ def _finite(**figures: float) -> dict[str, float]:
     return {name: round(value, 6) for name, value in figures.items() if math.isfinite(value)}
 
 
-def _adapter_check(measured: Sequence[_Measured]) -> Check:
+def _adapter_check(measured: Sequence[_Measured], source: Source) -> Check:
     """The coefficient of the adapter in each tensor: 1 is once and whole, 0 forgotten, 2 added twice."""
+    if source.rows.adapter is None:
+        return Check("adapter", "skipped", "-", "No adapter is part of this model.")
     known = [
         (tensor.coefficient, tensor.uncertainty)
         for tensor in measured

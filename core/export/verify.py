@@ -154,7 +154,7 @@ def _transformers_config(base: Path) -> Any:
 
 def compute_reference(
     base: Path,
-    adapter: Path,
+    adapter: Path | None,
     chat: ChatFormat,
     conversations: Sequence[Conversation],
     max_new_tokens: int,
@@ -184,7 +184,7 @@ def compute_reference(
 
 def recompute(
     base: Path,
-    adapter: Path,
+    adapter: Path | None,
     chat: ChatFormat,
     reference: Sequence[ReferenceAnswer],
     stopped: Stopped = lambda: False,
@@ -219,7 +219,7 @@ def _filled(generator: Any, answer: ReferenceAnswer, stopped: Stopped) -> Refere
 
 def _ask(
     base: Path,
-    adapter: Path,
+    adapter: Path | None,
     chat: ChatFormat,
     question: Callable[[Any], tuple[ReferenceAnswer, ...]],
     stopped: Stopped,
@@ -267,11 +267,11 @@ def _placement(base: Path) -> tuple[str, torch.dtype]:
     )
 
 
-def _tuned_model(base: Path, adapter: Path, device: str, dtype: torch.dtype) -> Any:
+def _tuned_model(base: Path, adapter: Path | None, device: str, dtype: torch.dtype) -> Any:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         base,
         dtype=dtype,
         device_map={"": device},
@@ -279,6 +279,8 @@ def _tuned_model(base: Path, adapter: Path, device: str, dtype: torch.dtype) -> 
         trust_remote_code=False,
         use_safetensors=True,
     )
+    if adapter is None:
+        return model.eval()
     with open_merged(base, adapter) as merged:
         rows = merged.shapes[_EMBEDDING][0] if _EMBEDDING in merged.shapes else 0
     with warnings.catch_warnings():

@@ -13,7 +13,7 @@ import os
 import shlex
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 BOOTED = Path("/run/systemd/system")
@@ -72,15 +72,23 @@ def enable_linger() -> bool:
 
 
 @functools.cache
+def known_logout() -> Logout:
+    """As `read_logout`, asked once in this process: what is started from it is started in one way."""
+    return read_logout()
+
+
 def scope_prefix() -> tuple[str, ...]:
     """What to put before a command that shall outlive a logout; empty where not needed or not to be had."""
-    known = read_logout()
+    known = known_logout()
     return SCOPE if known.kills and known.scope else ()
 
 
 def logout_remark() -> str:
     """A sentence for the one who is about to start a run that a logout would end; empty where it goes on."""
-    known = read_logout()
+    return _remark(read_logout())
+
+
+def _remark(known: Logout) -> str:
     if not known.kills or (known.scope and known.lingers):
         return ""
     if known.scope:
@@ -96,9 +104,10 @@ def outlive_logout() -> str:
 
     Where scopes work but the user's manager would end with the last session, that is changed (lingering).
     """
-    if scope_prefix():
-        enable_linger()
-    return logout_remark()
+    known = known_logout()
+    if known.kills and known.scope:
+        known = replace(known, lingers=enable_linger())
+    return _remark(known)
 
 
 def _user() -> str:

@@ -114,4 +114,8 @@ def _short_disk(disks: list[tuple[Disk, int]]) -> str:
 def _reason(fit: BaseFit, larger: BaseFit | None) -> str:
     """Figures of the choice, and what speaks against the next larger one."""
     words = f"trains in {human_bytes(fit.training_bytes)}, runs as {fit.gguf_type}"
-    return f"{words}; {larger.model.name}: {larger.obstacle}" if larger else f"{words}; the largest here"
+    if larger is None:
+        return f"{words}; the largest here"
+    against = f"{larger.model.name}: {larger.obstacle}"
+    said = f"{words}; the next, {against}"
+    return said if len(said) <= WIDTH else f"{words}; {against}"

@@ -31,7 +31,8 @@ def ratio_key(device: str, driver: str, family: str, method: str) -> str:
 
 def method_of(training: TrainingSettings) -> str:
     """The part of the settings that a ratio is kept for."""
-    return f"{training.quantization} {training.compute_dtype}"
+    kind = "" if training.method == "lora" else f" {training.method}"
+    return f"{training.quantization} {training.compute_dtype}{kind}"
 
 
 def gpu_ratio(machine: Machine, family: str, training: TrainingSettings) -> float | None:

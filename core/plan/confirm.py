@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
@@ -22,15 +23,19 @@ from ollama_tune.core.models.values import ModelSpec
 from ollama_tune.core.paths import cache_dir
 from ollama_tune.core.plan.calibration import installed
 from ollama_tune.core.plan.checks import plan_warnings
-from ollama_tune.core.plan.memory import estimate_of, gpu_parts, predicted
+from ollama_tune.core.plan.gpus import of_one, world_of
+from ollama_tune.core.plan.impossible import SOFT_PROMPTS
+from ollama_tune.core.plan.memory import estimate_of, gpu_parts, predicted, with_sharding
+from ollama_tune.core.plan.methods import extra_parts
 from ollama_tune.core.plan.offers import MEMORY_FIELDS
-from ollama_tune.core.plan.padding import largest_batch
+from ollama_tune.core.plan.padding import largest_batch, longest_row
 from ollama_tune.core.plan.paths import way_of
 from ollama_tune.core.plan.predict import Simulator
 from ollama_tune.core.plan.recommend import make_plan
 from ollama_tune.core.plan.request import MemoryRequest, as_request
-from ollama_tune.core.plan.settings import Settings
-from ollama_tune.core.plan.shape import config_of
+from ollama_tune.core.plan.settings import Settings, TrainingSettings
+from ollama_tune.core.plan.shape import Shape, config_of
+from ollama_tune.core.plan.sharding import of_many
 from ollama_tune.core.plan.values import MemoryEstimate, Offer, Plan
 from ollama_tune.core.text import human_bytes, one_line
 
@@ -44,8 +49,13 @@ MOST = 200
 
 
 def can_confirm(plan: Plan, machine: Machine) -> bool:
-    """Whether there is something to simulate: tensors on a GPU. Of the CPU's memory the formula is all."""
-    return plan.settings.training.device == "cuda" and bool(machine.gpu.gpus) and not is_confirmed(plan)
+    """Whether there is something to simulate: tensors on a GPU. Of the CPU's memory the formula is all.
+
+    So it is for a soft prompt, whose tensors besides the model's own are few.
+    """
+    training = plan.settings.training
+    simulated = training.device == "cuda" and training.method not in SOFT_PROMPTS
+    return simulated and bool(machine.gpu.gpus) and not is_confirmed(plan)
 
 
 def is_confirmed(plan: Plan) -> bool:
@@ -74,11 +84,19 @@ def confirm(plan: Plan, machine: Machine, spec: ModelSpec, lengths: Lengths, sim
 def _simulate(
     settings: Settings, machine: Machine, spec: ModelSpec, lengths: Lengths, simulator: Simulator
 ) -> MemoryEstimate:
-    """The simulated peak of these settings; `TuneError` where the libraries cannot."""
-    training = settings.training
-    asked = as_request(training, way_of(spec, training), lengths.longest, largest_batch(lengths, training))
-    found = _parts(config_of(spec), asked, simulator)
-    return estimate_of(settings.training, spec, machine, gpu_parts(found), SIMULATED)
+    """The simulated peak of these settings, of one process; `TuneError` where the libraries cannot."""
+    world = world_of(settings.training, machine)
+    sharded = predicted(settings, spec, machine, lengths).sharded
+    whole = with_sharding(settings, "fsdp" if sharded else "ddp").training
+    training = of_one(whole, world)
+    asked = as_request(training, way_of(spec, training), *_largest(lengths, training))
+    found = Counter(_parts(config_of(spec), asked, simulator)) + extra_parts(training, spec)
+    parts = gpu_parts(of_many(found, Shape.of(spec), training, world))
+    return estimate_of(whole, spec, machine, parts, SIMULATED)
+
+
+def _largest(lengths: Lengths, training: TrainingSettings) -> tuple[int, int]:
+    return longest_row(lengths, training), largest_batch(lengths, training)
 
 
 def _compared(memory: MemoryEstimate, formula: MemoryEstimate) -> MemoryEstimate:

@@ -44,9 +44,16 @@ class Draft:
         """Take a value, unless the person set another."""
         if self.free(path):
             self.choices[path] = Choice(choice.value, one_line(choice.reason, REASON_WIDTH), choice.source)
-            section, _, name = path.partition(".")
-            changed = getattr(self.settings, section).model_copy(update={name: choice.value})
-            self.settings = self.settings.model_copy(update={section: changed})
+            self.set(path, choice.value)
+
+    def set(self, path: str, value: Any) -> None:
+        """Take a value that is known to be allowed, its reason aside."""
+        section, _, name = path.partition(".")
+        before = getattr(self.settings, section)
+        if getattr(before, name) == value:
+            return
+        changed = before.model_copy(update={name: value})
+        self.settings = self.settings.model_copy(update={section: changed})
 
     def memory(self, settings: Settings) -> MemoryEstimate:
         """The predicted peak of the data's longest rows."""

@@ -51,7 +51,7 @@ class FastFormula(Formula):
 
     def static(self) -> Parts:
         """With the adapter counts its copy in the arithmetic's number format, and what positions need."""
-        copies = self.size * self.shape.L * self._copies()
+        copies = self.size * self.walk.layers * self._copies()
         return super().static() + Counter(adapter=round(copies + self._tables()))
 
     def _copies(self) -> float:
@@ -189,7 +189,7 @@ class FastFormula(Formula):
         shape, request = self.shape, self.request
         gradients = self.walk.trained_weights * self.walk.trained_size
         before = gradients if request.gradient_accumulation_steps > 1 else 0
-        kept, loss = shape.L * self._a_layer, self._head()
+        kept, loss = self.walk.layers * self._a_layer, self._head()
         again = self._a_layer if request.gradient_checkpointing in ("none", "mlp") else 0
         fetched = 2 if request.gradient_checkpointing == "offload" else 0
         layer = self._backward() + (1 + fetched + (not again)) * self._hidden

@@ -8,16 +8,18 @@ again than must be.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 from ollama_tune.core.plan import rules
 from ollama_tune.core.plan.draft import Draft
 from ollama_tune.core.plan.duration import training_seconds
-from ollama_tune.core.plan.memory import adapter_parameters
-from ollama_tune.core.plan.padding import packed_rows
+from ollama_tune.core.plan.gpus import world_of
+from ollama_tune.core.plan.methods import trained_parameters
 from ollama_tune.core.plan.paths import way_of
 from ollama_tune.core.plan.settings import Settings
+from ollama_tune.core.plan.several import SHARDING, a_step, shardings
 from ollama_tune.core.plan.speed import expected_rate
 from ollama_tune.core.plan.values import Choice, MemoryEstimate
 from ollama_tune.core.text import human_bytes
@@ -40,8 +42,10 @@ def choose_memory(draft: Draft, rows_a_step: int) -> list[str]:
     """Set number formats, lengths, batches and rank; returns a sentence when something was given up."""
     first, chosen = _search(draft, rows_a_step)
     for path in chosen:
-        if draft.free(path):
+        if draft.free(path) and path != SHARDING:
             draft.choose(path, _reason(draft, path, first, chosen, rows_a_step))
+    if SHARDING in chosen:
+        draft.set(SHARDING, chosen[SHARDING])
     return _given_up(draft, first, chosen)
 
 
@@ -54,13 +58,26 @@ def _search(draft: Draft, rows_a_step: int) -> tuple[Values, Values]:
     first: Values = {}
     smallest: Values = {}
     for rank, length in _learning(draft):
-        candidates = list(_candidates(draft, rows_a_step, rank, length))
-        first, smallest = first or candidates[0], candidates[-1]
+        groups = [group for group in _candidates(draft, rows_a_step, rank, length) if group]
+        first, smallest = first or _by_time(draft, groups[0])[0], _smallest(draft, groups)
         if not _memory(draft, smallest).fits:
             continue
+        candidates = (values for group in groups for values in _by_time(draft, group))
         spared = (values for values in candidates if _leaves_spare(_memory(draft, values)))
         return first, next(spared, smallest)
     return first, smallest
+
+
+def _by_time(draft: Draft, alike: list[Values]) -> list[Values]:
+    """The quickest first. Times are most of a plan's work, so only groups that are looked at are sorted."""
+    return sorted(alike, key=lambda values: _seconds(draft, values))
+
+
+def _smallest(draft: Draft, groups: list[list[Values]]) -> Values:
+    """The candidate that needs least: the last, or where models may be shared out the last of those."""
+    last = {group[0].get(SHARDING): group for group in groups}.values()
+    ends = [_by_time(draft, group)[-1] for group in last]
+    return min(ends, key=lambda values: _memory(draft, values).needed) if len(ends) > 1 else ends[0]
 
 
 def _leaves_spare(memory: MemoryEstimate) -> bool:
@@ -77,7 +94,8 @@ def _memory(draft: Draft, values: Values) -> MemoryEstimate:
 def _learning(draft: Draft) -> list[tuple[int, int]]:
     """Rank and sequence length, best first: first rows are left out, then the rank falls."""
     rank = draft.settings.training.rank
-    ranks = _open(draft, "rank", [rank, min(rank, LEAST_RANK)])
+    lower = rank if draft.settings.training.method == "full" else min(rank, LEAST_RANK)
+    ranks = _open(draft, "rank", [rank, lower])
     lengths = _open(draft, "sequence_length", _lengths(draft))
     return [(ranks[0], length) for length in lengths] + [(lower, lengths[-1]) for lower in ranks[1:]]
 
@@ -86,22 +104,28 @@ def _lengths(draft: Draft) -> list[int]:
     return rules.sequence_lengths(draft.spec, draft.lengths, packing=draft.settings.training.packing)
 
 
-def _candidates(draft: Draft, rows_a_step: int, rank: int, length: int) -> Iterator[Values]:
+def _candidates(draft: Draft, rows_a_step: int, rank: int, length: int) -> Iterator[list[Values]]:
     """Number formats, optimizer, recomputation and batches, best first; the effective batch stays the same.
+
+    Those of a group differ in recomputation and batches alone, so the quickest of them is the best.
+
+    Of several GPUs each holds the whole model; where that does not fit in 16 bit, a part of it before all of
+    it in 4 bit, which would be quicker and not the same.
 
     Keeping inputs of layers in the computer's memory comes last: it saves little beside 4-bit weights, which
     cost a few percent of a large batch, where computing the layers twice costs a third.
     """
-    exact = [(dtype, weights, "adamw") for dtype, weights in _precisions(draft)]
+    optimizers = ["adamw", "adamw_8bit"] if _saves(draft, rank) else ["adamw"]
     kinds = [
-        kind
-        for pair in exact
-        for kind in ([pair, (*pair[:2], "adamw_8bit")] if _saves(draft, rank) else [pair])
+        (dtype, weights, optimizer, sharding)
+        for dtype, weights in _precisions(draft)
+        for sharding in shardings(draft, weights)
+        for optimizer in optimizers
     ]
     on_gpu = draft.settings.training.device == "cuda"
     for modes in (["none", "mlp", "layers"], ["offload"] if on_gpu else []):
-        for dtype, quantization, optimizer in kinds:
-            alike = [
+        for dtype, quantization, optimizer, sharding in kinds:
+            yield [
                 {
                     "training.compute_dtype": dtype,
                     "training.quantization": quantization,
@@ -111,17 +135,17 @@ def _candidates(draft: Draft, rows_a_step: int, rank: int, length: int) -> Itera
                     "training.gradient_checkpointing": recompute,
                     "training.optimizer": _open(draft, "optimizer", [optimizer])[0],
                     "training.rank": rank,
+                    **sharding,
                 }
                 for recompute in _open(draft, "gradient_checkpointing", modes)
                 for micro, accumulation in _batches(draft, rows_a_step, length)
             ]
-            yield from sorted(alike, key=lambda values: _seconds(draft, values))
 
 
 def _saves(draft: Draft, rank: int) -> bool:
     """Whether averages in 8 bit instead of 32 save enough, at 2 x 3 bytes a trained weight; on a GPU only."""
     training = draft.settings.training
-    saved = 6 * adapter_parameters(draft.spec, rank, training.targets)
+    saved = 6 * trained_parameters(training.model_copy(update={"rank": rank}), draft.spec)
     return training.device == "cuda" and saved > WORTH_8_BIT * _memory(draft, {}).free
 
 
@@ -154,23 +178,16 @@ def _precisions(draft: Draft) -> list[tuple[str, str]]:
     else:
         wanted = [("float32", "none"), ("bfloat16", "none"), ("bfloat16", "nf4")]
         wanted = wanted[1:] if draft.machine.host.bfloat16 else wanted
-    if rules.mixture_of_experts(draft.spec):
+    if rules.mixture_of_experts(draft.spec) or draft.settings.training.method == "full":
         wanted = wanted[:-1]
     pairs = [(_open(draft, "compute_dtype", [d])[0], _open(draft, "quantization", [q])[0]) for d, q in wanted]
     return list(dict.fromkeys(pairs))
 
 
-def _a_step(draft: Draft, rows_a_step: int, length: int) -> int:
-    """The rows of a step; where they are packed, the sequences of so many tokens that hold about as many."""
-    if not draft.settings.training.packing:
-        return rows_a_step
-    return rules.power_of_two_near(rows_a_step / packed_rows(draft.lengths, length)[0])
-
-
 def _batches(draft: Draft, rows_a_step: int, length: int) -> list[tuple[int, int]]:
     """Rows (or packed sequences) at once and batches a step, largest first."""
     training = draft.settings.training
-    rows_a_step = _a_step(draft, rows_a_step, length)
+    rows_a_step = a_step(draft, rows_a_step, length)
     if not draft.free("training.batch_size"):
         accumulation = max(round(rows_a_step / training.batch_size), 1)
         return [(training.batch_size, _open(draft, "gradient_accumulation_steps", [accumulation])[0])]
@@ -178,7 +195,8 @@ def _batches(draft: Draft, rows_a_step: int, length: int) -> list[tuple[int, int
         accumulation = training.gradient_accumulation_steps
         return [(max(rows_a_step // accumulation, 1), accumulation)]
     width = length if training.packing else draft.lengths.percentile_95
-    micro = rules.micro_batch_target(width, rows_a_step, training.device)
+    a_gpu = math.ceil(rows_a_step / world_of(training, draft.machine))
+    micro = rules.micro_batch_target(width, a_gpu, training.device)
     return [(size, rows_a_step // size) for size in (micro >> shift for shift in range(micro.bit_length()))]
 
 
@@ -229,6 +247,8 @@ def _quantization(draft: Draft, first: Values, chosen: Values, free: str) -> Cho
         else:
             text = f"with whole weights {human_bytes(whole.needed)} are needed and {free} are free"
         return Choice("nf4", text, rules.QLORA)
+    if draft.settings.training.method == "full":
+        return Choice("none", "a weight of 4 bits could not learn", rules.MODEL)
     if rules.mixture_of_experts(draft.spec):
         return Choice("none", "4 bit would not reach the experts, which are most weights", rules.MODEL)
     return Choice("none", f"whole weights fit in the {free} that are free", rules.MEMORY)
@@ -262,11 +282,13 @@ def _rows(draft: Draft) -> str:
 def _batch_size(draft: Draft, first: Values, chosen: Values, free: str, rows_a_step: int) -> Choice:
     value, length = chosen["training.batch_size"], chosen["training.sequence_length"]
     packing, what = draft.settings.training.packing, _rows(draft)
-    rows_a_step = _a_step(draft, rows_a_step, length)
+    rows_a_step = a_step(draft, rows_a_step, length)
     if value < first["training.batch_size"]:
         return Choice(value, f"more {what} at once do not fit in {free}", rules.MEMORY)
-    if value >= rows_a_step:
-        return Choice(value, f"all {rows_a_step} {what} of a step at once", rules.PRACTICE)
+    world = world_of(draft.settings.training, draft.machine)
+    if value * world >= rows_a_step:
+        shared = f", {world} GPUs together" if world > 1 else ""
+        return Choice(value, f"all {rows_a_step} {what} of a step at once{shared}", rules.PRACTICE)
     if not draft.free("training.gradient_accumulation_steps"):
         return Choice(value, f"with your batches a step that makes {rows_a_step} {what}", rules.PRACTICE)
     tokens = value * (length if packing else draft.lengths.percentile_95)
@@ -282,12 +304,13 @@ def _given_up(draft: Draft, first: Values, chosen: Values) -> list[str]:
         "training.batch_size": "batch size {}",
         "training.gradient_checkpointing": "{}",
         "training.optimizer": "optimizer {}",
+        SHARDING: "a part of the model on each GPU ({})",
         "training.rank": "rank {}",
     }
     changed = [
         text.format(RECOMPUTED.get(str(chosen[path]), chosen[path]))
         for path, text in words.items()
-        if chosen[path] != first[path]
+        if chosen.get(path) != first.get(path)
     ]
     memory = _memory(draft, first)
     if not changed or not _memory(draft, chosen).fits:

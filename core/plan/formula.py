@@ -73,10 +73,11 @@ class Formula:
         request, walk = self.request, self.walk
         gradients = walk.trained_weights * walk.trained_size
         before = gradients if request.gradient_accumulation_steps > 1 else 0
-        hidden = walk.tokens * walk.size * self.shape.H
+        hidden = walk.tokens * walk.between * self.shape.H
         norm = walk.tokens * 4 * self.shape.H
         alive = self._kept() + self._masks()
-        embedding = self.shape.V * self.shape.H * walk.trained_size if walk.full else 0
+        thawed = walk.full and walk.layers == self.shape.L
+        embedding = self.shape.V * self.shape.H * walk.trained_size if thawed else 0
         loss, loss_backward = self._loss()
         moments = [
             self._moment(before, alive + norm + self._copies(), loss),
@@ -106,18 +107,16 @@ class Formula:
 
     @cached_property
     def _layers(self) -> Counter[bool]:
-        """How many layers get a mask, and how many none."""
-        found: Counter[bool] = Counter()
-        for window, count in self._windows.items():
-            found[self.walk.masked(window)] += count
-        return found
+        """How many of the layers that learn get a mask, and how many none."""
+        windows = self.shape.windows or (0,) * self.shape.L
+        return Counter(self.walk.masked(window) for window in windows[self.request.freeze_layers :])
 
     def _kept(self) -> float:
         """What the forward pass leaves on the device: each layer's tensors, or its input, or nothing."""
         if self.request.gradient_checkpointing == "offload":
             return 0.0
         if self.request.gradient_checkpointing == "layers":
-            return self.walk.tokens * self.walk.size * self.shape.H * self.shape.L
+            return self.walk.tokens * self.walk.between * self.shape.H * self.walk.layers
         return sum(count * self._saved(masked) for masked, count in self._layers.items())
 
     def _saved(self, masked: bool) -> float:
@@ -154,4 +153,10 @@ class Formula:
             return tokens * (2 * size + 8 + cap) * V, tokens * (12 + cap) * V
         states = 3 * tokens * size * H
         a_logit = 12 if self.walk.full else 8 if size == 4 else 8 + size
-        return states + min(tokens, LOSS_CHUNK) * (a_logit * V + size * H), states
+        forward = states + min(tokens, LOSS_CHUNK) * (a_logit * V + size * H)
+        if not self.walk.full:
+            return forward, states
+        if self.shape.tied and self.walk.layers < self.shape.L:  # frozen: autocast copies it, no gradient
+            copy = V * H * size if self.walk.wide else 0
+            return forward + copy, forward + copy
+        return forward, forward + V * H * self.walk.trained_size

@@ -7,7 +7,7 @@ trained model, or said to be missing here.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import yaml
 
 from ollama_tune.core.errors import UsageError
 from ollama_tune.core.plan.import_data import ROWS, Source
+from ollama_tune.core.plan.import_preferences import OBJECTIVE, WAYS
 from ollama_tune.core.plan.import_rules import Found, Outcome
 from ollama_tune.core.plan.import_tables import DEFAULTS, PREFIXES, TABLES
 from ollama_tune.core.plan.settings import VERSION, Settings, field_paths, parse, release
@@ -73,6 +74,7 @@ def import_config(path: Path) -> Imported:
     fields = [*_fields(marked, tree, tool)]
     values = _values(fields)
     fields += _defaults(tool, values)
+    fields = _with_preferences(fields)
     values = _values(fields)
     checked = _tree(values)
     parse(checked)
@@ -165,6 +167,22 @@ def _defaults(tool: str, values: Mapping[str, Any]) -> Iterator[Field]:
                 f"None is named: write one into the run.yaml, which stands for the bundled {bundled} without."
             )
             yield Field(path, None, None, "missing", {}, why)
+
+
+def _with_preferences(fields: list[Field]) -> list[Field]:
+    """The fields with what preferences are learned with here in place of what they are not."""
+    if _values(fields).get(OBJECTIVE) != "dpo":
+        return fields
+    return [_other_way(field) for field in fields]
+
+
+def _other_way(field: Field) -> Field:
+    changed = {path: ways for path, ways in WAYS.items() if field.settings.get(path) == ways.not_here}
+    if not changed:
+        return field
+    settings = {**field.settings, **{path: ways.instead for path, ways in changed.items()}}
+    why = " ".join(ways.why for ways in changed.values())
+    return replace(field, outcome="approximated", settings=settings, why=why)
 
 
 def _tree(values: Mapping[str, Any]) -> dict[str, Any]:

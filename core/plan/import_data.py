@@ -92,7 +92,7 @@ def _info(folder: Path) -> dict[str, Any]:
 
 
 _PARTS = {"prompt": "question", "query": "context", "response": "answer", "messages": "conversation"}
-_PARTS |= {"system": "system"}
+_PARTS |= {"system": "system", "chosen": "chosen", "rejected": "rejected"}
 
 
 def _described(name: str, folder: Path) -> Iterator[Told]:
@@ -106,7 +106,7 @@ def _described(name: str, folder: Path) -> Iterator[Told]:
             yield place, value, Found("taken", {f"data.{field}": value})
         elif field == "columns" and isinstance(value, Mapping):
             yield from _columns(place, value)
-        elif field in ("formatting", "tags"):
+        elif field in ("formatting", "tags", "ranking"):
             yield place, value, Found("dropped", why=TOLD)
         else:
             yield place, value, Found("missing", why="This is not in a run.yaml.")
@@ -150,6 +150,7 @@ def axolotl(source: Source) -> Iterator[Told]:
 def _axolotl_field(field: str, value: Any, source: Source) -> Found:
     direct = {"split": "data.split", "name": "data.subset", "revision": "data.revision"}
     columns = {"field_messages": "conversation", "field": "text", "field_system": "system"}
+    columns |= {"field_chosen": "chosen", "field_rejected": "rejected"}
     if field in direct:
         return Found("taken", {direct[field]: value})
     if field in columns:

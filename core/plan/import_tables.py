@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ollama_tune.core.plan.import_preferences import METHOD, PREFERENCES, trl_rate
 from ollama_tune.core.plan.import_rules import (
     UNSAID,
     Found,
@@ -25,6 +26,7 @@ from ollama_tune.core.plan.import_rules import (
 
 SCHEDULE = "training.schedule"
 DTYPE = "training.compute_dtype"
+WHAT = "training.method"
 QUANTIZATION = "training.quantization"
 OPTIMIZER = "training.optimizer"
 RECOMPUTE = "training.gradient_checkpointing"
@@ -35,7 +37,6 @@ HOW_SPREAD = "It says how the work is spread and computed, not what is learned."
 BY_TIME = "Checkpoints are written by time (training.checkpoint_minutes) and at every measurement."
 PREPARED = "Rows are prepared here without settings for it."
 PUBLISHED = "Nothing is sent to a hub; `ollama-tune export` puts the model into Ollama."
-METHOD = "This method is not in a run.yaml of this release."
 LOSS = "The loss here is the usual one on the answers."
 STEPS = "The number of steps is not known here: write a share of them into training.warmup."
 ROWS = "The number of rows is not known here: write a share of them into data.validation_split."
@@ -189,16 +190,8 @@ _TRAINER: Mapping[str, Rule] = {
 LLAMAFACTORY: Mapping[str, Rule] = {
     **COMMON,
     **_TRAINER,
-    "stage": words(
-        {
-            "sft": Found("dropped", why="This is what is done here."),
-            "pt": Found("taken", {"data.form": "text"}),
-        },
-        Found("missing", why=METHOD),
-    ),
-    "finetuning_type": words(
-        {"lora": Found("dropped", why="This is what is done here.")}, Found("missing", why=METHOD)
-    ),
+    **PREFERENCES["llamafactory"],
+    "finetuning_type": named(WHAT, {"lora": "lora", "full": "full"}),
     "template": lambda value: Found(
         "approximated", why="The chat template of the model's own tokenizer is used."
     ),
@@ -232,17 +225,20 @@ LLAMAFACTORY: Mapping[str, Rule] = {
     **_each("tokenized_path cache_dir include_num_input_tokens_seen", dropped(PREPARED)),
     **_each("rope_scaling shift_attn mixture_of_depths tool_format", missing(METHOD)),
     **_each("pissa_init pissa_iter pissa_convert use_galore use_badam use_apollo", missing(METHOD)),
-    **_each("freeze_trainable_layers pref_beta pref_loss use_llama_pro use_muon", missing(METHOD)),
+    **_each("freeze_trainable_layers use_llama_pro use_muon", missing(METHOD)),
 }
 
 AXOLOTL: Mapping[str, Rule] = {
     **COMMON,
+    **PREFERENCES["axolotl"],
     "base_model": take("model.source"),
     "revision_of_model": take("model.revision"),
     "adapter": words(
         {
-            "lora": Found("dropped", why="This is what is done here."),
-            "qlora": Found("taken", {QUANTIZATION: "nf4"}),
+            "lora": Found("taken", {WHAT: "lora"}),
+            "qlora": Found("taken", {WHAT: "lora", QUANTIZATION: "nf4"}),
+            "none": Found("taken", {WHAT: "full"}),
+            "": Found("taken", {WHAT: "full"}),
         },
         Found("missing", why=METHOD),
     ),
@@ -274,7 +270,6 @@ AXOLOTL: Mapping[str, Rule] = {
     "lora_modules_to_save": missing("Only adapters are trained and exported."),
     "lora_model_dir": missing("A run begins with a fresh adapter."),
     "evals_per_epoch": dropped("The held-out rows are measured about eight times a run."),
-    "rl": missing(METHOD),
     "batch_size": missing("Write training.gradient_accumulation_steps: total / rows at once."),
     **_each("model_type tokenizer_type tokenizer_config base_model_config", dropped("Read from the model.")),
     **_each(
@@ -298,6 +293,7 @@ AXOLOTL: Mapping[str, Rule] = {
 TRL: Mapping[str, Rule] = {
     **COMMON,
     **_TRAINER,
+    **PREFERENCES["trl"],
     "model_name": take("model.source"),
     "dtype": _DTYPES,
     "torch_dtype": _DTYPES,
@@ -315,13 +311,10 @@ TRL: Mapping[str, Rule] = {
     "max_seq_length": take("training.sequence_length"),
     "packing": flag("training.packing"),
     "random_state": take("training.seed", "data.seed"),
-    "use_peft": words(
-        {"true": Found("dropped", why="This is what is done here.")},
-        Found("missing", why="All weights would be trained; here an adapter is."),
-    ),
+    "use_peft": flag(WHAT, "lora", "full"),
     "completion_only_loss": missing(LOSS, same=(True,)),
     "assistant_only_loss": missing(LOSS, same=(True,)),
-    "full_finetuning": missing(METHOD),
+    "full_finetuning": flag(WHAT, "full", "lora"),
     "eos_token": missing("The model's own tokens are used as they are."),
     "chat_template_path": missing("The chat template of the model's own tokenizer is used."),
     **_each("eval_packing dataset_kwargs pad_to_multiple_of padding_free", dropped(PREPARED)),
@@ -352,6 +345,13 @@ PREFIXES: Mapping[str, Rule] = {
 """Fields of one kind by how their names begin, where no table has them."""
 Default = Any | Callable[[Mapping[str, Any]], Any]
 
+
+def whole_or_adapter(values: Mapping[str, Any]) -> str:
+    """All weights are trained where a config names no adapter, and nothing of one."""
+    adapted = values.get(QUANTIZATION) == "nf4" or "training.rank" in values
+    return "lora" if adapted else "full"
+
+
 _ALWAYS: Mapping[str, Default] = {
     "data.validation_split": 0.0,
     "training.early_stopping": 0,
@@ -377,6 +377,7 @@ DEFAULTS: Mapping[str, Mapping[str, Default]] = {
     },
     "axolotl": {
         **_ALWAYS,
+        WHAT: whole_or_adapter,
         "training.epochs": 1.0,
         "training.gradient_accumulation_steps": 1,
         "training.warmup": 0.03,
@@ -384,7 +385,8 @@ DEFAULTS: Mapping[str, Mapping[str, Default]] = {
     },
     "trl": {
         **_TRAINER_DEFAULTS,
-        "training.learning_rate": 2e-5,
+        WHAT: whole_or_adapter,
+        "training.learning_rate": trl_rate,
         "training.dropout": 0.05,
         "training.sequence_length": 1024,
         RECOMPUTE: "layers",

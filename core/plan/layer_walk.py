@@ -80,8 +80,12 @@ class LayerWalk:
 
     @cached_property
     def adapts_experts(self) -> bool:
-        """Whether the experts get an adapter: peft then makes their weights anew, with it, in each pass."""
-        return bool(self.shape.experts) and not self.full and isinstance(self.request.targets, str)
+        """Whether the experts get an adapter: peft then makes their weights anew, with it, in each pass.
+
+        It gives them none where it is told the layers.
+        """
+        chosen = isinstance(self.request.targets, str) and not self.request.freeze_layers
+        return bool(self.shape.experts) and not self.full and chosen
 
     @cached_property
     def adapter_weights(self) -> int:
@@ -95,9 +99,16 @@ class LayerWalk:
         )
 
     @cached_property
+    def layers(self) -> int:
+        """Layers that learn; nothing is kept of those before them, for the backward pass ends there."""
+        return self.shape.L - self.request.freeze_layers
+
+    @cached_property
     def trained_weights(self) -> int:
         """Weights that are trained, in all layers."""
-        return self.shape.parameters if self.full else self.shape.L * self.adapter_weights
+        if self.full:
+            return self.shape.parameters - self.shape.frozen_weights(self.request.freeze_layers)
+        return self.layers * self.adapter_weights
 
     @cached_property
     def casts(self) -> bool:
@@ -109,6 +120,16 @@ class LayerWalk:
     def copied_weights(self) -> bool:
         """Whether autocast keeps 16-bit copies of the trained weights."""
         return self.request.mixed and self.trained_size == 4
+
+    @cached_property
+    def wide(self) -> bool:
+        """Whether the states between the layers are float32 around 16-bit products, as the embedding is."""
+        return self.full and self.copied_weights
+
+    @cached_property
+    def between(self) -> int:
+        """Bytes of a number of the states between the layers."""
+        return 4 if self.wide else self.size
 
     @cached_property
     def eager(self) -> bool:
@@ -139,7 +160,8 @@ class LayerWalk:
         for names in groups:
             own = [self._own_input(self.targets[name][0]) for name in names if name in self.targets]
             shared = self.full or (own and not own[0])
-            found += shape.H * self.size if shared else sum(own)
+            copies = sum(name in shape.linear() for name in names) if self.wide else 1
+            found += copies * shape.H * self.size if shared else sum(own)
         if "o_proj" in self.targets or self.full:
             found += self._own_output()
         if "down_proj" in self.targets:
@@ -185,7 +207,7 @@ class LayerWalk:
         shape, size, tokens = self.shape, self.size, self.tokens
         norms = 4 * shape.norms * shape.H + (4 * (shape.Q + shape.K) if shape.qk_norm else 0)
         if self.full:
-            norms += size * shape.norms * shape.H
+            norms += self.between * shape.norms * shape.H
         between = (4 if self.casts and not self.request.mixed else size) * self.request.rank
         values = norms + 3 * size * shape.I + self._inputs() + between * len(self.targets)
         copies = 0
@@ -197,6 +219,8 @@ class LayerWalk:
     def recomputed(self) -> float:
         """How much less a layer keeps when its feed-forward part is computed again from that part's input."""
         shape, size, tokens = self.shape, self.size, self.tokens
+        if self.full:
+            return tokens * 4 * size * shape.I
         names = [name for name in FEED_FORWARD if name in self.targets]
         own = sum(self._own_input(self.targets[name][0]) for name in names)
         shared = any(name != "down_proj" for name in names) and not self._own_input(shape.H)
@@ -287,10 +311,12 @@ class LayerWalk:
     def _consumers(self, ledger: _Ledger, names: list[str], shared: float) -> None:
         """Backward through modules that read the same input: their gradients are added up."""
         own = [self.tokens * self._own_input(self.targets[n][0]) if n in self.targets else 0 for n in names]
+        if self.wide:
+            own = [shared] * len(names)
         for name, held in zip(names, own, strict=True):
             self._linear(ledger, name, held)
         ledger.drop(shared * (len(names) - 1))
-        if self.full or (any(name in self.targets for name in names) and not any(own)):
+        if (self.full and not self.wide) or (any(name in self.targets for name in names) and not any(own)):
             ledger.drop(shared)
 
     def _attention_backward(self, ledger: _Ledger, masked: bool) -> None:
@@ -311,7 +337,7 @@ class LayerWalk:
         ledger.drop(made - queries - 2 * keys)
 
     def _attention_workspace(self, flash: bool) -> float:
-        shape, rows = self.shape, 1 if self.request.laid else self.request.batch_size
+        shape, rows = self.shape, 1 if self.request.laid else self.request.rows
         padded = -(-self.request.sequence_length // 128) * 128 * rows * shape.heads
         step = 32 if flash else 64
         width = -(-shape.width // step) * step
@@ -324,7 +350,7 @@ class LayerWalk:
     def backward(self, masked: bool) -> float:
         """The highest number of bytes alive for a layer while its backward pass runs."""
         shape, size, tokens = self.shape, self.size, self.tokens
-        hidden = tokens * size * shape.H
+        hidden = tokens * self.between * shape.H
         ledger = _Ledger(self.saved(masked) + hidden)
         ledger.add(size * shape.expert_weights / 3 if self.adapts_experts else 0)
         ledger.pass_by(self._last_forward())
@@ -340,5 +366,5 @@ class LayerWalk:
         if shape.qk_norm:
             self._norm(ledger, shape.Q)
         names = ["qkv_proj"] if shape.fused else ["v_proj", "k_proj", "q_proj"]
-        self._consumers(ledger, names, hidden)
+        self._consumers(ledger, names, tokens * size * shape.H)
         return ledger.peak

@@ -8,6 +8,8 @@ from `formula` and `fast_formula`; here stands what comes on top.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
 
 from ollama_tune.core.data.values import Lengths
 from ollama_tune.core.machine.values import Gpu, Machine
@@ -15,15 +17,19 @@ from ollama_tune.core.models.values import ModelSpec
 from ollama_tune.core.plan.calibration import gpu_ratio
 from ollama_tune.core.plan.fast_formula import formula_of
 from ollama_tune.core.plan.formula import Formula
-from ollama_tune.core.plan.padding import largest_batch
+from ollama_tune.core.plan.gpus import of_one, taken, world_of
+from ollama_tune.core.plan.methods import extra_parts
+from ollama_tune.core.plan.padding import largest_batch, longest_row
 from ollama_tune.core.plan.paths import way_of
 from ollama_tune.core.plan.predict import CUDA_CONTEXT
 from ollama_tune.core.plan.request import as_request
 from ollama_tune.core.plan.settings import Settings, TrainingSettings
 from ollama_tune.core.plan.shape import Shape
+from ollama_tune.core.plan.sharding import can_share_out, of_many
 from ollama_tune.core.plan.values import MemoryEstimate, MemoryPart
 
 GIB = 1 << 30
+Settled = Literal["ddp", "fsdp"]
 PYTHON_BASE = GIB // 2
 """A worker with torch, transformers and peft imported and one step done; measured."""
 HEAP_COPIES = 48
@@ -70,27 +76,65 @@ def predict(
 
     `tokens` are those of the largest micro-batch without padding; 0: its rows are all as long. On the CPU
     `free` is the RAM available; on a GPU the driver's free memory less a spare for the desktop and for what
-    changes during the run. `correction` is what the formula is known to be off by.
+    changes during the run. Of several GPUs it is the need of each, against the one with the least memory.
+    `correction` is what the formula is known to be off by.
     """
-    parts = predict_parts(settings.training, spec, longest, tokens)
+    if settings.training.sharding == "auto":
+        sharding = settled(settings.training, spec, machine, longest, tokens)
+        settings = with_sharding(settings, sharding)
+    world = world_of(settings.training, machine)
+    parts = predict_parts(settings.training, spec, longest, tokens, world)
     return estimate_of(settings.training, spec, machine, parts, FORMULA, correction)
+
+
+def with_sharding(settings: Settings, sharding: Settled) -> Settings:
+    """The settings with what `auto` means here."""
+    training = settings.training.model_copy(update={"sharding": sharding})
+    return settings.model_copy(update={"training": training})
+
+
+def settled(
+    training: TrainingSettings, spec: ModelSpec, machine: Machine, longest: int, tokens: int = 0
+) -> Settled:
+    """What `auto` means on this box: the whole model on each GPU, or a part where only that fits.
+
+    Longest and tokens as `predict` takes them; settings that name one are taken at their word.
+    """
+    if training.sharding != "auto":
+        return training.sharding
+    world = world_of(training, machine)
+    if world == 1 or not can_share_out(training):
+        return "ddp"
+
+    def fits(sharding: Settled) -> bool:
+        asked = training.model_copy(update={"sharding": sharding})
+        parts = predict_parts(asked, spec, longest, tokens, world)
+        return estimate_of(asked, spec, machine, parts, FORMULA).fits
+
+    return "fsdp" if not fits("ddp") and fits("fsdp") else "ddp"
 
 
 def predicted(
     settings: Settings, spec: ModelSpec, machine: Machine, lengths: Lengths, correction: float = 1.0
 ) -> MemoryEstimate:
     """As `predict`, of the longest rows of the data."""
-    tokens = largest_batch(lengths, settings.training)
-    return predict(settings, spec, machine, lengths.longest, correction, tokens)
+    training = of_one(settings.training, world_of(settings.training, machine))
+    longest, tokens = longest_row(lengths, training), largest_batch(lengths, training)
+    return predict(settings, spec, machine, longest, correction, tokens)
 
 
 def predict_parts(
-    training: TrainingSettings, spec: ModelSpec, longest: int, tokens: int = 0
+    training: TrainingSettings, spec: ModelSpec, longest: int, tokens: int = 0, world: int = 1
 ) -> tuple[MemoryPart, ...]:
-    """The parts of the peak by the plain formula, of rows as `predict` takes them."""
-    formula = _formula(training, spec, longest, tokens)
-    found = formula.parts()
-    return gpu_parts(found) if training.device == "cuda" else _cpu_parts(found, _heap(formula))
+    """The parts of the peak by the plain formula, of rows as `predict` takes them.
+
+    Of `world` processes on GPUs it is the peak of one; on the CPU, which they share, of all together.
+    """
+    formula = _formula(of_one(training, world), spec, longest, tokens)
+    found = of_many(formula.parts() + extra_parts(training, spec), formula.shape, training, world)
+    if training.device == "cuda":
+        return gpu_parts(found)
+    return tuple(replace(part, bytes=world * part.bytes) for part in _cpu_parts(found, _heap(formula)))
 
 
 def gpu_parts(found: Mapping[str, int]) -> tuple[MemoryPart, ...]:
@@ -102,7 +146,7 @@ def gpu_parts(found: Mapping[str, int]) -> tuple[MemoryPart, ...]:
 
 
 def _cpu_parts(found: Mapping[str, int], heap: int) -> tuple[MemoryPart, ...]:
-    parts = {name: found[name] for name in _PARTS}
+    parts = {name: found.get(name, 0) for name in _PARTS}
     other = int(ALLOCATOR * (sum(parts.values()) - parts["weights"])) + PYTHON_BASE + heap
     return tuple(MemoryPart(name, count) for name, count in (parts | {"other": other}).items())
 
@@ -120,9 +164,18 @@ def estimate_of(
     `method` is the layer that the parts come from: the formula or the simulation.
     """
     ratio = gpu_ratio(machine, spec.model_type, training)
-    free, total = _free(training.device, machine)
+    free, total = _free(training, machine)
     words = method if ratio is None else f"measured x {ratio:.2f}, {method}"
-    return MemoryEstimate(training.device, _corrected(parts, (ratio or 1.0) * correction), free, total, words)
+    world = world_of(training, machine)
+    return MemoryEstimate(
+        training.device,
+        _corrected(parts, (ratio or 1.0) * correction),
+        free,
+        total,
+        words,
+        processes=world,
+        sharded=world > 1 and training.sharding == "fsdp",
+    )
 
 
 def _corrected(parts: tuple[MemoryPart, ...], factor: float) -> tuple[MemoryPart, ...]:
@@ -147,13 +200,13 @@ def _heap(formula: Formula) -> int:
     return min(HEAP_COPIES * buffer, HEAP_LIMIT)
 
 
-def _free(device: str, machine: Machine) -> tuple[int, int]:
-    if device == "cpu":
+def _free(training: TrainingSettings, machine: Machine) -> tuple[int, int]:
+    if training.device == "cpu":
         return machine.host.ram_available, machine.host.ram_total
-    if not machine.gpu.gpus:
+    gpus = taken(training, machine.gpu.gpus)
+    if not gpus:
         return 0, 0
-    gpu = machine.gpu.gpus[0]
-    return max(gpu.free - _spare(gpu), 0), gpu.total
+    return min((max(gpu.free - _spare(gpu), 0), gpu.total) for gpu in gpus)
 
 
 def _spare(gpu: Gpu) -> int:

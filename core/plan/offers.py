@@ -29,6 +29,7 @@ MEMORY_FIELDS = (
     "training.gradient_checkpointing",
     "training.optimizer",
     "training.compute_dtype",
+    "training.method",
     "training.quantization",
     "training.sequence_length",
     "training.rank",
@@ -39,6 +40,7 @@ CHEAPER: Mapping[str, tuple[Any, ...]] = {
     "training.gradient_checkpointing": ("none", "mlp", "layers", "offload"),
     "training.optimizer": ("adamw", "adamw_8bit"),
     "training.compute_dtype": ("float32", "bfloat16"),
+    "training.method": ("full", "lora"),
     "training.quantization": ("none", "nf4"),
 }
 """Values by field, each needing less memory than the one before."""
@@ -67,7 +69,8 @@ class Offers:
         """The nearest other value of one field, with which the plan fits."""
         if path == "training.sequence_length":
             return self._shorter()
-        useless = path == "training.quantization" and rules.mixture_of_experts(self._spec)
+        whole = self._plan.settings.training.method == "full"
+        useless = path == "training.quantization" and (whole or rules.mixture_of_experts(self._spec))
         if path not in self._changed or useless:
             return None
         for changes in self._lower(path):
@@ -97,8 +100,9 @@ class Offers:
     def _shorter(self) -> Offer | None:
         """The longest rows with which the plan fits, found by halving; at least half of the rows stay."""
         path, now = "training.sequence_length", self._plan.settings.training.sequence_length
-        now = min(now, round_up(self._lengths.longest, LENGTH_STEP))
-        low, high = max(round_up(self._lengths.median, LENGTH_STEP), LENGTH_STEP), now
+        rows = self._lengths.of_rows
+        now = min(now, round_up(rows.longest, LENGTH_STEP))
+        low, high = max(round_up(rows.median, LENGTH_STEP), LENGTH_STEP), now
         best: Plan | None = None
         low, high = low // LENGTH_STEP, -(-high // LENGTH_STEP)
         while low < high:
@@ -165,6 +169,8 @@ class Offers:
             trained = human_count(self._lengths.trained_tokens)
             held = adapter_parameters(self._spec, changes[path], plan.settings.training.targets)
             return f"the adapter has {human_count(held)} parameters for {trained} trained tokens"
+        if path == "training.method":
+            return "an adapter learns as well from most data"
         if path == "training.quantization":
             return "the base is held in 4 bit, so the adapter learns on slightly rounded weights"
         if path == "training.compute_dtype":
@@ -181,7 +187,7 @@ class Offers:
         longer, _ = rules.rows_longer(self._lengths, length)
         if not left_out:
             return "no row is longer"
-        return f"{left_out} ({100 * longer / max(self._lengths.rows, 1):.1f} %) are left out"
+        return f"{left_out} ({100 * longer / max(self._lengths.of_rows.rows, 1):.1f} %) are left out"
 
 
 def _model_cost(model: CatalogueModel) -> str:

@@ -89,7 +89,13 @@ def largest_batch(lengths: Lengths, training: TrainingSettings) -> int:
     """Tokens of the micro-batch of the longest rows, without padding; packed sequences are full."""
     if training.packing:
         return training.batch_size * training.sequence_length
-    return _longest_tokens(lengths, training.sequence_length, training.batch_size)
+    lengths = lengths.learned(training.objective)
+    return _longest_tokens(lengths, lengths.most(training.sequence_length), training.batch_size)
+
+
+def longest_row(lengths: Lengths, training: TrainingSettings) -> int:
+    """Tokens of the longest row that is learned from; of pairs, of the longer of their two rows."""
+    return lengths.learned(training.objective).of_rows.longest
 
 
 def _parts(rows: tuple[int, ...], size: int) -> list[tuple[int, ...]]:

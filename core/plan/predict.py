@@ -28,6 +28,7 @@ from ollama_tune.core.models.tokenizer_files import read_json
 from ollama_tune.core.plan.fast_formula import formula_of
 from ollama_tune.core.plan.request import MemoryRequest
 from ollama_tune.core.plan.shape import Shape
+from ollama_tune.core.plan.sharding import of_many
 
 Method = Literal["formula", "simulation"]
 CUDA_CONTEXT = int(0.8 * (1 << 30))
@@ -244,6 +245,18 @@ def predict_peak(
     simulator: Simulator | None = None,
 ) -> Prediction:
     """The predicted peak; where the simulation cannot run, the formula's with the reason among its notes."""
+    alone = request.model_copy(update={"gpus": 0, "sharding": "auto"})
+    found = _of_one(config, alone, method, simulator)
+    if request.gpus < 2:
+        return found
+    parts = of_many(found.allocated, Shape.of_config(config), request, request.gpus)
+    note = f"Of one of {request.gpus} GPUs, whose own rows at once are batch_size."
+    return _prediction(parts, request, found.method, None, (*found.notes, note))
+
+
+def _of_one(
+    config: Mapping[str, Any], request: MemoryRequest, method: Method, simulator: Simulator | None
+) -> Prediction:
     if method == "formula":
         return by_formula(config, request)
     with contextlib.ExitStack() as stack:

@@ -15,9 +15,9 @@ from ollama_tune.core.data.tokens.lengths import (
     encode_rows,
     estimate_lengths,
     is_encoded,
-    measure,
     sample_lengths,
 )
+from ollama_tune.core.data.tokens.sides import measure_rows
 from ollama_tune.core.data.values import Lengths, Reading
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.machine.host import read_host
@@ -161,4 +161,4 @@ def _lengths(spec: ModelSpec, data: str, reading: Reading, form: str | None) -> 
     if not examples:
         reason = problems[0].text if problems else "The file has no usable row."
         raise TuneError(f"Nothing in {data} can be trained on: {reason}", "Use other data or another model.")
-    return measure(examples), []
+    return measure_rows(chat, profile.rows, examples), []

@@ -9,7 +9,7 @@ from typing import Any
 from ollama_tune.core.data.values import Lengths
 from ollama_tune.core.machine.values import Machine
 from ollama_tune.core.models.values import ModelSpec
-from ollama_tune.core.plan import rules
+from ollama_tune.core.plan import method_rules, preference_rules, rules
 from ollama_tune.core.plan.checks import plan_warnings
 from ollama_tune.core.plan.draft import Draft
 from ollama_tune.core.plan.duration import estimate
@@ -18,6 +18,7 @@ from ollama_tune.core.plan.gguf_types import serving_context
 from ollama_tune.core.plan.offers import Offers
 from ollama_tune.core.plan.padding import packed_rows
 from ollama_tune.core.plan.paths import way_of
+from ollama_tune.core.plan.several import choose_gpus, choose_sharding
 from ollama_tune.core.plan.values import Choice, Plan
 
 _READING: tuple[tuple[str, Any, str], ...] = (
@@ -53,23 +54,30 @@ def make_plan(
         def again(values: Mapping[str, Any], model: ModelSpec) -> Plan:
             return solve(Draft(machine, model, lengths, values, correction if model is spec else 1.0))
 
-        plan = replace(plan, offers=Offers(plan, changed, spec, lengths, again).find())
+        rows = preference_rules.learned(lengths, plan.settings.training)
+        plan = replace(plan, offers=Offers(plan, changed, spec, rows, again).find())
     found = plan_warnings(plan, machine, spec, lengths)
     return replace(plan, warnings=(*plan.warnings, *found))
 
 
 def solve(draft: Draft) -> Plan:
     """As `make_plan`, without the checks of the last mile and without offers."""
+    draft.choose("training.objective", preference_rules.objective(draft.lengths))
+    draft.lengths = preference_rules.learned(draft.lengths, draft.settings.training)
     spec, lengths = draft.spec, draft.lengths
     _choose_rows(draft)
     _choose_adapter(draft)
     training = draft.settings.training
     padded = way_of(spec, training).padded
     packing = rules.packing(spec, lengths, draft.rows, padded=padded, device=training.device)
+    packing = preference_rules.packing(training, method_rules.packing(training, packing))
     draft.choose("training.packing", packing)
     rows_a_step = _rows_a_step(draft)
-    draft.choose("training.epochs", rules.epochs(draft.rows, rows_a_step))
+    choose_gpus(draft, rows_a_step)
+    epochs = preference_rules.epochs(training, rules.epochs(draft.rows, rows_a_step))
+    draft.choose("training.epochs", epochs)
     warnings = choose_memory(draft, rows_a_step)
+    choose_sharding(draft)
     _choose_optimizer(draft)
     _choose_results(draft)
     memory = draft.memory(draft.settings)
@@ -90,12 +98,18 @@ def _choose_rows(draft: Draft) -> None:
 
 
 def _choose_adapter(draft: Draft) -> None:
+    draft.choose("training.method", Choice("lora", "learns as well as all weights from such data", rules.LWR))
     draft.choose("training.targets", Choice("all-linear", "better than attention layers alone", rules.LWR))
     draft.choose("training.rank", rules.rank(draft.spec, draft.lengths))
     draft.choose("training.alpha", Choice(32, "with alpha 32 one learning rate suits every rank", rules.LWR))
     draft.choose("training.dropout", Choice(0.0, "only against overfitting: 0.05 or 0.1", rules.PRACTICE))
+    draft.choose("training.freeze_layers", Choice(0, "0: every layer learns", rules.PRACTICE))
+    draft.choose("training.neftune", Choice(0.0, "only against overfitting: 5 to 15", rules.PRACTICE))
     draft.choose("training.rslora", Choice(False, "pays from rank 64 on, and by one study only", rules.LWR))
     draft.choose("training.dora", Choice(False, "slower, and seldom better than plain LoRA", rules.PRACTICE))
+    draft.choose("training.virtual_tokens", method_rules.virtual_tokens(draft.settings.training))
+    for path, choice in method_rules.of_no_use(draft.settings.training).items():
+        draft.choose(path, choice)
     draft.choose("training.path", rules.path(draft.spec, draft.settings.training))
 
 
@@ -103,8 +117,8 @@ def _rows_a_step(draft: Draft) -> int:
     """The effective batch: the recommended one, unless the person set both of its factors."""
     training = draft.settings.training
     if draft.free("training.batch_size") or draft.free("training.gradient_accumulation_steps"):
-        epochs = rules.usual_epochs(draft.rows) if draft.free("training.epochs") else training.epochs
-        return rules.effective_batch(draft.rows, epochs)
+        usual = preference_rules.usual_epochs(training, draft.rows)
+        return rules.effective_batch(draft.rows, usual if draft.free("training.epochs") else training.epochs)
     a_step = training.batch_size * training.gradient_accumulation_steps
     if not training.packing:
         return a_step
@@ -115,12 +129,13 @@ def _rows_a_step(draft: Draft) -> int:
 
 def _choose_optimizer(draft: Draft) -> None:
     steps = draft.steps
-    draft.choose(
-        "training.learning_rate", rules.learning_rate(draft.spec, draft.settings.training.rank, steps)
-    )
+    training = draft.settings.training
+    rate = method_rules.learning_rate(draft.spec, training, steps)
+    draft.choose("training.learning_rate", preference_rules.learning_rate(training, rate))
+    draft.choose("training.beta", preference_rules.beta(training))
     draft.choose("training.schedule", Choice("cosine", "large steps first, tiny ones last", rules.PRACTICE))
     draft.choose("training.warmup", rules.warmup(steps))
-    draft.choose("training.weight_decay", Choice(0.0, "adapters hardly need it", rules.PRACTICE))
+    draft.choose("training.weight_decay", Choice(0.0, "so short a training hardly needs it", rules.PRACTICE))
     clip = Choice(1.0, "cuts only the rare gradient that is far too long", rules.PRACTICE)
     draft.choose("training.max_gradient_norm", clip)
     draft.choose("training.seed", Choice(7, "any number; the same one repeats the run", rules.PRACTICE))
@@ -129,6 +144,8 @@ def _choose_optimizer(draft: Draft) -> None:
         3, "3 measurements without gain: it only learns by heart; the best is kept", rules.PRACTICE
     )
     draft.choose("training.early_stopping", patience)
+    by_loss = Choice("loss", "sees every token of the held-out rows, and costs nothing", rules.PRACTICE)
+    draft.choose("training.early_stopping_metric", by_loss)
     minutes = Choice(5.0, "a crash then costs at most 5 minutes", rules.PRACTICE)
     draft.choose("training.checkpoint_minutes", minutes)
 
@@ -136,9 +153,9 @@ def _choose_optimizer(draft: Draft) -> None:
 def _choose_results(draft: Draft) -> None:
     settings = draft.settings
     draft.choose("evaluation.rows", rules.evaluation_rows(draft.lengths.rows - draft.rows))
-    longest = rules.max_new_tokens(draft.lengths, settings.training.sequence_length)
+    longest = rules.max_new_tokens(draft.lengths.of_rows, settings.training.sequence_length)
     draft.choose("evaluation.max_new_tokens", longest)
-    draft.choose("export.name", rules.export_name(draft.spec, settings.data.path))
+    draft.choose("export.name", method_rules.export_name(settings, draft.spec))
     context = serving_context(settings, draft.spec)
     draft.choose("export.type", rules.export_type(draft.spec, draft.machine, context))
     draft.choose("export.importance", rules.importance(draft.settings.export.type))

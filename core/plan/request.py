@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ollama_tune.core.errors import UsageError
 from ollama_tune.core.plan.former import present_value
+from ollama_tune.core.plan.methods import as_lora, virtual_tokens
 from ollama_tune.core.plan.paths import Way
 from ollama_tune.core.plan.settings import ComputeDtype, TrainingSettings
 
@@ -51,6 +52,7 @@ _WORDED = {
     "compute_dtype",
     "loss",
     "method",
+    "objective",
     "optimizer",
     "path",
     "quantization",
@@ -104,6 +106,8 @@ class MemoryRequest(TrainingSettings):
             raise ValueError("path fast trains adapters only, without dora or kbit_preparation")
         if self.padded and self.laid:
             raise ValueError(f"path {self.path} lays rows end to end here, so they are not padded")
+        if self.sharding == "fsdp" and (self.quantization != "none" or self.method == "full"):
+            raise ValueError("sharding fsdp is for frozen whole weights; use quantization none, method lora")
         if self.device == "cpu":
             raise ValueError("device cpu has no simulation; predictions are for cuda")
         if self.method == "full" and self.quantization != "none":
@@ -116,6 +120,11 @@ class MemoryRequest(TrainingSettings):
         return self.model_dump(exclude=unused)
 
     @property
+    def rows(self) -> int:
+        """Rows computed at once; a pair of answers is two."""
+        return self.batch_size * (2 if self.objective == "dpo" else 1)
+
+    @property
     def laid(self) -> bool:
         """Whether rows lie end to end."""
         return self.apart or self.path == "fast"
@@ -123,15 +132,15 @@ class MemoryRequest(TrainingSettings):
     @property
     def micro_batch(self) -> int:
         """Tokens computed at once, padding included."""
-        whole = self.batch_size * self.sequence_length
+        whole = self.rows * self.sequence_length
         return min(self.tokens or whole, whole) if self.laid else whole
 
     @property
     def row_lengths(self) -> tuple[int, ...]:
         """Lengths of the rows of a micro-batch: where they lie end to end, one longest and the rest alike."""
-        others = self.batch_size - 1
+        others = self.rows - 1
         if not others or not self.laid:
-            return (self.sequence_length,) * self.batch_size
+            return (self.sequence_length,) * self.rows
         longest = min(self.sequence_length, self.micro_batch - others)
         each, more = divmod(self.micro_batch - longest, others)
         return longest, *(each + (place < more) for place in range(others))
@@ -160,21 +169,25 @@ def as_request(training: TrainingSettings, way: Way, longest: int, tokens: int =
     is made of products, row by row. Packed sequences are full; those of a model that has to pad take no more
     than rows of that length padded.
     """
-    width, packed, several = training.sequence_length, training.packing, training.batch_size > 1
+    width, packed = training.sequence_length, training.packing
+    rows, before = training.batch_size * (2 if training.objective == "dpo" else 1), virtual_tokens(training)
+    several = rows > 1
     padded = way.padded and (several or packed)
     on_cpu = "eager" if way.path == "fast" else "flash" if packed or not padded else "sdpa"
     values: dict[str, Any] = training.model_dump() | {
         "device": "cuda",
-        "sequence_length": max(width if packed else min(longest, width), 16),
+        "sequence_length": max(width if packed else min(longest, width), 16) + before,
         "padded": padded,
         "apart": way.path == "general" and not padded and (several or packed),
-        "tokens": 0 if packed or padded else tokens,
+        "tokens": 0 if packed or padded or not tokens else tokens + rows * before,
         "attention": on_cpu if training.device == "cpu" else "sdpa",
         "path": way.path,
+        "method": "full" if training.method == "full" else "lora",
+        "adapter_dtype": "float32",
+        **as_lora(training),
     }
-    return MemoryRequest(
-        **{name: value for name, value in values.items() if name in MemoryRequest.model_fields}
-    )
+    known = MemoryRequest.model_fields  # looked up once: a property of pydantic's that takes its time
+    return MemoryRequest(**{name: value for name, value in values.items() if name in known})
 
 
 def parse_request(values: Mapping[str, Any]) -> MemoryRequest:
@@ -219,17 +232,22 @@ def request_help() -> list[tuple[str, str, str]]:
 
 
 _DECIDE = {
+    "method",
+    "objective",
     "quantization",
     "compute_dtype",
     "rank",
     "dropout",
     "targets",
+    "freeze_layers",
     "batch_size",
     "gradient_accumulation_steps",
     "sequence_length",
     "gradient_checkpointing",
     "optimizer",
     "path",
+    "gpus",
+    "sharding",
 }
 """The run's own settings that decide memory."""
 

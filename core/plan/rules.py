@@ -19,7 +19,7 @@ from ollama_tune.core.plan.gguf_types import K_TYPES, Room, TypeOffer, ollama_ro
 from ollama_tune.core.plan.memory import adapter_parameters
 from ollama_tune.core.plan.names import suggest_name
 from ollama_tune.core.plan.padding import grouped_padding, packed_rows, random_padding
-from ollama_tune.core.plan.paths import fast_obstacle, general_pads, way_of
+from ollama_tune.core.plan.paths import SHARED, fast_obstacle, general_pads, way_of
 from ollama_tune.core.plan.settings import GgufType, TrainingSettings
 from ollama_tune.core.plan.values import Choice
 from ollama_tune.core.rounding import round_up
@@ -53,6 +53,7 @@ FULL = 0.99
 PADDED_BATCH = 8
 """Rows a batch for which padding is told, whatever the batch will be."""
 MAX_EPOCHS = 20
+LEAST_RANK = 16
 TINY = 50_000_000
 LARGE = 3_000_000_000
 
@@ -113,8 +114,9 @@ def path(spec: ModelSpec, training: TrainingSettings) -> Choice:
     if way.path == "fast":
         text = f"fast: this tool's own code knows {one_line(spec.model_type, 16)}: no padding, less memory"
         return Choice("auto", text, MODEL)
-    why_not = fast_obstacle(spec, training.dora).removeprefix("The fast path ").removesuffix(".")
-    return Choice("auto", f"general (transformers): the fast code {why_not}", MODEL)
+    why_not = SHARED if training.sharding == "fsdp" else fast_obstacle(spec, training.dora, training.method)
+    words = why_not.removeprefix("The fast path ").removesuffix(".")
+    return Choice("auto", f"general (transformers): the fast code {words}", MODEL)
 
 
 def validation_split(rows: int) -> Choice:
@@ -156,7 +158,7 @@ def rank(spec: ModelSpec, lengths: Lengths) -> Choice:
     """As many adapter parameters as trained tokens, between rank 16 and 128."""
     per_rank = max(adapter_parameters(spec, 1), 1)
     wanted = power_of_two_above(lengths.trained_tokens / per_rank)
-    value = min(max(wanted, 16), 128)
+    value = min(max(wanted, LEAST_RANK), 128)
     held = human_count(per_rank * value)
     return Choice(
         value, f"{held} parameters for {human_count(lengths.trained_tokens)} trained tokens", TINKER
@@ -218,7 +220,8 @@ def sequence_lengths(spec: ModelSpec, lengths: Lengths, *, packing: bool = False
     A packed sequence is longer where rows of such lengths would not fill one.
     """
     limit = spec.context_length if spec.context_length >= 16 else 1 << 20
-    wanted = (lengths.longest, lengths.percentile_99, lengths.percentile_95)
+    rows = lengths.of_rows
+    wanted = (rows.longest, rows.percentile_99, rows.percentile_95)
     found = [max(min(round_up(length, 64), limit), 16) for length in wanted]
     if packing:
         found = [_filling(lengths, length, limit) for length in found]
@@ -262,6 +265,7 @@ def _percent(share: float) -> str:
 
 def rows_longer(lengths: Lengths, sequence_length: int) -> tuple[int, bool]:
     """How many rows have more tokens than that, and whether the count is exact or an upper bound."""
+    lengths = lengths.of_rows
     if sequence_length >= lengths.longest:
         return 0, True
     if lengths.histogram:
@@ -275,16 +279,17 @@ def rows_longer(lengths: Lengths, sequence_length: int) -> tuple[int, bool]:
 def rows_left_out(lengths: Lengths, sequence_length: int) -> str:
     """How many rows are longer, in words; empty when none is."""
     longer, exact = rows_longer(lengths, sequence_length)
+    what, total = "answers" if lengths.sides else "rows", lengths.of_rows.rows
     if not longer:
         return ""
-    if not exact and longer == lengths.rows:
-        return f"more than half of the {lengths.rows:,} rows"
-    return f"{'' if exact else 'at most '}{longer:,} of {lengths.rows:,} rows"
+    if not exact and longer == total:
+        return f"more than half of the {total:,} {what}"
+    return f"{'' if exact else 'at most '}{longer:,} of {total:,} {what}"
 
 
 def sequence_length(spec: ModelSpec, lengths: Lengths, value: int) -> Choice:
     """The reason for a chosen length."""
-    left_out = rows_left_out(lengths, value)
+    left_out, lengths = rows_left_out(lengths, value), lengths.of_rows
     if left_out:
         limit = " (model's limit)" if value == spec.context_length else ""
         return Choice(value, f"{left_out} are longer{limit}, so cut or left out", DATA)

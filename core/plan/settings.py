@@ -16,6 +16,7 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -24,6 +25,7 @@ from ollama_tune.core.data.values import Reading
 from ollama_tune.core.errors import UsageError
 from ollama_tune.core.files import write_atomic
 from ollama_tune.core.plan.former import migrate
+from ollama_tune.core.plan.impossible import impossible
 from ollama_tune.core.plan.refusal import Mistake, SettingsError, nearest, refusal
 from ollama_tune.core.plan.yaml_lines import Marked, read_marked
 
@@ -33,9 +35,16 @@ ALL_LINEAR: Literal["all-linear"] = "all-linear"
 
 Quantization = Literal["none", "nf4"]
 TrainingPath = Literal["auto", "fast", "general"]
+Method = Literal["lora", "adalora", "prompt", "ptuning", "full"]
+"""What is trained: an adapter, one whose ranks are given where they help most, a soft prompt, one written
+by a small network, or every weight of the model."""
+LearnedFrom = Literal["sft", "dpo"]
+"""What rows teach: their answers, or which of two answers is preferred."""
 Recompute = Literal["none", "mlp", "layers", "offload"]
 """What the backward pass computes again instead of keeping it: nothing, the feed-forward part of each layer,
 each layer from its input, or that with the inputs kept in the computer's memory."""
+Sharding = Literal["auto", "ddp", "fsdp"]
+"""How several processes share a run: each has the whole model, or each a part of every layer."""
 Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_8bit"]
 Schedule = Literal["cosine", "linear", "constant"]
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
@@ -43,10 +52,21 @@ GgufType = Literal["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4
 LabelName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 ExportForm = Literal["merged", "adapter", "adapter_gguf"]
 TrackerName = Literal["tensorboard", "mlflow", "wandb", "trackio"]
+StoppingMetric = Literal["loss", "exact_match", "token_f1", "rouge_l", "bleu", "chrf", "accuracy", "macro_f1"]
+"""What decides which state is best; the names are those of `ollama-tune evaluate`."""
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """`rank: yes` is a slip of the pen, not a rank of 1."""
+        field = cls.model_fields[info.field_name or ""]
+        if isinstance(value, bool) and field.annotation in (int, float):
+            raise ValueError("yes and no are no numbers")
+        return value
 
 
 class ModelSettings(_Section):
@@ -77,7 +97,7 @@ class DataSettings(_Section):
     """What the rows are: conversations, texts with a label, or plain text; empty: told by their content."""
     columns: dict[str, str] = {}
     """Which column plays which part (`question`, `answer`, `system`, `context`, `text`, `label`,
-    `conversation`), where the names do not tell."""
+    `conversation`; of pairs `chosen` and `rejected`), where the names do not tell."""
     labels: dict[str, LabelName] = {}
     """Names of classes that are numbers in the label column: value in the file -> name, such as
     `0: negative`. Values with the same name are one class; one without a name stays as it is."""
@@ -114,13 +134,28 @@ class DataSettings(_Section):
 
 
 class TrainingSettings(_Section):
-    """How the adapter is trained."""
+    """How the model is trained."""
 
+    method: Method = "lora"
+    """What is trained: `lora` (an adapter beside the frozen weights), `adalora` (one whose ranks move to
+    where they help most), `prompt` or `ptuning` (tokens before the text that only the model reads), or
+    `full` (every weight of the model)."""
+    objective: LearnedFrom = "sft"
+    """What is learned: `sft` (the answers; of a pair of answers the better one) or `dpo` (to prefer the
+    better answer of each pair over the other; rows that are no pairs are left out)."""
+    beta: float = Field(0.1, gt=0.0, le=10.0)
+    """How closely `dpo` stays to the base model: the larger, the less the answers move away from it."""
     path: TrainingPath = "auto"
     """Which code computes the model: `fast` (this project's own, for the families that it knows), `general`
     (transformers and peft, for all others), or `auto`: fast where it can."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the training runs; left out of a run.yaml: on the GPU where there is one."""
+    gpus: int = Field(0, ge=0, le=1024)
+    """GPUs of this machine that train together, the first so many; 0: all of them. On the CPU it is the
+    number of processes, and 0 means one. Rows a step, their order and the loss curve stay the same on any."""
+    sharding: Sharding = "auto"
+    """What each of several GPUs holds: the whole model (`ddp`), or of every layer a part, the rest of which
+    is fetched when it is needed (`fsdp`: slower, for models that fit no single GPU); `auto`: what fits."""
     quantization: Quantization = "none"
     """How the frozen base weights are held: `none` (16 or 32 bit) or `nf4` (4 bit, QLoRA)."""
     compute_dtype: ComputeDtype = "float32"
@@ -133,8 +168,15 @@ class TrainingSettings(_Section):
     """Share of adapter inputs set to zero while training, against overfitting."""
     targets: Literal["all-linear"] | list[str] = ALL_LINEAR
     """Which linear layers get an adapter: `all-linear` or a list of names such as `q_proj`."""
+    freeze_layers: int = Field(0, ge=0, le=1000)
+    """So many of the model's first layers stay as they are: without adapter, or, where every weight is
+    trained, frozen with the embedding."""
+    virtual_tokens: int = Field(20, ge=1, le=1024)
+    """Length of a soft prompt (methods `prompt` and `ptuning`), by which every row becomes longer."""
     rslora: bool = False
     """Scale the adapter's output by alpha / sqrt(rank), so that high ranks are as strong as low ones."""
+    neftune: float = Field(0.0, ge=0.0, le=100.0)
+    """Noise on the embeddings of the tokens while training (NEFTune's alpha) against overfitting; 0: none."""
     dora: bool = False
     """Learn the length of each weight apart from its direction (DoRA): slower, at times better."""
     optimizer: Optimizer = "adamw"
@@ -170,6 +212,10 @@ class TrainingSettings(_Section):
     """Steps between two measurements on the validation rows; 0 means about eight a run."""
     early_stopping: int = Field(3, ge=0)
     """So many measurements without a better one end the run; 0 means never."""
+    early_stopping_metric: StoppingMetric = "loss"
+    """What is best: the lowest held-out `loss`, or the highest of another metric over up to 64 held-out
+    questions, which the model then answers at every measurement (`accuracy` and `macro_f1`: rows with
+    labels). Equal figures are told apart by the loss."""
     checkpoint_minutes: float = Field(5.0, gt=0.0)
     """Longest time between two checkpoints; one is also written at every evaluation."""
 
@@ -239,15 +285,9 @@ class Settings(_Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Settings:
-        training, reason = self.training, ""
-        if training.device == "cpu" and training.compute_dtype == "float16":
-            reason = "compute_dtype float16 needs a GPU; use float32 or bfloat16 on the CPU"
-        elif training.device == "cpu" and training.optimizer.startswith("paged"):
-            reason = "optimizer paged_adamw_8bit needs a GPU to move its states from; use adamw_8bit"
-        elif training.path == "fast" and training.dora:
-            reason = "path fast does not compute dora; use path auto or general"
-        if reason:
-            raise ValueError(reason)
+        for asked, reason in impossible(self):
+            if asked:
+                raise ValueError(reason)
         return self
 
     def get(self, path: str) -> Any:

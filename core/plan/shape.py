@@ -87,6 +87,11 @@ class Shape:
             logits_scale=spec.model_type == "granite",
         )
 
+    def frozen_weights(self, layers: int) -> int:
+        """Weights of the embedding and of so many layers; none of no layer."""
+        ends = self.V * self.H * (1 if self.tied else 2)
+        return self.V * self.H + layers * ((self.parameters - ends) // self.L) if layers else 0
+
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> Shape:
         """From a `config.json` alone, its parameters counted; `TuneError` where a size is missing."""

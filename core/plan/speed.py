@@ -11,6 +11,7 @@ from ollama_tune.core.files import read_table, write_atomic
 from ollama_tune.core.machine.values import Gpu, Machine
 from ollama_tune.core.paths import cache_dir
 from ollama_tune.core.plan.cards import Card, find_card
+from ollama_tune.core.plan.gpus import taken
 from ollama_tune.core.plan.paths import PathName
 from ollama_tune.core.plan.settings import TrainingSettings
 
@@ -45,13 +46,21 @@ LOW_BANDWIDTH = 250e9
 UNMEASURED, KNOWN, MEASURED = 3.0, 2.0, 1.3
 """How far off a time may be: with a low guess, with known figures, with a speed measured here."""
 TRUSTED = (0.02, 50.0)
+TOGETHER = 0.85
+"""Share of n times its speed that a GPU reaches beside n - 1 others: rows are not all alike, and what is
+learned travels twice a step. A usual figure for adapters, not measured here."""
+LINK_BYTES, NVLINK_BYTES = 10e9, 100e9
+"""Bytes a second that a GPU gets from the others: through PCIe, and where NVLink joins the cards."""
+JOINED = ("V100", "A100", "H100", "H200", "B200", "GH200")
+"""Cards that usually stand in boxes with NVLink; those called PCIe do not."""
 
 
 @dataclass(frozen=True)
 class Rate:
     """What a device reaches: arithmetic and bytes a second, seconds a layer and pass cost at least.
 
-    `start_seconds` pass before the first step. Times made of it may be off by the factor `spread`.
+    `start_seconds` pass before the first step. Times made of it may be off by the factor `spread`. So many
+    `gpus` share the rows of a step; each gets `link` bytes a second from the others.
     """
 
     flops: float
@@ -60,6 +69,14 @@ class Rate:
     start_seconds: float
     spread: float
     ground: str
+    gpus: int = 1
+    link: float = LINK_BYTES
+
+    def together(self, rows_a_step: int) -> float:
+        """How many times as fast as one device all are, in steps of so many rows."""
+        if self.gpus == 1:
+            return 1.0
+        return max(TOGETHER * rows_a_step / math.ceil(rows_a_step / self.gpus), 1.0)
 
 
 def rate_of(training: TrainingSettings, machine: Machine, path: PathName, parameters: int) -> Rate:
@@ -96,10 +113,18 @@ def expected_rate(training: TrainingSettings, machine: Machine, path: PathName =
     """The rate without earlier measurements, which `remember` compares with."""
     if training.device == "cpu" or not machine.gpu.gpus:
         return _cpu(training, machine, path)
-    gpu = machine.gpu.gpus[0]
+    gpus = taken(training, machine.gpu.gpus)
+    found = min(map(_of_gpu, gpus), key=lambda rate: rate.flops)
+    found = replace(found, start_seconds=START_SECONDS[f"cuda {path}"])
+    if len(gpus) == 1:
+        return found
+    words = f"{found.ground}; {len(gpus)} GPUs that reach {TOGETHER:.0%} of {len(gpus)} times that"
+    return replace(found, gpus=len(gpus), ground=words)
+
+
+def _of_gpu(gpu: Gpu) -> Rate:
     card = find_card(gpu.name)
-    found = _unknown(gpu) if card is None else _carded(gpu, card)
-    return replace(found, start_seconds=START_SECONDS[f"cuda {path}"])
+    return _unknown(gpu) if card is None else _carded(gpu, card)
 
 
 def _path() -> Path:
@@ -116,9 +141,9 @@ def _known() -> dict[str, float]:
 
 def _key(training: TrainingSettings, machine: Machine, path: PathName, parameters: int) -> str:
     """Device, number formats, path, and the model's size as a power of ten: small models mostly wait."""
-    gpus = machine.gpu.gpus
-    if training.device == "cuda" and gpus:
-        device = gpus[0].name
+    gpus = taken(training, machine.gpu.gpus)
+    if gpus:
+        device = gpus[0].name if len(gpus) == 1 else f"{len(gpus)} x {gpus[0].name}"
     else:
         device = f"{machine.host.cores} x {machine.host.cpu}"
     size = round(math.log10(max(parameters, 1)))
@@ -142,7 +167,9 @@ def _carded(gpu: Gpu, card: Card) -> Rate:
     part = f", {share:.0%} of the chip" if gpu.mig else ""
     words = f"{reached:.0%} of the {card.name}'s {card.teraflops:g} TFLOP/s{part}; not measured on this GPU"
     bandwidth = BANDWIDTH_REACHED * card.bandwidth * 1e9 * share
-    return Rate(reached * peak, bandwidth, GPU_LAYER_SECONDS, 0.0, KNOWN, words)
+    joined = card.name.startswith(JOINED) and "PCIe" not in card.name
+    link = NVLINK_BYTES if joined else LINK_BYTES
+    return Rate(reached * peak, bandwidth, GPU_LAYER_SECONDS, 0.0, KNOWN, words, link=link)
 
 
 def _unknown(gpu: Gpu) -> Rate:

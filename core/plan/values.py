@@ -32,7 +32,9 @@ class MemoryEstimate:
     """The predicted peak by part against what is free on the device that trains, all in bytes.
 
     `method` says in words which layer of the prediction the figure comes from, `remark` how it compares
-    with another layer's or why there is none; empty where that does not matter.
+    with another layer's or why there is none; empty where that does not matter. Of several `processes` on
+    GPUs the figures are those of one GPU, the one with the least free memory; `sharded` says that the model
+    is shared out among them.
     """
 
     device: str
@@ -41,6 +43,8 @@ class MemoryEstimate:
     total: int
     method: str
     remark: str = ""
+    processes: int = 1
+    sharded: bool = False
 
     @property
     def needed(self) -> int:
@@ -51,6 +55,15 @@ class MemoryEstimate:
     def fits(self) -> bool:
         """True when the sum is not above what is free."""
         return self.needed <= self.free
+
+    @property
+    def together(self) -> str:
+        """How the run is spread, in words: `on 4 GPUs, the rows of a step split between them`; else empty."""
+        if self.processes == 1:
+            return ""
+        where = "GPUs" if self.device == "cuda" else "processes"
+        model = ", and the model too" if self.sharded else ""
+        return f"on {self.processes} {where}, the rows of a step split between them{model}"
 
 
 @dataclass(frozen=True)

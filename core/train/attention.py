@@ -36,15 +36,16 @@ def attend_rows(
 ) -> tuple[torch.Tensor, None]:
     """Torch's SDPA; where `packed_rows` tells the lengths of each sequence's rows, once for each row.
 
-    Query, key and value are sequences x heads x tokens x width; the result is sequences x tokens x heads x
-    width. A row longer than the layer's `sliding_window` gets a mask of its own. Padding attends to nothing.
+    Query, key and value are sequences x heads x tokens x width (turning may have made float32 of the first
+    two); the result is sequences x tokens x heads x width. A row longer than the layer's `sliding_window`
+    gets a mask of its own. Padding attends to nothing.
     """
     if packed_rows is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     window = options.get("sliding_window") or query.shape[2]
     sequences = []
     for sequence, lengths in enumerate(packed_rows):
-        states = [part[sequence, None] for part in (query, key, value)]
+        states = [part[sequence, None].to(value.dtype) for part in (query, key, value)]
         if query.is_cpu and query.requires_grad and max(lengths) <= LONG and not options.get("dropout"):
             scale = options.get("scaling") or query.shape[-1] ** -0.5
             sequences.append(_RowsApart.apply(*states, lengths, scale, window))  # type: ignore[no-untyped-call]

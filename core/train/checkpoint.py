@@ -33,14 +33,16 @@ class TrainState:
     The place in the data and all random numbers follow from `step` and the seed. `evaluated_step` is the
     last step measured on the validation rows; `rows` names the training rows and their order. What running
     out of memory changed for good: the rows computed at once, what is recomputed; besides the steps of
-    late shortages and the step at which the worker began again. Early stopping: the last evaluation whose
-    loss had clearly fallen, and the evaluations since. Late steps that were not finite, and what every
-    learning rate is multiplied with since the run went back because of them.
+    late shortages and the step at which the worker began again. Early stopping: the last evaluation that
+    was clearly better, and the evaluations since; scores where another metric than the loss decides. Late
+    steps that were not finite, and what every learning rate is multiplied with since the run went back
+    because of them.
     """
 
     step: int = 0
     best_step: int | None = None
     best_loss: float | None = None
+    best_score: float | None = None
     evaluated_step: int = 0
     rows: str = ""
     scaler: dict[str, Any] = field(default_factory=dict)
@@ -50,6 +52,7 @@ class TrainState:
     restarted_at: int | None = None
     fallen_step: int | None = None
     fallen_loss: float | None = None
+    fallen_score: float | None = None
     without_better: int = 0
     not_finite: list[int] = field(default_factory=list)
     rate_factor: float = 1.0
@@ -114,10 +117,9 @@ def save(folder: RunFolder, state: TrainState, path: TrainPath, optimizer: torch
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(mode=0o700)
     try:
-        path.write_adapter(part)
+        path.write_state(part)
         save_file(optimizer_tensors(optimizer, path.weights), part / OPTIMIZER)
-        names = (ADAPTER, ADAPTER_CONFIG, OPTIMIZER)
-        digests = {name: _digest(part / name) for name in names}
+        digests = {file.name: _digest(file) for file in sorted(part.iterdir())}
         (part / STATE).write_text(json.dumps({"state": asdict(state), "files": digests}))
         _publish(part, final)
     except OSError as error:
@@ -183,30 +185,32 @@ def load(checkpoint: Checkpoint, path: TrainPath, optimizer: torch.optim.Optimiz
 
 
 def load_weights(checkpoint: Checkpoint, path: TrainPath) -> None:
-    """Put a checkpoint's adapter into the path's weights."""
+    """Put a checkpoint's weights into those of the path."""
     from safetensors.torch import load_file
 
-    path.load_adapter(load_file(checkpoint.path / ADAPTER))
+    (file,) = (file for file in checkpoint.path.glob("*.safetensors") if file.name != OPTIMIZER)
+    path.load_adapter(load_file(file))
 
 
-def publish_adapter(folder: RunFolder, path: TrainPath) -> None:
-    """Write the finished adapter as the run's `adapter` folder, in one piece.
+def publish(folder: RunFolder, path: TrainPath) -> None:
+    """Write what was trained as the run's `adapter` or `model` folder, in one piece.
 
-    Raises `TuneError` for one that holds infinite numbers or none at all.
+    Raises `TuneError` for weights that are infinite numbers or none at all.
     """
+    final = folder.model if path.whole else folder.adapter
     if not all(bool(weight.isfinite().all()) for weight in path.weights.values()):
         raise TuneError(
-            "The adapter holds infinite numbers or none at all, so it is not published.",
+            f"The {final.name} holds infinite numbers or none at all, so it is not published.",
             f"`ollama-tune resume {folder.name}` goes on from the last checkpoint, which is whole.",
         )
-    part = folder.path / ".adapter.part"
+    part = folder.path / f".{final.name}.part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(mode=0o700)
     try:
         path.write_adapter(part)
-        _publish(part, folder.adapter)
+        _publish(part, final)
     except OSError as error:
-        raise _disk_error(folder.adapter, error) from error
+        raise _disk_error(final, error) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

@@ -20,11 +20,12 @@ from torch._subclasses.fake_tensor import FakeTensor
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.quantizers.auto import AutoHfQuantizer
 
+from ollama_tune.core.errors import TuneError
 from ollama_tune.core.plan.request import MemoryRequest
 from ollama_tune.core.train.cuda_like import FLASH
 from ollama_tune.core.train.fake_nf4 import empty_nf4
 from ollama_tune.core.train.memtrace import NotSimulated
-from ollama_tune.core.train.model import add_adapter
+from ollama_tune.core.train.model import add_adapter, decoder_layers, recompute, thaw
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,10 @@ class FakeModel:
     @property
     def layers(self) -> Sequence[torch.nn.Module]:
         """The decoder's layers; families call the list `layers`, `h` or otherwise."""
-        count = self.causal.config.num_hidden_layers
-        lists = (part for part in self.causal.modules() if isinstance(part, torch.nn.ModuleList))
-        found = next((list(part) for part in lists if len(part) == count), None)
-        if found is None:
-            raise _not_simulated("its layers are not found", type(self.causal).__name__)
-        return found
+        try:
+            return decoder_layers(self.causal)[1]
+        except TuneError as error:
+            raise _not_simulated("its layers are not found", type(self.causal).__name__) from error
 
     @property
     def trained(self) -> list[torch.nn.Parameter]:
@@ -87,7 +86,7 @@ def build(config: Any, request: MemoryRequest, fake: Any) -> FakeModel:
     causal = on_meta(config, request)
     trained = getattr(torch, request.trained_dtype)
     with fake:
-        quantization = tuple(_materialize(causal, trained))
+        quantization = tuple(_materialize(causal, trained, whole=request.method == "full"))
         causal.tie_weights()
     return FakeModel(causal.train(), quantization, changes_logits(config))
 
@@ -99,9 +98,8 @@ def on_meta(config: Any, request: MemoryRequest) -> Any:
         if request.method == "lora":
             add_adapter(causal, request, "")
         else:
-            causal.requires_grad_(True)
-            if request.gradient_checkpointing != "none":
-                causal.gradient_checkpointing_enable({"use_reentrant": False})
+            thaw(causal, request.freeze_layers)
+            recompute(causal, request.gradient_checkpointing)
     return causal
 
 
@@ -131,8 +129,13 @@ def _base(config: Any, request: MemoryRequest) -> Any:
     return causal
 
 
-def _materialize(causal: Any, trained: torch.dtype) -> Iterator[tuple[torch.nn.Module, torch.Tensor]]:
-    """Replace what is on the meta device; yields the quantization's own tensors with their modules."""
+def _materialize(
+    causal: Any, trained: torch.dtype, *, whole: bool
+) -> Iterator[tuple[torch.nn.Module, torch.Tensor]]:
+    """Replace what is on the meta device; yields the quantization's own tensors with their modules.
+
+    A model that is trained as a whole has its frozen weights in the format of the trained ones, too.
+    """
     known: dict[torch.Tensor, torch.nn.Parameter] = {}
     for module in causal.modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):
@@ -141,7 +144,7 @@ def _materialize(causal: Any, trained: torch.dtype) -> Iterator[tuple[torch.nn.M
         for name, weight in module._parameters.items():
             if weight is not None and not isinstance(weight, FakeTensor):
                 if weight not in known:
-                    dtype = trained if weight.requires_grad else weight.dtype
+                    dtype = trained if weight.requires_grad or whole else weight.dtype
                     known[weight] = torch.nn.Parameter(_empty(weight, dtype), weight.requires_grad)
                 module._parameters[name] = known[weight]
         for name, buffer in module._buffers.items():

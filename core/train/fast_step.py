@@ -239,7 +239,7 @@ def _watched(model: FastModel, tracker: Tracker) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for index, layer in enumerate(model.layers):
             for way in ("forward", "backward"):
-                marked = _marked(getattr(layer, way), trace, way, index)
+                marked = _marked(getattr(layer, way), trace, way, index, model.first)
                 stack.enter_context(mock.patch.object(layer, way, marked))
         stack.enter_context(mock.patch.object(model, "normed", _ending(model.normed, trace)))
         for weight in model.adapter.named().values():
@@ -248,13 +248,15 @@ def _watched(model: FastModel, tracker: Tracker) -> Iterator[None]:
         yield
 
 
-def _marked(function: Callable[..., Any], trace: Trace, kind: str, index: int) -> Callable[..., Any]:
+def _marked(
+    function: Callable[..., Any], trace: Trace, kind: str, index: int, first: int
+) -> Callable[..., Any]:
     """The function with a section of the trace; what a backward pass computes again is part of its own."""
 
     def marked(*arguments: Any, **options: Any) -> Any:
         if kind == "backward" or trace.sections[-1].kind != "backward":
             trace.section(kind, index)
-        if kind == "backward" and index == 0:
+        if kind == "backward" and index == first:
             trace.phase("first layer", "activations")
         return function(*arguments, **options)
 

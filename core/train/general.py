@@ -10,19 +10,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
 from ollama_tune.core.data.values import Example
 from ollama_tune.core.errors import TuneError
+from ollama_tune.core.plan.impossible import SOFT_PROMPTS
 from ollama_tune.core.plan.paths import PathName
-from ollama_tune.core.plan.settings import Recompute, TrainingSettings
+from ollama_tune.core.plan.settings import Method, Recompute, TrainingSettings
 from ollama_tune.core.rounding import round_up
 from ollama_tune.core.train.batches import Batch, collate
 from ollama_tune.core.train.checkpoint import ADAPTER
 from ollama_tune.core.train.lora import lighten
 from ollama_tune.core.train.loss import Objective
-from ollama_tune.core.train.model import add_adapter, autocast, load_base, recompute, tensor_bytes, trainable
-from ollama_tune.core.train.path import Observe
+from ollama_tune.core.train.model import (
+    Configure,
+    add_adapter,
+    autocast,
+    load_base,
+    lora_config,
+    recompute,
+    tensor_bytes,
+    trainable,
+)
+from ollama_tune.core.train.noise import Pieces, noisy
+from ollama_tune.core.train.path import Observe, remembered
 from ollama_tune.core.train.shortage import Offload
 
 if TYPE_CHECKING:
@@ -48,7 +59,21 @@ def even(tokens: int) -> int:
 
 def make_general(folder: Path, training: TrainingSettings, name: str, reason: str) -> GeneralPath:
     """Load the model of a folder and put a fresh adapter on it; `name` is what that says its base is."""
-    return GeneralPath(add_adapter(load_base(folder, training), training, name), training, reason)
+    kind = _kind(training.method)
+    return kind(add_adapter(load_base(folder, training), training, name, kind.configure), training, reason)
+
+
+def _kind(method: Method) -> type[GeneralPath]:
+    """What trains by a method; each comes with libraries of its own."""
+    if method == "adalora":
+        from ollama_tune.core.train.adalora import AdaLoraPath
+
+        return AdaLoraPath
+    if method in SOFT_PROMPTS:
+        from ollama_tune.core.train.soft_prompt import SoftPromptPath
+
+        return SoftPromptPath
+    return GeneralPath
 
 
 class GeneralPath:
@@ -59,21 +84,30 @@ class GeneralPath:
     """
 
     name: PathName = "general"
+    whole = False
+    configure: Configure = staticmethod(lora_config)
+    """What PEFT is told to make."""
 
-    def __init__(self, model: PeftModel, training: TrainingSettings, reason: str = "") -> None:
+    def __init__(self, model: Any, training: TrainingSettings, reason: str = "") -> None:
         self.model = model
         self.reason = reason
         self.device: str = training.device
-        self.weights: Mapping[str, torch.nn.Parameter] = _named(model)
+        self.weights: Mapping[str, torch.nn.Parameter] = self._named()
         self._training = training
-        self._base: Any = model.get_base_model()
+        self._base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         lighten(model)
+        if training.neftune:
+            self._base.get_input_embeddings().register_forward_hook(self._noisy)
+        self._pieces: Pieces = ()
         self._objective = Objective(self._base)
         self._exact = training.compute_dtype == "float32"
         self._offload: Offload | None = None
         self._real: torch.Tensor | None = None
         self.padded = not self._objective.pack()
         self.recompute(training.gradient_checkpointing)
+
+    def begin(self, optimizer: torch.optim.Optimizer, total_steps: int) -> None:
+        """Nothing has to follow the optimizer's steps."""
 
     def collate(self, examples: Sequence[Example], capacity: int = 0) -> Batch:
         """The rows as one sequence; where the model cannot have that, padded or packed into several."""
@@ -82,12 +116,25 @@ class GeneralPath:
         total = sum(len(example.ids) for example in examples)
         return collate(examples, PAD, self.device, total, total if self._exact else even(total))
 
-    def loss(self, batch: Any) -> torch.Tensor:
+    def loss(self, batch: Any, lengths: Sequence[int] | None = None) -> torch.Tensor:
         """Sum of the cross entropies, float32, by autocast where the run computes in 16 bit."""
-        self._real = batch.real
+        self._real, self._pieces = batch.real, batch.pieces if self._training.neftune else ()
         with self._computing():
-            found: torch.Tensor = self._objective(batch)
+            found: torch.Tensor = self._objective(batch, lengths)
         return found
+
+    def _noisy(self, module: Any, _inputs: Any, states: torch.Tensor) -> torch.Tensor | None:
+        """The embeddings with noise while training; some families scale them before they leave the module."""
+        if not (module.training and torch.is_grad_enabled()):
+            return None
+        alpha = self._training.neftune * float(getattr(module, "embed_scale", 1.0))
+        return noisy(states.reshape(-1, states.shape[-1]), self._pieces, alpha).view(states.shape)
+
+    def _named(self) -> dict[str, torch.nn.Parameter]:
+        """The trained weights under the names that PEFT's file gives them."""
+        trained = {weight.data_ptr(): weight for weight in trainable(self.model).values()}
+        written: dict[str, torch.Tensor] = get_peft_model_state_dict(self.model, save_embedding_layers=False)
+        return {name: trained[tensor.data_ptr()] for name, tensor in written.items()}
 
     def _computing(self) -> contextlib.ExitStack:
         stack = contextlib.ExitStack()
@@ -95,6 +142,10 @@ class GeneralPath:
         if self._offload is not None and torch.is_grad_enabled():
             stack.enter_context(self._offload.hooks())
         return stack
+
+    def tallies(self) -> Mapping[str, tuple[float, int]]:
+        """Nothing besides the loss."""
+        return {}
 
     @torch.no_grad()
     def check(self, examples: Sequence[Example]) -> str:
@@ -152,17 +203,19 @@ class GeneralPath:
 
     def write_adapter(self, folder: Path) -> None:
         """The adapter in PEFT's format: its weights and its configuration."""
-        from safetensors.torch import save_file
+        write_weights(folder, self.weights, self.model.peft_config["default"])
 
-        whole = {name: weight.detach().cpu().contiguous() for name, weight in self.weights.items()}
-        save_file(whole, folder / ADAPTER, metadata={"format": "pt"})
-        config = copy.copy(self.model.peft_config["default"])
-        config.inference_mode = True
-        config.save_pretrained(str(folder))
+    def write_state(self, folder: Path) -> None:
+        """For a checkpoint: the same."""
+        self.write_adapter(folder)
 
     def load_adapter(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Put the tensors of an `adapter_model.safetensors` into the weights."""
         set_peft_model_state_dict(self.model, dict(tensors))
+
+    def way_back(self) -> Callable[[], None]:
+        """What puts the weights back as they are now."""
+        return remembered(self)
 
     @property
     def engine(self) -> Engine:
@@ -175,6 +228,26 @@ class GeneralPath:
         """Bytes of the base's and of the adapter's weights."""
         adapter = tensor_bytes(self.weights.values())
         return {"weights": tensor_bytes(self.model.parameters()) - adapter, "adapter": adapter}
+
+
+def write_weights(folder: Path, tensors: Mapping[str, torch.Tensor], config: PeftConfig) -> None:
+    """The two files of an adapter, in PEFT's format."""
+    from safetensors.torch import save_file
+
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(whole, folder / ADAPTER, metadata={"format": "pt"})
+    config = copy.copy(config)
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+
+
+@torch.no_grad()
+def put_weights(weights: Mapping[str, torch.nn.Parameter], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Copy tensors into the weights of the same names; `TuneError` where they are of something else."""
+    if {name: tensor.shape for name, tensor in tensors.items()} != {n: w.shape for n, w in weights.items()}:
+        raise TuneError("The checkpoint is of another adapter.", "Start a new run.")
+    for name, weight in weights.items():
+        weight.copy_(tensors[name])
 
 
 class _Selected:
@@ -200,10 +273,3 @@ class _Selected:
         if real is None:
             return rows
         return rows[real] if len(rows) == len(real) else rows[:0]
-
-
-def _named(model: PeftModel) -> dict[str, torch.nn.Parameter]:
-    """The trained weights under the names that PEFT's file gives them."""
-    trained = {weight.data_ptr(): weight for weight in trainable(model).values()}
-    written: dict[str, torch.Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
-    return {name: trained[tensor.data_ptr()] for name, tensor in written.items()}

@@ -8,15 +8,12 @@ the run ends as it was at its last checkpoint.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.train.checkpoint import Checkpoint, TrainState, newest
 from ollama_tune.core.train.path import TrainPath
 from ollama_tune.core.train.session import Session
-
-if TYPE_CHECKING:
-    import torch
 
 SPAN = 50
 """Steps after which a step that was left out is forgotten."""
@@ -62,17 +59,11 @@ class Guard:
     def __init__(self, session: Session, path: TrainPath) -> None:
         self._session = session
         self._path = path
-        self._start: dict[str, torch.Tensor] = {}
+        self._start: Callable[[], None] | None = None
 
     def remember_start(self) -> None:
-        """Keep the weights as they are before the first step, until there are checkpoints to go back to."""
-        import torch
-
-        zero = torch.zeros(())
-        self._start = {
-            name: weight.detach().to("cpu", copy=True) if bool(weight.any()) else zero.expand(weight.shape)
-            for name, weight in self._path.weights.items()
-        }
+        """Keep a way back to the weights before the first step, until there are checkpoints to go back to."""
+        self._start = self._path.way_back()
 
     def leave_out(self, state: TrainState, step: int, what: str) -> bool:
         """Note that a step (counted from 1) was not finite; True where it is left out, False to go back.
@@ -95,7 +86,7 @@ class Guard:
         return True
 
     def sound(self) -> bool:
-        """Whether every weight of the adapter is a finite number."""
+        """Whether every trained weight is a finite number."""
         return all(bool(weight.isfinite().all()) for weight in self._path.weights.values())
 
     def may_save(self, step: int) -> bool:
@@ -103,7 +94,7 @@ class Guard:
         if self.sound():
             return True
         self._session.warn(
-            f"At step {step} the adapter holds infinite numbers or none at all, so no checkpoint is written.",
+            f"At step {step} weights are infinite numbers or none at all, so no checkpoint is written.",
             "Nothing has to be done: the run goes on from the checkpoint before.",
         )
         return False
@@ -115,13 +106,14 @@ class Guard:
         """
         first = state.not_finite[0]
         found, _ = newest(self._session.folder, below=first - 1)
-        if found is None and not self._start:
+        if found is None and self._start is None:
             found, _ = newest(self._session.folder)
         return found
 
     def load_start(self) -> None:
         """Put the weights of the beginning back."""
-        self._path.load_adapter(self._start)
+        assert self._start is not None
+        self._start()
 
     def tell_return(self, step: int, what: str, state: TrainState) -> None:
         """Say that and where to the run went back because of a step."""
@@ -138,5 +130,5 @@ class Guard:
 
     def saved(self) -> None:
         """A checkpoint was written: with two of them the weights of the beginning are not needed."""
-        if self._start and len(list(self._session.folder.checkpoints.glob("step-*"))) > 1:
-            self._start = {}
+        if self._start is not None and len(list(self._session.folder.checkpoints.glob("step-*"))) > 1:
+            self._start = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,21 +12,23 @@ from torch.utils.checkpoint import checkpoint
 from ollama_tune.core.rounding import round_up
 from ollama_tune.core.train.attention import FAR, packed_inputs, use_rows_apart
 from ollama_tune.core.train.batches import Batch
+from ollama_tune.core.train.sums import scaled, summed
 
 CHUNK = 512
 EVEN = 128
 """In 16 bit the head gets tokens in multiples of this: its product is compiled anew for each other number."""
 
 Logits = Callable[[torch.Tensor], torch.Tensor]
+Lengths = Sequence[int] | None
 
 
 class _MadeInForward(torch.autograd.Function):
     """Keeps the gradient of its first input, built in the forward pass; backward only scales it."""
 
     @staticmethod
-    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return (gradient * outer[0]).to(gradient.dtype), None, None
+        return scaled(gradient, outer[0], ctx.lengths), None, None, None
 
 
 class _CrossEntropy(_MadeInForward):
@@ -36,14 +38,16 @@ class _CrossEntropy(_MadeInForward):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, head: torch.Tensor, lengths: Lengths
+    ) -> torch.Tensor:
         gradient = torch.empty_like(hidden)
         even = EVEN if head.dtype.itemsize == 2 else 1
         states = hidden.new_zeros(min(CHUNK, round_up(len(targets), even)), hidden.shape[1], dtype=head.dtype)
         logits = states.new_empty(len(states), len(head))
         wide = logits.to(torch.promote_types(head.dtype, torch.float32))
         shares = torch.empty_like(wide)
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         for start in range(0, len(targets), CHUNK):
             part = slice(start, start + CHUNK)
             wanted = targets[part, None]
@@ -55,12 +59,13 @@ class _CrossEntropy(_MadeInForward):
                 torch.mm(states[laid], head.t(), out=logits[laid])
             torch.softmax(wide[laid], -1, out=shares[laid])
             sums = wide[:count].amax(-1) - shares[:count].amax(-1).log()  # the largest logit tells its share
-            total += (sums - wide[:count].gather(1, wanted)[:, 0]).sum()
+            losses[part] = sums - wide[:count].gather(1, wanted)[:, 0]
             shares[:count].scatter_add_(1, wanted, -torch.ones_like(wanted, dtype=shares.dtype))
             chosen = shares[laid] if wide is logits else logits[laid].copy_(shares[laid])
             gradient[part] = (chosen @ head)[:count]
         ctx.save_for_backward(gradient)
-        return total
+        ctx.lengths = lengths
+        return summed(losses, lengths)
 
 
 class _ChunkedCrossEntropy(_MadeInForward):
@@ -70,41 +75,50 @@ class _ChunkedCrossEntropy(_MadeInForward):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, logits: Logits) -> torch.Tensor:
+    def forward(
+        ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, logits: Logits, lengths: Lengths
+    ) -> torch.Tensor:
         gradient = torch.empty_like(hidden)
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         for start in range(0, len(targets), CHUNK):
             part = hidden[start : start + CHUNK].detach().requires_grad_()
             with torch.enable_grad():
-                loss = _chunk_loss(part, targets[start : start + CHUNK], logits)
-            gradient[start : start + CHUNK] = torch.autograd.grad(loss, part)[0]
-            total += loss.detach()
+                loss = _chunk_losses(part, targets[start : start + CHUNK], logits)
+            gradient[start : start + CHUNK] = torch.autograd.grad(loss.sum(), part)[0]
+            losses[start : start + CHUNK] = loss.detach()
         ctx.save_for_backward(gradient)
-        return total
+        ctx.lengths = lengths
+        return summed(losses, lengths)
 
 
-def _chunk_loss(hidden: torch.Tensor, targets: torch.Tensor, logits: Logits) -> torch.Tensor:
-    return functional.cross_entropy(logits(hidden).float(), targets, reduction="sum")
+def _chunk_losses(hidden: torch.Tensor, targets: torch.Tensor, logits: Logits) -> torch.Tensor:
+    return functional.cross_entropy(logits(hidden).float(), targets, reduction="none")
 
 
 def summed_loss(
-    hidden: torch.Tensor, targets: torch.Tensor, logits: Logits, *, train_head: bool = False
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    logits: Logits,
+    lengths: Lengths = None,
+    *,
+    train_head: bool = False,
 ) -> Any:
     """Sum of the cross entropies of `targets` (tokens) given `hidden` (tokens x width), in float32.
 
-    A head that is itself trained needs gradients of its own weights: then each chunk is recomputed.
+    With `lengths` the sums of runs of so many tokens each. A head that is itself trained needs gradients of
+    its own weights: then each chunk is recomputed.
     """
     if torch.is_grad_enabled() and not train_head:
         if type(logits) is torch.nn.Linear and getattr(logits, "bias", None) is None:
-            return _CrossEntropy.apply(hidden, targets, logits.weight)  # type: ignore[no-untyped-call]
-        return _ChunkedCrossEntropy.apply(hidden, targets, logits)  # type: ignore[no-untyped-call]
-    total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+            return _CrossEntropy.apply(hidden, targets, logits.weight, lengths)  # type: ignore[no-untyped-call]
+        return _ChunkedCrossEntropy.apply(hidden, targets, logits, lengths)  # type: ignore[no-untyped-call]
+    losses = [hidden.new_empty(0, dtype=torch.float32)]
     for start in range(0, len(targets), CHUNK):
         part = (hidden[start : start + CHUNK], targets[start : start + CHUNK], logits)
-        total = total + (
-            checkpoint(_chunk_loss, *part, use_reentrant=False) if train_head else _chunk_loss(*part)
+        losses.append(
+            checkpoint(_chunk_losses, *part, use_reentrant=False) if train_head else _chunk_losses(*part)
         )
-    return total
+    return summed(torch.cat(losses), lengths)
 
 
 def supervised_positions(hidden: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -119,8 +133,10 @@ def supervised_positions(hidden: torch.Tensor, batch: Batch) -> tuple[torch.Tens
 class Objective:
     """The training loss of a causal language model: the sum over a batch's supervised tokens."""
 
-    def __init__(self, causal: Any) -> None:
+    def __init__(self, causal: Any, lay: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> None:
+        """`lay` gives a model's inputs their last form, such as embeddings in the place of ids."""
         self._causal = causal
+        self._lay = lay
         self._decoder = causal.base_model
         self._head = causal.get_output_embeddings()
         self._train_head = any(weight.requires_grad for weight in self._head.parameters())
@@ -133,21 +149,22 @@ class Objective:
         return self._apart
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
-        return batch.inputs() | (packed_inputs(batch) if batch.rows and self._apart else {})
+        return self._lay(batch.inputs() | (packed_inputs(batch) if batch.rows and self._apart else {}))
 
-    def __call__(self, batch: Batch) -> Any:
-        """Sum of cross entropies, float32, on the batch's device."""
+    def __call__(self, batch: Batch, lengths: Lengths = None) -> Any:
+        """Sum of cross entropies, float32, on the batch's device; with `lengths` the sums of runs of so many
+        supervised tokens each, in the order of the rows."""
         if self._whole:
-            return self.reference(batch)
+            return self.reference(batch, lengths)
         hidden = self._decoder(**self._inputs(batch))[0]
         states, targets = supervised_positions(hidden, batch)
-        return summed_loss(states, targets, self._head, train_head=self._train_head)
+        return summed_loss(states, targets, self._head, lengths, train_head=self._train_head)
 
-    def reference(self, batch: Batch) -> Any:
+    def reference(self, batch: Batch, lengths: Lengths = None) -> Any:
         """The same by the model's own forward pass with all logits: slower, but with every model's extras."""
         output = self._causal(**self._inputs(batch))
         logits, targets = supervised_positions(output.logits, batch)
-        return functional.cross_entropy(logits.float(), targets, reduction="sum")
+        return summed(functional.cross_entropy(logits.float(), targets, reduction="none"), lengths)
 
     @torch.no_grad()
     def check(self, batch: Batch) -> bool:
@@ -155,8 +172,8 @@ class Objective:
 
         Some models scale or cap their logits after the head, which the fast way does not see.
         """
-        fast = self._head(self._decoder(**batch.inputs())[0]).float()
-        slow = self._causal(**batch.inputs()).logits.float()
+        fast = self._head(self._decoder(**self._inputs(batch))[0]).float()
+        slow = self._causal(**self._inputs(batch)).logits.float()
         self._whole = bool((fast - slow).norm() > 0.01 * slow.norm())
         return not self._whole
 
@@ -167,6 +184,6 @@ class Objective:
         A model whose layers carry something on from token to token besides attention mixes rows.
         """
         together = self._decoder(**self._inputs(packed))[0][0].float()
-        single = self._decoder(**alone.inputs())[0][0].float()
+        single = self._decoder(**self._inputs(alone))[0][0].float()
         last = together[: sum(packed.rows[0])][-len(single) :]
         return bool((last - single).norm() <= FAR * single.norm())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ollama_tune.core.data.values import Row
 from ollama_tune.core.evaluate.metrics import exact_match
+from ollama_tune.core.export.about import digest_of
 from ollama_tune.core.export.reference import PROMPTS, TOKENS, places
 from ollama_tune.core.files import write_atomic
 from ollama_tune.core.train.session import Session
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ollama_tune.core.evaluate.generate import Answer, Generator
 
 SAMPLES = 3
+PREFERRED = ("reward_margin", "reward_accuracy")
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,15 @@ def measure_base(session: Session, generator: Generator, held: Held, loss: float
 def measure_tuned(
     session: Session, generator: Generator, held: Held, loss: float | None, step: int
 ) -> float | None:
-    """The same of the tuned model; the samples show both answers, the base's from the log."""
-    answers = _ask(session, generator, held, tuned=True)
-    before = {event["prompt"]: event["base"] for event in session.folder.events() if event.kind == "sample"}
+    """The same of the tuned model; the samples show both answers, the base's from the log, and the figures of
+    preferences are those that were measured at that step."""
+    answers, log = _ask(session, generator, held, tuned=True), session.folder.events()
+    before = {event["prompt"]: event["base"] for event in log if event.kind == "sample"}
+    then = [e for e in log if e.kind == "evaluation" and e["step"] == step and e["model"] == "tuned"]
+    preferred = {name: then[-1][name] for name in PREFERRED if then and name in then[-1].data}
     for row, answer in list(zip(held.rows, answers, strict=True))[:SAMPLES]:
         session.emit("sample", **_sample(row, base=before.get(question(row)), tuned=answer.text))
-    return _report(session, held, answers, loss, step=step, model="tuned")
+    return _report(session, held, answers, loss, step=step, model="tuned", **preferred)
 
 
 def _ask(session: Session, generator: Generator, held: Held, *, tuned: bool) -> list[Answer]:
@@ -65,11 +69,13 @@ def _report(
     *,
     step: int,
     model: str,
+    **more: float,
 ) -> float | None:
     """Write the `evaluation` event and return the share of answers that equal the reference."""
     hits = sum(exact_match(answer.text, row.answer) for row, answer in zip(held.rows, answers, strict=True))
     rate = hits / len(held.rows) if held.rows else None
-    session.emit("evaluation", step=step, loss=loss, exact_match=rate, rows=len(held.rows), model=model)
+    told = {"rows": len(held.rows), "model": model, **more}
+    session.emit("evaluation", step=step, loss=loss, exact_match=rate, **told)
     return rate
 
 
@@ -89,7 +95,7 @@ def write_reference(session: Session, generator: Generator, held: Held) -> None:
     bool, "positions": [{"index": i, "ids": [...], "logprobs": [...]}]}]}`: the greedy answer without its end
     mark, and whether the model ended it by itself; at up to six places of the answer the 64 most likely ids
     after prompt_ids + answer_ids[:index], with natural logarithms of their probabilities, most likely first.
-    The digest names the published adapter, so that no other one is compared with these answers.
+    The digest names the published adapter or model, so that no other is compared with these answers.
     """
     prompts = held.prompts[:PROMPTS]
     longest = session.settings.evaluation.max_new_tokens
@@ -99,8 +105,8 @@ def write_reference(session: Session, generator: Generator, held: Held) -> None:
         for prompt, answer in zip(prompts, answers, strict=True)
         if answer.ids or answer.ended  # else memory did not suffice for it
     ]
-    digest = hashlib.sha256((session.folder.adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
-    tree = {"adapter_sha256": digest, "prompts": written}
+    assert session.folder.tuned is not None
+    tree = {"adapter_sha256": digest_of(session.folder.tuned), "prompts": written}
     write_atomic(session.folder.path / "reference.json", json.dumps(tree))
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
@@ -32,14 +32,15 @@ def autocast(training: TrainingSettings) -> Any:
     return torch.autocast(training.device, dtype=compute_dtype(training))
 
 
-def load_base(folder: Path, training: TrainingSettings) -> Any:
+def load_base(folder: Path, training: TrainingSettings, dtype: torch.dtype | None = None) -> Any:
     """The base model from local files, frozen and in evaluation mode, on the device of the settings.
 
+    Its weights are in the compute dtype, or in `dtype`.
     No code from the model's folder is run and no pickle is read; attention is torch's SDPA wherever the
     architecture has it. The folder's own sampling settings are dropped: they would bend measurements.
     """
     _check_device(training.device)
-    options: dict[str, Any] = {"dtype": compute_dtype(training), "device_map": {"": training.device}}
+    options: dict[str, Any] = {"dtype": dtype or compute_dtype(training), "device_map": {"": training.device}}
     if training.quantization == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
             load_in_4bit=True,
@@ -97,26 +98,76 @@ def _check_device(device: str) -> None:
         )
 
 
-def add_adapter(base: Any, training: TrainingSettings, name: str) -> PeftModel:
-    """Put a fresh LoRA adapter (float32, seeded) on the base; `name` is what the adapter says its base is."""
+Places = Mapping[str, Any]
+"""Where PEFT puts adapters, as the settings that say so."""
+Configure = Callable[[TrainingSettings, Places], PeftConfig]
+"""Makes PEFT's settings of ours."""
+
+
+def lora_config(training: TrainingSettings, places: Places) -> PeftConfig:
+    """PEFT's settings of a LoRA adapter."""
+    return LoraConfig(
+        r=training.rank,
+        lora_alpha=training.alpha,
+        lora_dropout=training.dropout,
+        **places,
+        task_type="CAUSAL_LM",
+        use_rslora=training.rslora,
+        use_dora=training.dora,
+    )
+
+
+def add_adapter(
+    base: Any,
+    training: TrainingSettings,
+    name: str,
+    configure: Configure = lora_config,
+) -> PeftModel:
+    """Put a fresh adapter (float32, seeded) on the base; `name` is what the adapter says its base is."""
     if training.targets != ALL_LINEAR:
         _check_targets(base, training.targets)
     torch.manual_seed(training.seed)
     base.config._name_or_path = name
     base.name_or_path = name
-    config = LoraConfig(
-        r=training.rank,
-        lora_alpha=training.alpha,
-        lora_dropout=training.dropout,
-        target_modules=training.targets,
-        task_type="CAUSAL_LM",
-        use_rslora=training.rslora,
-        use_dora=training.dora,
-    )
     with _old_names():
-        model = get_peft_model(base, config)
+        model = get_peft_model(base, configure(training, _places(base, training)))
     recompute(base, training.gradient_checkpointing)
     return model
+
+
+def _places(base: Any, training: TrainingSettings) -> dict[str, Any]:
+    """Where PEFT puts adapters: by the names of modules, in all layers but the first ones that stay frozen.
+
+    It takes numbers of layers beside a list of names only.
+    """
+    frozen, targets = training.freeze_layers, training.targets
+    if not frozen:
+        return {"target_modules": targets}
+    names = linear_names(base) if targets == ALL_LINEAR else targets
+    pattern, layers = decoder_layers(base)
+    learning = list(range(frozen, len(layers)))
+    return {"target_modules": names, "layers_to_transform": learning, "layers_pattern": pattern}
+
+
+def thaw(model: Any, frozen: int) -> None:
+    """Let all weights learn; with frozen layers neither those nor the embedding, which comes before them.
+
+    A head that is the embedding itself then stays as it is, too.
+    """
+    model.requires_grad_(True)
+    if frozen:
+        model.get_input_embeddings().requires_grad_(False)
+        for layer in decoder_layers(model)[1][:frozen]:
+            layer.requires_grad_(False)
+
+
+def decoder_layers(model: Any) -> tuple[str, list[torch.nn.Module]]:
+    """The decoder's layers, in their order, and what their family calls the list: `layers`, `h` or so."""
+    count = model.config.get_text_config().num_hidden_layers
+    for name, part in model.named_modules():
+        if isinstance(part, torch.nn.ModuleList) and len(part) == count:
+            return name.rpartition(".")[2], list(part)
+    raise TuneError("The layers of this model are not found.", "Set training.freeze_layers to 0.")
 
 
 def recompute(base: Any, what: Recompute) -> None:
@@ -137,7 +188,7 @@ def recompute(base: Any, what: Recompute) -> None:
     with _old_names():
         if not base.is_gradient_checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": False})
-            base.enable_input_require_grads()
+            base.disable_input_require_grads()  # which only the reentrant kind needs
 
 
 def _recomputed(part: Any) -> Any:
@@ -193,5 +244,6 @@ def trainable(model: Any) -> dict[str, torch.nn.Parameter]:
 
 
 def tensor_bytes(tensors: Any) -> int:
-    """The size of tensors in bytes."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    """The size of tensors in bytes; of shared ones the part that is here."""
+    here = (tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors)
+    return sum(tensor.numel() * tensor.element_size() for tensor in here)

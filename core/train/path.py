@@ -52,12 +52,24 @@ class TrainPath(Protocol):
     """The trained weights in float32, under their names in PEFT's `adapter_model.safetensors`."""
     padded: bool
     """True where rows computed at once are padded to one length; else they lie end to end."""
+    whole: bool
+    """True where the weights of the model itself are trained: the result is a model folder of its own, and
+    `without_adapter` is the base model only before the first step."""
+
+    def begin(self, optimizer: torch.optim.Optimizer, total_steps: int) -> None:
+        """Told before the first step, so that a method can do its own after each update of the weights."""
 
     def collate(self, examples: Sequence[Example], capacity: int = 0) -> Batch:
         """Rows as one micro-batch; with a capacity, in packed sequences of at most so many tokens."""
 
-    def loss(self, batch: Batch) -> torch.Tensor:
-        """The sum of the cross entropies of the supervised tokens, float32; differentiable where wanted."""
+    def loss(self, batch: Batch, lengths: Sequence[int] | None = None) -> torch.Tensor:
+        """The sum of the cross entropies of the supervised tokens, float32; differentiable where wanted.
+
+        With `lengths` the sums of runs of so many of them each, in the order of the rows: all add up.
+        """
+
+    def tallies(self) -> Mapping[str, tuple[float, int]]:
+        """Further figures of what was computed since `train` was last called, each as a sum and its count."""
 
     def check(self, examples: Sequence[Example]) -> str:
         """Compare on a few short rows what this path takes for granted; a remark for the user, or nothing.
@@ -78,10 +90,16 @@ class TrainPath(Protocol):
         """While it lasts, tell the inputs of every linear layer but the head, padding left out."""
 
     def write_adapter(self, folder: Path) -> None:
-        """Write the adapter in PEFT's format: `adapter_model.safetensors` and `adapter_config.json`."""
+        """Write what is published: `adapter_model.safetensors` and `adapter_config.json`, or a model."""
+
+    def write_state(self, folder: Path) -> None:
+        """Write what a checkpoint keeps of the weights, in one safetensors file."""
 
     def load_adapter(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Put the tensors of an `adapter_model.safetensors` into the weights."""
+        """Put the tensors of a checkpoint into the weights."""
+
+    def way_back(self) -> Callable[[], None]:
+        """What puts the weights back as they are now, before the first step."""
 
     @property
     def engine(self) -> Engine:
@@ -122,6 +140,18 @@ class Engine(Protocol):
         """Of each row the natural log of the probability of its supervised tokens, summed."""
 
 
+def remembered(path: TrainPath) -> Callable[[], None]:
+    """A way back by copies in the computer's memory; of weights that are zero only the shape is kept."""
+    import torch
+
+    zero = torch.zeros(())
+    start = {
+        name: weight.detach().to("cpu", copy=True) if bool(weight.any()) else zero.expand(weight.shape)
+        for name, weight in path.weights.items()
+    }
+    return lambda: path.load_adapter(start)
+
+
 def make_path(
     chosen: tuple[PathName, str],
     folder: Path,
@@ -129,11 +159,15 @@ def make_path(
     base: str,
     progress: Callable[[int, int], None],
 ) -> TrainPath:
-    """Load the model and put a fresh adapter on it; `base` is what the adapter says its base is.
+    """Load the model and make ready what is trained of it; `base` is what an adapter says its base is.
 
     `progress` gets the bytes loaded and all bytes, where the path can tell.
     """
     name, reason = chosen
+    if training.method == "full":
+        from ollama_tune.core.train.full import make_full
+
+        return make_full(folder, training, reason)
     if name == "general":
         from ollama_tune.core.train.general import make_general
 

@@ -16,6 +16,8 @@ from ollama_tune.core.plan.settings import ModelSettings, Settings, TrainingSett
 from ollama_tune.core.train.path import TrainPath, make_path
 
 LOOPS_OWN = {
+    "objective",
+    "beta",
     "optimizer",
     "learning_rate",
     "schedule",

@@ -49,9 +49,27 @@ def subject(config: Mapping[str, Any], request: MemoryRequest) -> Subject:
 
     def trace(layers: Sequence[int]) -> Tracker:
         kinds = tuple(blueprint.kinds[index] for index in layers)
-        return trace_fast(replace(blueprint, layers=len(layers), kinds=kinds), request)
+        return trace_fast(replace(blueprint, layers=len(layers), kinds=kinds), _of(request, layers))
 
-    return Subject(blueprint.kinds, trace)
+    return Subject(_kinds(blueprint.kinds, request), trace)
+
+
+def _kinds(kinds: Sequence[Hashable], request: MemoryRequest) -> Sequence[Hashable]:
+    """What tells each layer from another, frozen ones from those that learn too.
+
+    Then the last one counts as a kind, so that two that learn stand for all: the first of them passes nothing
+    on.
+    """
+    frozen, last = request.freeze_layers, len(kinds) - 1
+    if not frozen:
+        return kinds
+    return [(kind, number < frozen, number == last) for number, kind in enumerate(kinds)]
+
+
+def _of(request: MemoryRequest, layers: Sequence[int]) -> MemoryRequest:
+    """The request for a model with only these layers."""
+    frozen = sum(number < request.freeze_layers for number in layers)
+    return request.model_copy(update={"freeze_layers": frozen})
 
 
 def _general(config: Mapping[str, Any], request: MemoryRequest) -> Subject:
@@ -59,7 +77,11 @@ def _general(config: Mapping[str, Any], request: MemoryRequest) -> Subject:
     from ollama_tune.core.train.traced_step import trace_general
 
     whole = read_config(config)
-    return Subject(layer_kinds(whole), lambda layers: trace_general(shortened(whole, layers), request))
+
+    def trace(layers: Sequence[int]) -> Tracker:
+        return trace_general(shortened(whole, layers), _of(request, layers))
+
+    return Subject(_kinds(layer_kinds(whole), request), trace)
 
 
 def layer_choices(kinds: Sequence[Hashable]) -> tuple[list[int], dict[Hashable, list[int]]]:

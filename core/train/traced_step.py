@@ -42,12 +42,12 @@ def trace_general(config: Any, request: MemoryRequest) -> Tracker:
 def _batch(request: MemoryRequest) -> Batch:
     """Rows of the full length, or end to end; without padding there are no marks, transformers drops them."""
     laid, tokens = request.apart, request.micro_batch
-    shape = (1, tokens) if laid else (request.batch_size, request.sequence_length)
+    shape = (1, tokens) if laid else (request.rows, request.sequence_length)
     attention: Any = torch.ones(shape, dtype=torch.long) if request.padded else None
     ids, trained = torch.zeros(shape, dtype=torch.long), torch.ones(shape, dtype=torch.bool)
     positions = torch.zeros(shape, dtype=torch.long) if laid else None
     rows = (request.row_lengths,) if laid else ()
-    return Batch(ids, attention, trained, tokens, tokens - request.batch_size, positions, rows)
+    return Batch(ids, attention, trained, tokens, tokens - request.rows, positions, rows)
 
 
 def hold(model: FakeModel, request: MemoryRequest, tracker: Tracker) -> None:
@@ -91,8 +91,9 @@ def watched(model: FakeModel, tracker: Tracker) -> Iterator[None]:
     """While it lasts, the trace learns where the decoder and each layer begin, forward and backward."""
     trace, decoder = tracker.trace, model.causal.base_model
     handles = [decoder.register_forward_hook(_decoder_hook(trace))]
+    learning = [any(weight.requires_grad for weight in layer.parameters()) for layer in model.layers]
     for index, layer in enumerate(model.layers):
-        before, after = _layer_hooks(trace, index)
+        before, after = _layer_hooks(trace, index, index == learning.index(True))
         handles += [layer.register_forward_pre_hook(before), layer.register_forward_hook(after)]
     for weight in model.trained:
         hooked: Any = weight
@@ -104,13 +105,13 @@ def watched(model: FakeModel, tracker: Tracker) -> Iterator[None]:
             handle.remove()
 
 
-def _layer_hooks(trace: Trace, index: int) -> tuple[Callable[..., None], Callable[..., None]]:
+def _layer_hooks(trace: Trace, index: int, first: bool) -> tuple[Callable[..., None], Callable[..., None]]:
     def before(*_: Any) -> None:
         trace.section("forward", index)
 
     def backward() -> None:
         trace.section("backward", index)
-        if index == 0:
+        if first:
             trace.phase("first layer", "activations")
 
     def after(_module: Any, _inputs: Any, output: Any) -> None:

@@ -18,7 +18,8 @@ import psutil
 
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.plan.settings import parse
-from ollama_tune.core.runs.folder import RunFolder, same_process
+from ollama_tune.core.runs.folder import RunFolder
+from ollama_tune.core.runs.identity import same_process
 from ollama_tune.core.runs.launch import nice_worker
 from ollama_tune.core.train.housekeeping import lasting
 from ollama_tune.core.train.prepared import Overtaken, Prepared

@@ -17,13 +17,15 @@ import pytest
 import torch
 
 from ollama_tune.core.evaluate.asking import Asking, Sampling
-from ollama_tune.core.evaluate.chat import load_engine, message_of
+from ollama_tune.core.evaluate.chat import message_of
 from ollama_tune.core.evaluate.choose import chooser
 from ollama_tune.core.evaluate.client import ChatProcess
 from ollama_tune.core.evaluate.conversation import Conversation, HeldOut, Result
+from ollama_tune.core.evaluate.loading import load_engine
 from ollama_tune.core.runs.chat import run_chat
 from ollama_tune.core.runs.folder import RunFolder
-from ollama_tune.core.train.checkpoint import publish_adapter
+from ollama_tune.core.runs.launch import NICE
+from ollama_tune.core.train.checkpoint import publish
 from ollama_tune.core.train.fast.path import make_fast
 from ollama_tune.core.train.general import make_general
 from tests.core.train_parts import make_run, wait_for, write_rows
@@ -56,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     for name, weight in path.weights.items():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.3)
-    publish_adapter(run, path)
+    publish(run, path)
     return run
 
 
@@ -108,7 +110,7 @@ def test_base_and_tuned_model_answer_one_after_the_other(chat: ChatProcess) -> N
     assert [end["end"] for end in ends] == ["length", "length"]
     assert all(end["tokens"] == 12 and end["seconds"] > 0 for end in ends)
     assert text(answers, "base") != text(answers, "tuned")
-    assert chat.alive
+    assert chat.alive and os.getpriority(os.PRIO_PROCESS, chat._process.pid) >= NICE
 
 
 def test_the_fast_engine_is_taken_where_it_can_be_and_both_give_the_same_answers(folder: RunFolder) -> None:
@@ -266,7 +268,7 @@ def test_a_killed_process_is_told_once(folder: RunFolder) -> None:
 INTERFACE = """
 import sys, time
 from pathlib import Path
-from ollama_tune.core.evaluate.chat import load_engine, message_of
+from ollama_tune.core.evaluate.chat import message_of
 from ollama_tune.core.evaluate.client import ChatProcess
 from ollama_tune.core.runs.chat import run_chat
 from ollama_tune.core.runs.folder import RunFolder

@@ -23,15 +23,15 @@ from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.data.values import Message, Row
 from ollama_tune.core.errors import BusyError, TuneError, UsageError
 from ollama_tune.core.evaluate import sides
-from ollama_tune.core.evaluate.chat import load_engine
 from ollama_tune.core.evaluate.evaluation import Evaluation, Wish, evaluate
 from ollama_tune.core.evaluate.kept import open_kept
+from ollama_tune.core.evaluate.loading import load_engine
 from ollama_tune.core.evaluate.material import read_rows
 from ollama_tune.core.evaluate.measuring import Measuring
 from ollama_tune.core.evaluate.report import report_json, write_report
 from ollama_tune.core.export.ollama import OllamaClient
 from ollama_tune.core.runs.folder import RunFolder
-from ollama_tune.core.train.checkpoint import publish_adapter
+from ollama_tune.core.train.checkpoint import publish
 from ollama_tune.core.train.fast.path import make_fast
 from tests.core.test_export_ollama import push_and_create
 from tests.core.train_parts import make_run, wait_for, work, write_rows
@@ -71,7 +71,7 @@ def untrained(model: Path, data: Path, seed: int = 3, **sections: Any) -> RunFol
     for name, weight in path.weights.items():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.3)
-    publish_adapter(folder, path)
+    publish(folder, path)
     return folder
 
 
@@ -81,7 +81,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def measured(folder: RunFolder, asked: dict[str, Any], _log: Path) -> Iterator[dict[str, Any]]:
         told: list[dict[str, Any]] = []
-        measuring = Measuring(folder)
+        measuring = Measuring.of(folder)
         for number, group in enumerate(json.loads(json.dumps(asked))["groups"]):
             measuring.group(group, lambda message, number=number: told.append({"group": number} | message))
         yield from told
@@ -315,7 +315,7 @@ def test_a_model_in_ollama_is_asked_the_same_questions(
         assert whole(evaluate(run, wish)) == whole(seen)
         with pytest.raises(UsageError, match="no model called absent"):
             evaluate(run, Wish(against="ollama:absent"))
-    assert asked == [row.prompt[-1].content for row in seen.rows.rows]
+    assert sorted(asked) == sorted(row.prompt[-1].content for row in seen.rows.rows)
     blue = sum(row.answer == "It is blue." for row in seen.rows.rows) / ROWS
     assert result(seen, "exact_match")["models"][0]["value"] == pytest.approx(blue)
     assert result(seen, "exact_match")["difference"] is not None

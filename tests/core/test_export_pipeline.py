@@ -237,7 +237,7 @@ def test_a_name_is_checked_before_any_work(folder: RunFolder, name: str, error: 
 
 def test_a_run_without_an_adapter_is_told(folder: RunFolder) -> None:
     shutil.rmtree(folder.adapter)
-    with pytest.raises(TuneError, match="no finished adapter"):
+    with pytest.raises(TuneError, match="no tuned model"):
         export(folder)
 
 

@@ -366,8 +366,27 @@ def test_a_broken_table_of_data_sets_does_not_hinder(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "dataset_info.json").write_text("{" * 2000)
     path = tmp_path / "config.yaml"
-    path.write_text("model_name_or_path: a\ndataset: rows\ntemplate: x\nstage: dpo\nfp16: true\n")
+    path.write_text("model_name_or_path: a\ndataset: rows\ntemplate: x\nstage: kto\nfp16: true\n")
     found = import_config(path)
     assert one(found, "dataset").outcome == "approximated" and "no such entry" in one(found, "dataset").why
     assert one(found, "stage").outcome == "missing"
     assert read(found).training.device == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("text", "method"),
+    [
+        ("base_model: org/m\nsequence_len: 512\nmicro_batch_size: 1\n", "full"),
+        ("base_model: org/m\nsequence_len: 512\nadapter:\n", "full"),
+        ("base_model: org/m\nsequence_len: 512\nadapter: lora\nneftune_noise_alpha: 5\n", "lora"),
+        ("model_name_or_path: org/m\nfinetuning_type: full\ncutoff_len: 512\nstage: sft\n", "full"),
+        ("model_name_or_path: org/m\ndataset_name: org/d\nmax_length: 512\nuse_peft: false\n", "full"),
+        ("model_name_or_path: org/m\ndataset_name: org/d\nmax_length: 512\nlora_r: 8\n", "lora"),
+    ],
+)
+def test_where_a_config_names_no_adapter_all_weights_are_trained(
+    tmp_path: Path, text: str, method: str
+) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    training = read(import_config(tmp_path / "c.yaml")).training
+    assert (training.method, training.neftune) == (method, 5.0 if "neftune" in text else 0.0)

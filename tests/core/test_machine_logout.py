@@ -24,7 +24,7 @@ Box = Callable[[Answers], Logind]
 @pytest.fixture
 def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Box]:
     yield lambda answers: Logind(tmp_path / "systemd", answers, monkeypatch)
-    logout.scope_prefix.cache_clear()
+    logout.known_logout.cache_clear()
 
 
 @pytest.mark.parametrize(

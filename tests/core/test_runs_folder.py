@@ -283,7 +283,7 @@ def test_a_resume_does_what_is_left(
     folder: RunFolder, events: list[tuple[str, dict[str, Any]]], left: list[str]
 ) -> None:
     write(folder, *events)
-    assert control._left(folder.events()) == left
+    assert control.stages_left(folder.events()) == left
 
 
 def test_a_finished_run_is_not_resumed(folder: RunFolder) -> None:

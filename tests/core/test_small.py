@@ -95,7 +95,8 @@ def test_sizes(value: int, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(8.2, "8 s"), (200, "3 min 20 s"), (7500, "2 h 05 min"), (-1, "0 s")]
+    ("value", "text"),
+    [(8.2, "8 s"), (200, "3 min 20 s"), (7500, "2 h 05 min"), (-1, "0 s"), (613200, "7 days 2 h")],
 )
 def test_durations(value: float, text: str) -> None:
     assert human_seconds(value) == text

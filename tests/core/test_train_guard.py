@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,10 @@ from safetensors.torch import load_file
 
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.runs.events import Event, effective
-from ollama_tune.core.train.checkpoint import ADAPTER, newest, publish_adapter
+from ollama_tune.core.train.checkpoint import ADAPTER, newest, publish
 from ollama_tune.core.train.guard import NotFinite, not_finite
 from ollama_tune.core.train.loop import Trainer
+from ollama_tune.core.train.recovery import Rows
 from ollama_tune.core.train.session import Stopped
 from tests.core.loop_parts import Run, finished_run
 from tests.overflow import build_overflowing
@@ -178,30 +178,30 @@ def test_a_stop_right_after_a_weight_was_damaged_writes_no_checkpoint(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Run(model_folder, evaluation_interval=3, early_stopping=0)
-    monkeypatch.setattr(Trainer, "collate", Trainer.collate)  # what the faults change is put back at the end
+    monkeypatch.setattr(Trainer, "compute", Trainer.compute)  # what the faults change is put back at the end
     damage(run.folder.path)
     listen_for_faults(run.folder.path)
-    failing = Trainer.collate
+    failing = Trainer.compute
 
-    def stopping(trainer: Trainer, rows: Sequence[int]) -> Any:
+    def stopping(trainer: Trainer, window: Rows, step: int) -> Any:
         if trainer.state.step == DAMAGED and trainer.state.rate_factor == 1.0:
             run.folder.stop_path.touch()
-        return failing(trainer, rows)
+        return failing(trainer, window, step)
 
-    monkeypatch.setattr(Trainer, "collate", stopping)
+    monkeypatch.setattr(Trainer, "compute", stopping)
     with pytest.raises(Stopped):
         run.trainer.run()
     assert not all(torch.isfinite(weight).all() for weight in run.path.weights.values())
     assert told(run)[-2:] == [("step", DAMAGED), ("back", None)]
     with pytest.raises(TuneError, match="not published"):
-        publish_adapter(run.folder, run.path)
-    monkeypatch.setattr(Trainer, "collate", failing)
+        publish(run.folder, run.path)
+    monkeypatch.setattr(Trainer, "compute", failing)
     run.folder.stop_path.unlink()
     again = Run(model_folder, run.folder, evaluation_interval=3, early_stopping=0)
     assert again.resume() == [] and again.trainer.state.step == 6
     again.trainer.run()
     assert [entry for entry in told(run) if entry[0] == "back"] == [("back", None), ("back", 6)]
-    publish_adapter(run.folder, again.path)
+    publish(run.folder, again.path)
     assert all(torch.isfinite(weight).all() for weight in load_file(run.folder.adapter / ADAPTER).values())
 
 

@@ -15,7 +15,7 @@ from ollama_tune.core.machine.values import Gpu
 from ollama_tune.core.plan.cards import gpu_of
 from ollama_tune.core.plan.settings import Settings, TrainingSettings, parse
 from ollama_tune.core.plan.utilisation import utilisation
-from ollama_tune.core.runs.control import _left
+from ollama_tune.core.runs.control import stages_left
 from ollama_tune.core.runs.folder import RunFolder, create_run
 from ollama_tune.core.train.checkpoint import TrainState
 from ollama_tune.core.train.judge import SAMPLE_SHARE, Judge, Patience, Samples, in_parts, is_better
@@ -72,7 +72,7 @@ def test_the_beginning_is_the_first_epoch_or_the_warm_up_and_at_most_half(
 
 def losses_of(run: Run, losses: dict[int, float]) -> None:
     """Let the held-out loss be what is given for a step."""
-    run.trainer.mean_loss = lambda size: losses[run.trainer.state.step]  # type: ignore[method-assign,assignment,misc]
+    run.trainer.mean_loss = lambda size, **_: losses[run.trainer.state.step]  # type: ignore[method-assign,assignment,misc]
 
 
 FALLS_UNTIL_4 = {2: 3.0, 4: 2.0, 6: 2.1, 8: 2.2, 10: 2.3, 12: 2.4}
@@ -133,7 +133,7 @@ def test_a_worker_that_ends_early_is_done_and_nothing_is_left_to_resume(
     total = next(e["total_steps"] for e in events if e.kind == "data")
     assert max(steps) == 10 < total and "in 1 evaluation, so training ends at step 10" in early["text"]
     assert events[-1].kind == "done" and events[-1]["early"] == early["text"] and events[-1]["steps"] == 10
-    assert _left(events) == []
+    assert stages_left(events) == []
 
 
 class Asked:

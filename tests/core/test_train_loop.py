@@ -108,7 +108,7 @@ def test_the_two_newest_and_the_best_checkpoint_stay(model_folder: Path, undistu
     assert names == ["step-000010", "step-000012"]
     run = Run(model_folder)
     losses = iter([3.0, 1.0, 2.0, 2.5, 2.6, 2.7])
-    run.trainer.mean_loss = lambda size: next(losses)  # type: ignore[method-assign,assignment,misc]
+    run.trainer.mean_loss = lambda size, **_: next(losses)  # type: ignore[method-assign,assignment,misc]
     run.trainer.run()
     names = sorted(path.name for path in run.folder.checkpoints.iterdir())
     assert names == ["step-000004", "step-000010", "step-000012"]
@@ -200,7 +200,7 @@ def test_four_bit_training_on_the_cpu_lowers_the_loss(model_folder: Path) -> Non
 def test_an_evaluation_leaves_the_gradients_of_a_four_bit_model_as_they_were(model_folder: Path) -> None:
     run, gradients = Run(model_folder, quantization="nf4", dropout=0.0), []
     for _ in range(2):
-        run.path.loss(run.trainer.collate([0, 1])).backward()
+        run.path.loss(run.trainer.computer.collate([0, 1])).backward()
         gradients.append([weight.grad for weight in run.path.weights.values()])
         run.trainer.discard()
         run.trainer.mean_loss(6)

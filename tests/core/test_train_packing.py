@@ -194,7 +194,9 @@ def test_the_rehearsal_tries_full_sequences(model_folder: Path) -> None:
     run.trainer.rehearse(thorough=True)
     plan = run.trainer.plan
     worst = max(
-        run.trainer.collate(batch).ids.numel() for n in range(plan.total_steps) for batch in plan.window(n)
+        run.trainer.computer.collate(batch).ids.numel()
+        for n in range(plan.total_steps)
+        for batch in plan.window(n)
     )
     assert max(seen) == worst
 

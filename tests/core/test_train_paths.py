@@ -72,7 +72,7 @@ def test_what_is_recomputed_changes_no_gradient(model_folder: Path, computed: Pa
         run = Run(model_folder, computed=computed, dropout=0.2, gradient_checkpointing=recompute)
         run.path.train(True)
         torch.manual_seed(3)
-        loss = run.path.loss(run.trainer.collate([0, 1, 2]))
+        loss = run.path.loss(run.trainer.computer.collate([0, 1, 2]))
         loss.backward()
         gradients = [weight.grad for weight in run.path.weights.values() if weight.grad is not None]
         assert len(gradients) == len(run.path.weights)

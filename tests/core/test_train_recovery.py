@@ -177,7 +177,7 @@ def test_offload_takes_what_is_saved_for_backward_off_the_device(model_folder: P
     for offloaded in (False, True):
         device = DeviceLimit()
         with device, to_host(run.model, device).hooks() if offloaded else contextlib.nullcontext():
-            loss = run.path.loss(run.trainer.collate([0, 1]))
+            loss = run.path.loss(run.trainer.computer.collate([0, 1]))
             live.append(device.live)
             loss.backward()
         run.trainer.discard()
@@ -197,7 +197,7 @@ def test_offload_leaves_the_models_weights_where_they_are(model_folder: Path) ->
 
     offload = Watched(run.model)
     with offload.hooks():
-        run.path.loss(run.trainer.collate([0, 1])).backward()
+        run.path.loss(run.trainer.computer.collate([0, 1])).backward()
     weights = {weight.untyped_storage().data_ptr() for weight in run.model.parameters()}
     assert moved and not weights & set(moved)
 

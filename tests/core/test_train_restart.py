@@ -76,18 +76,18 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from ollama_tune.core.train import loop, worker
-accumulate, failed = loop.Trainer._accumulate, []
+compute, failed = loop.Trainer.compute, []
 
-def failing(self, batches, supervised):
+def failing(self, window, step):
     if self.state.step == 3 and ({always} or not failed):
         failed.append(True)
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
     if failed and {pause}:
         Path("recovering").touch()
         time.sleep(60)
-    return accumulate(self, batches, supervised)
+    return compute(self, window, step)
 
-loop.Trainer._accumulate = failing
+loop.Trainer.compute = failing
 sys.exit(worker.main(sys.argv[1:]))
 """
 

@@ -128,7 +128,7 @@ def test_an_answer_that_did_not_fit_is_no_reference_for_an_export(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, chat = Run(model_folder, **SETTINGS), ChatFormat.from_folder(model_folder)
-    checkpoint.publish_adapter(run.folder, run.path)
+    checkpoint.publish(run.folder, run.path)
     generator = Generator(run.path.engine, chat, on_shortage=run.trainer.recovery.answers)
     generate = generator._decode
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from typing import Any
 
@@ -11,7 +10,6 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ollama_tune.core.plan.request import MemoryRequest
-from ollama_tune.core.train.allocator import CachingAllocator
 from ollama_tune.core.train.batches import Batch
 from ollama_tune.core.train.cuda_like import cuda_like
 from ollama_tune.core.train.fake_model import (
@@ -20,11 +18,9 @@ from ollama_tune.core.train.fake_model import (
     layer_kinds,
     on_meta,
     read_config,
-    shortened,
 )
 from ollama_tune.core.train.memtrace import Event, Trace, Tracker, rounded
 from ollama_tune.core.train.model import add_adapter
-from ollama_tune.core.train.replay import NotUniform, replayed
 from ollama_tune.core.train.simulate import answer, extrapolate, layer_choices, simulate
 from ollama_tune.core.train.traced_step import trace_general, train_step, watched
 from ollama_tune.core.train.workspaces import is_suspicious, no_workspaces, workspaces
@@ -363,69 +359,6 @@ def test_full_fine_tuning_agrees_with_the_tracker_of_torch() -> None:
         model.causal(input_ids=ids, labels=ids, use_cache=False).loss.backward()
     snapshot = theirs.get_tracker_snapshot("peak")[torch.device("cpu")]
     assert sum(trace.peaks["step"].values()) == pytest.approx(snapshot["Total"], rel=0.01)
-
-
-# -- the allocator
-
-
-def reserved(sizes: list[int], *, expandable: bool = False) -> int:
-    """Reserved bytes after these requests; a negative one frees the request of that place (from 1)."""
-    allocator = CachingAllocator(expandable=expandable)
-    events = [Event(-size - 1, 0) if size < 0 else Event(index, size) for index, size in enumerate(sizes)]
-    allocator.replay(events)
-    return allocator.reserved
-
-
-def test_small_requests_share_segments_of_2_mib_and_large_ones_have_their_own() -> None:
-    assert reserved([512]) == 2 * MIB
-    assert reserved([512, MIB, MIB - 512]) == 2 * MIB
-    assert reserved([MIB, MIB, 512]) == 4 * MIB
-    assert reserved([MIB + 512]) == 20 * MIB
-    assert reserved([5 * MIB, 5 * MIB, 5 * MIB, 5 * MIB]) == 20 * MIB
-    assert reserved([10 * MIB]) == 10 * MIB
-    assert reserved([11 * MIB + 512]) == 12 * MIB
-
-
-def test_freed_blocks_are_used_again_when_they_fit_and_merged() -> None:
-    assert reserved([12 * MIB, -1, 12 * MIB]) == 12 * MIB
-    assert reserved([12 * MIB, -1, 14 * MIB]) == 26 * MIB
-    assert reserved([4 * MIB, 4 * MIB, -1, -2, 8 * MIB]) == 20 * MIB
-    holes = [5 * MIB, 5 * MIB, 5 * MIB, 5 * MIB, -1, -3]
-    assert reserved([*holes, 8 * MIB]) == 40 * MIB
-
-
-def test_a_growing_segment_wastes_less() -> None:
-    assert reserved([12 * MIB, -1, 14 * MIB], expandable=True) == 20 * MIB
-    assert reserved([30 * MIB], expandable=True) == 40 * MIB
-    assert reserved([30 * MIB, 12 * MIB], expandable=True) == 60 * MIB
-
-
-def test_a_rest_of_up_to_a_mib_stays_with_its_block() -> None:
-    allocator = CachingAllocator()
-    allocator.replay([Event(0, 12 * MIB), Event(0, 0), Event(1, 11 * MIB + 512)])
-    assert (allocator.requested, allocator.allocated) == (11 * MIB + 512, 12 * MIB)
-
-
-@pytest.mark.parametrize("values", [{"gradient_checkpointing": "layers"}, {"gradient_accumulation_steps": 2}])
-@pytest.mark.parametrize("expandable", [True, False])
-def test_a_stretched_trace_has_the_peak_of_all_layers(values: dict[str, Any], expandable: bool) -> None:
-    config = read_config(small("llama", hidden_size=256, head_dim=64, intermediate_size=1024))
-    asked = request(**values)
-    three = trace_general(shortened(config, [0, 1, 2]), asked).trace.sections
-    whole = trace_general(config, asked).trace
-    stretched = replayed(three, 5, expandable=expandable)
-    peak = max(sum(parts.values()) for parts in whole.peaks.values())
-    assert stretched.peak_requested == pytest.approx(peak, rel=0.001)
-    assert stretched.reserved >= stretched.peak_allocated >= stretched.peak_requested
-
-
-def test_a_trace_whose_layers_differ_is_refused() -> None:
-    sections = trace_general(read_config(small("llama", 3)), request()).trace.sections
-    damaged = copy.deepcopy(sections)
-    forward = next(section for section in damaged if section.kind == "forward" and section.layer == 1)
-    forward.events.clear()
-    with pytest.raises(NotUniform):
-        replayed(damaged, 5, expandable=False)
 
 
 # -- the process

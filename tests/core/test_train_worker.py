@@ -185,7 +185,7 @@ def test_an_export_without_an_adapter_is_told(model_folder: Path, tmp_path: Path
     assert work(folder, "export").returncode == 1
     events = folder.events()
     assert (events[0].kind, events[0]["stage"], events[-1].kind) == ("start", "export", "error")
-    assert "no finished adapter" in events[-1]["what"]
+    assert "no tuned model yet" in events[-1]["what"]
 
 
 def test_all_stages_in_one_process_end_with_a_proved_file(model_folder: Path, tmp_path: Path) -> None:

@@ -87,13 +87,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Layout:
-    """What an adapter is, apart from its weights."""
+    """What an adapter is, apart from its weights; `layers` are the only ones that have it, if not all do."""
 
     rank: int
     alpha: float
     targets: tuple[str, ...]
     rslora: bool = False
     dropout: float = 0.0
+    layers: tuple[int, ...] = ()
 
     @property
     def scale(self) -> float:
@@ -183,6 +184,8 @@ class Adapter:
             "modules_to_save": None,
             "rank_pattern": {},
             "alpha_pattern": {},
+            "layers_to_transform": list(self.layout.layers) or None,
+            "layers_pattern": "layers" if self.layout.layers else None,
         }
 
 
@@ -194,8 +197,14 @@ def new_adapter(blueprint: Blueprint, training: TrainingSettings) -> Adapter:
     """
     names = sorted({part.name.rpartition(".")[2] for parts in blueprint.groups.values() for part in parts})
     targets = names if training.targets == ALL_LINEAR else list(training.targets)
-    layout = Layout(training.rank, training.alpha, tuple(targets), training.rslora, training.dropout)
-    adapter = _build(blueprint, layout, lambda module: _targeted(module, targets), training.device)
+    frozen = training.freeze_layers
+    layers = tuple(range(frozen, blueprint.layers)) if frozen else ()
+    layout = Layout(training.rank, training.alpha, tuple(targets), training.rslora, training.dropout, layers)
+
+    def chosen(module: str) -> bool:
+        return _targeted(module, targets) and _layer(module) >= frozen
+
+    adapter = _build(blueprint, layout, chosen, training.device)
     _check_targets(blueprint, targets, names)
     _start(adapter, training)
     return adapter
@@ -267,8 +276,12 @@ def _start(adapter: Adapter, training: TrainingSettings) -> None:
 
 def _turn(pair: Pair) -> tuple[int, int]:
     """The place of a module among all: its layer, and where in the layer."""
-    parts = pair.module.split(".")
-    return int(parts[2]), _DRAWN.index(parts[-1])
+    return _layer(pair.module), _DRAWN.index(pair.module.rpartition(".")[2])
+
+
+def _layer(module: str) -> int:
+    """The number of the layer that a module such as `model.layers.0.mlp.up_proj` is in."""
+    return int(module.split(".")[2])
 
 
 def read_adapter(blueprint: Blueprint, folder: Path, device: str) -> Adapter:
@@ -305,9 +318,15 @@ def _read_layout(folder: Path) -> Layout:
             targets=(targets,) if isinstance(targets, str) else tuple(map(str, targets or ())),
             rslora=bool(config.get("use_rslora")),
             dropout=float(config.get("lora_dropout") or 0.0),
+            layers=_layers(config.get("layers_to_transform")),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise _unusable(folder, f"{CONFIG} lacks a usable {error}") from error
+
+
+def _layers(listed: Any) -> tuple[int, ...]:
+    """PEFT's `layers_to_transform`: nothing for all layers, a number, or several."""
+    return tuple(map(int, [listed] if isinstance(listed, int) else listed or ()))
 
 
 def _unusable(folder: Path, why: str) -> TuneError:

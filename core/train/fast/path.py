@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from ollama_tune.core.train.fast.adapter import Adapter, new_adapter, read_adapt
 from ollama_tune.core.train.fast.model import FastModel
 from ollama_tune.core.train.fast.stream import Stream, lay_stream
 from ollama_tune.core.train.fast.weights import BaseWeights, Progress, load_weights
-from ollama_tune.core.train.path import STEPS_DOWN, Observe
+from ollama_tune.core.train.path import STEPS_DOWN, Observe, remembered
 
 if TYPE_CHECKING:
     from ollama_tune.core.train.fast.decode import FastEngine
@@ -47,15 +47,15 @@ def make_fast(
     return FastPath(FastModel(blueprint, weights, adapter), adapter, training, name, reason)
 
 
-def load_engine(folder: Path, training: TrainingSettings, adapter: Path) -> FastEngine:
-    """What answers with the model of a folder and a finished adapter on it.
+def load_engine(folder: Path, training: TrainingSettings, adapter: Path | None) -> FastEngine:
+    """What answers with the model of a folder and a finished adapter on it, if there is one.
 
     Raises `TuneError` where the fast path does not compute one of the two.
     """
     from ollama_tune.core.train.fast.decode import FastEngine
 
     blueprint = read_blueprint(read_json(folder / "config.json") or {})
-    finished = read_adapter(blueprint, adapter, training.device)
+    finished = read_adapter(blueprint, adapter, training.device) if adapter else None
     return FastEngine(FastModel(blueprint, _load(folder, blueprint, training, None), finished))
 
 
@@ -82,6 +82,7 @@ class FastPath:
 
     name: PathName = "fast"
     padded = False
+    whole = False
 
     def __init__(
         self, model: FastModel, adapter: Adapter, training: TrainingSettings, base: str, reason: str = ""
@@ -92,15 +93,26 @@ class FastPath:
         self.device: str = training.device
         self.weights: Mapping[str, torch.nn.Parameter] = adapter.named()
         self._base = base
+        model.neftune = training.neftune
         self.recompute(training.gradient_checkpointing)
 
-    def collate(self, examples: Sequence[Example], capacity: int = 0) -> Stream:
-        """The rows as one stream, without padding; it needs no packing, so the capacity plays no part."""
-        return lay_stream(examples, self.device)
+    def begin(self, optimizer: torch.optim.Optimizer, total_steps: int) -> None:
+        """Nothing has to follow the optimizer's steps."""
 
-    def loss(self, batch: Any) -> torch.Tensor:
-        """The sum of the cross entropies of the supervised tokens, float32."""
-        return self.model.loss(batch)
+    def collate(self, examples: Sequence[Example], capacity: int = 0) -> Stream:
+        """The rows as one stream, without padding; it needs no packing, so the capacity plays no part.
+
+        With noise on the embeddings no opening is shared: each row has noise of its own.
+        """
+        return lay_stream(examples, self.device, share=not self.model.neftune)
+
+    def loss(self, batch: Any, lengths: Sequence[int] | None = None) -> torch.Tensor:
+        """The sum of the cross entropies of the supervised tokens, float32; or the sums of runs of them."""
+        return self.model.loss(batch, lengths)
+
+    def tallies(self) -> Mapping[str, tuple[float, int]]:
+        """Nothing besides the loss."""
+        return {}
 
     def check(self, examples: Sequence[Example]) -> str:
         """Compare rows together and alone on a device whose own kernel attends; on the CPU rows are apart by
@@ -158,9 +170,17 @@ class FastPath:
         """Write the adapter in PEFT's format: `adapter_model.safetensors` and `adapter_config.json`."""
         self.adapter.write(folder, self._base)
 
+    def write_state(self, folder: Path) -> None:
+        """Write what a checkpoint keeps: the same."""
+        self.write_adapter(folder)
+
     def load_adapter(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Put the tensors of an `adapter_model.safetensors` into the weights."""
         self.adapter.load(tensors)
+
+    def way_back(self) -> Callable[[], None]:
+        """What puts the weights back as they are now."""
+        return remembered(self)
 
     @property
     def engine(self) -> Engine:

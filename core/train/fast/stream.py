@@ -39,7 +39,7 @@ class Stream:
     `positions` restart with each row; a row behind a shared prefix starts at the prefix' length. `picked` are
     the places (rising) whose next token is supervised, `targets` those next tokens: both in the order of the
     rows. Tokens at the end of a row that no prediction depends on are left out; `useful_tokens` counts them,
-    and a shared prefix once a row.
+    and a shared prefix once a row. `lengths` are those of the whole rows; with nothing shared, one a segment.
     """
 
     ids: torch.Tensor
@@ -49,6 +49,7 @@ class Stream:
     targets: torch.Tensor
     useful_tokens: int
     supervised_tokens: int
+    lengths: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,10 @@ def lay_stream(examples: Sequence[Example], device: str, *, share: bool = True) 
         targets.append(row.ids[row.places + 1])
         lay(row, length, row.length, laid.get(first))
     parts = _on_device([ids, positions, picked, targets], device)
-    useful = sum(len(row.ids) for row in rows)
-    return Stream(parts[0], parts[1], tuple(segments), parts[2], parts[3], useful, len(parts[3]))
+    lengths = tuple(len(row.ids) for row in rows)
+    return Stream(
+        parts[0], parts[1], tuple(segments), parts[2], parts[3], sum(lengths), len(parts[3]), lengths
+    )
 
 
 def shared_openings(openings: Sequence[bytes]) -> dict[int, tuple[int, int]]:

@@ -1,0 +1,90 @@
+"""Which settings exclude each other, each with the sentence that a person gets; one row a combination."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ollama_tune.core.plan.settings import Settings
+
+SOFT_PROMPTS = ("prompt", "ptuning")
+"""Methods that train vectors before the text instead of weights."""
+
+
+def impossible(settings: Settings) -> list[tuple[bool, str]]:
+    """What no run can do: whether it is asked for, and why not with what to set instead."""
+    training, also = settings.training, settings.export.also
+    cpu, full = training.device == "cpu", training.method == "full"
+    other, soft = training.method != "lora", training.method in SOFT_PROMPTS
+    held_out = settings.data.validation_split or settings.data.validation
+    sharded = training.sharding == "fsdp"
+    return [
+        (
+            cpu and training.compute_dtype == "float16",
+            "compute_dtype float16 needs a GPU; use float32 or bfloat16 on the CPU",
+        ),
+        (
+            cpu and training.optimizer.startswith("paged"),
+            "optimizer paged_adamw_8bit needs a GPU to move its states from; use adamw_8bit",
+        ),
+        (
+            training.path == "fast" and training.dora,
+            "path fast does not compute dora; use path auto or general",
+        ),
+        (
+            training.path == "fast" and other,
+            f"path fast trains method lora only, not {training.method}; use path auto or general",
+        ),
+        (
+            other and (training.dora or training.rslora),
+            f"dora and rslora are forms of method lora, not of {training.method}; set them to no",
+        ),
+        (
+            soft and training.packing,
+            f"method {training.method} puts its tokens before every row, so rows cannot be packed; set "
+            "packing to no",
+        ),
+        (
+            soft and training.freeze_layers > 0,
+            f"method {training.method} trains no layer; set freeze_layers to 0",
+        ),
+        (
+            soft and bool(settings.export.name or also),
+            f"Ollama's files have no place for the soft prompt of method {training.method}; leave "
+            "export.name and export.also empty",
+        ),
+        (
+            full and training.quantization != "none",
+            "method full trains the weights themselves, which 4 bit cannot hold; use quantization none, or "
+            "method lora",
+        ),
+        (
+            full and any(form != "merged" for form in also),
+            "method full makes no adapter to write besides the file; leave adapter out of export.also",
+        ),
+        (
+            training.early_stopping_metric != "loss" and not settings.evaluation.rows and bool(held_out),
+            "early_stopping_metric needs questions to ask; set evaluation.rows above 0, or choose loss",
+        ),
+        (
+            training.objective == "dpo" and training.method in ("full", "prompt", "ptuning"),
+            "objective dpo compares with the model without its adapter, which is not there with method "
+            f"{training.method}; use method lora or adalora",
+        ),
+        (
+            training.objective == "dpo" and training.packing,
+            "objective dpo computes both answers of a pair together, so pairs are not packed; use packing no",
+        ),
+        (
+            sharded and training.quantization != "none",
+            "sharding fsdp shares out whole weights, not 4-bit ones; use quantization none, or sharding ddp",
+        ),
+        (
+            sharded and (training.method != "lora" or training.dora),
+            "sharding fsdp trains method lora, without dora; use sharding ddp",
+        ),
+        (
+            sharded and training.path == "fast",
+            "path fast does not share out a model; use path auto or general, or sharding ddp",
+        ),
+    ]
