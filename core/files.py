@@ -13,8 +13,34 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ollama_tune.core.errors import TuneError
+
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """What the system says where a disk or a quota is used up."""
+LEAST = 64 << 10
+"""Bytes without which not even a run's small files can be written."""
+
+
+def disk_full(path: Path) -> TuneError:
+    """The error of a disk without any room."""
+    return TuneError(
+        f"The disk of {path} is full, so nothing can be started there.",
+        "Make room and try again; `ollama-tune delete RUN` removes a run that is not needed any more.",
+    )
+
+
+def not_made(path: Path, error: OSError) -> TuneError:
+    """The error of a folder that cannot be made with what belongs into it."""
+    if error.errno in DISK_FULL:
+        return disk_full(path.parent)
+    what = f"The folder {path} cannot be made: {error.strerror}."
+    return TuneError(what, "Make its place writable, or set OLLAMA_TUNE_HOME to another folder.")
+
+
+def require_room(path: Path) -> None:
+    """Raise `TuneError` where the disk of a folder has no room at all."""
+    if shutil.disk_usage(path).free < LEAST:
+        raise disk_full(path)
 
 
 def sync_folder(folder: Path) -> None:

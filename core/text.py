@@ -42,14 +42,20 @@ def human_bytes(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
+DAYS = 2
+"""Days from which hours are counted in days."""
+
+
 def human_seconds(seconds: float) -> str:
-    """A duration in words that fit a cell: `8 s`, `3 min 20 s`, `2 h 05 min`."""
+    """A duration in words that fit a cell: `8 s`, `3 min 20 s`, `2 h 05 min`, `7 days 2 h`."""
     whole = max(round(seconds), 0)
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    if whole < DAYS * 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86400} days {whole % 86400 // 3600} h"
 
 
 def human_estimate(seconds: float) -> str:

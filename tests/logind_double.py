@@ -56,7 +56,7 @@ class Logind:
         patch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
         patch.setattr(logout, "BOOTED", folder)
         patch.setattr(logout, "_user", lambda: "ada")
-        logout.scope_prefix.cache_clear()
+        logout.known_logout.cache_clear()
 
     def set(self, answers: Answers) -> None:
         """Change what the manager is set to."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ DAMAGED = 7
 
 
 def ask_for_fault(folder: Path, fault: str) -> None:
-    """Let the run's worker meet it at its next micro-batch; may be asked for before it starts."""
+    """Let the run's worker meet it at its next step; may be asked for before it starts."""
     (folder / "fault.part").write_text(fault)
     (folder / "fault.part").rename(folder / "fault")
 
@@ -35,17 +35,17 @@ def listen_for_faults(folder: Path) -> None:
 
     from ollama_tune.core.train.loop import Trainer
 
-    collate: Callable[[Any, Sequence[int]], Any] = Trainer.collate
+    compute: Callable[[Any, Any, int], Any] = Trainer.compute
     wish, damaged = folder / "fault", (folder / "damage").exists()
 
-    def failing(trainer: Any, rows: Sequence[int]) -> Any:
+    def failing(trainer: Any, window: Any, step: int) -> Any:
         if damaged and trainer.state.step == DAMAGED and trainer.state.rate_factor == 1.0:
             trainer._weights[0].data.fill_(torch.nan)
         if not os.path.exists(wish):  # noqa: PTH110
-            return collate(trainer, rows)
+            return compute(trainer, window, step)
         fault = wish.read_text()
         wish.unlink()
         kind = torch.OutOfMemoryError if fault == "oom" else RuntimeError
         raise kind(WORDS[fault])
 
-    Trainer.collate = failing  # type: ignore[method-assign]
+    Trainer.compute = failing  # type: ignore[method-assign]

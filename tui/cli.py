@@ -49,6 +49,7 @@ ELSEWHERE = {
     "export": "export_cli",
     "import": "import_cli",
     "keys": "keys_cli",
+    "launch": "launch_cli",
     "pause": "control_cli",
     "plan": "plan_cli",
     "predict": "predict_cli",
@@ -195,6 +196,7 @@ def run(
 def _new_run(file: Path, values: dict[str, Any], tell: Callable[[str], None]) -> RunFolder:
     """The folder of the run that a file describes; tells what should be known before, and where it is."""
     from ollama_tune.core.machine.logout import outlive_logout
+    from ollama_tune.core.plan.exportable import export_obstacle
     from ollama_tune.core.plan.room import check_run, of_this_box
     from ollama_tune.core.plan.settings import load
     from ollama_tune.core.runs.folder import create_run
@@ -205,7 +207,8 @@ def _new_run(file: Path, values: dict[str, Any], tell: Callable[[str], None]) ->
     mine = {name.removeprefix("training."): value for name, value in values.items()}
     chosen = of_this_box({**said.training.model_dump(exclude_unset=True), **mine})
     settings = settings.with_values(chosen) if chosen else settings
-    for remark in filter(None, (*remarks(settings.export), check_run(settings), outlive_logout())):
+    known = (*remarks(settings.export), export_obstacle(settings), check_run(settings), outlive_logout())
+    for remark in filter(None, known):
         tell(f"! {remark}")
     folder = create_run(settings, settings.export.name or Path(settings.model.source).name)
     tell(f"Run folder: {folder.path}")

@@ -100,6 +100,17 @@ class Seen:
         return self.course.low.loss <= LOW and self.now <= 2 * LOW
 
     @property
+    def best_step(self) -> int:
+        """The step whose state is kept: the best by what decides."""
+        assert self.held is not None
+        return self.view.scored.best_step if self.view.scored is not None else self.held.best_step
+
+    @property
+    def decides(self) -> str:
+        """What decides which state is best."""
+        return self.view.scored.title if self.view.scored is not None else "held-out loss"
+
+    @property
     def held_fell(self) -> bool:
         """True where the held-out loss is clearly below the base model's."""
         if self.held is None or not self.base or not math.isfinite(self.base):
@@ -194,9 +205,9 @@ def _overfitting(seen: Seen) -> Advice | None:
     if not falls:
         return None
     words = f"Overfitting since step {held.best_step:,}: held-out loss rises, training loss falls."
-    kept = f"Step {held.best_step:,} is kept."
+    kept = f"Step {seen.best_step:,} is kept."
     waits = seen.view.patience
-    stops = waits is not None and waits.patience and not seen.over
+    stops = waits is not None and waits.patience and not seen.over and seen.view.scored is None
     advice = f"{kept} {'Early stopping ends the run.' if stops else 'Next time fewer epochs, or more rows.'}"
     return Advice("!", words, advice, "overfitting")
 
@@ -259,8 +270,8 @@ def _waiting(seen: Seen) -> Advice | None:
     waits = seen.view.patience
     if seen.over or waits is None or not waits.patience or waits.waited < max(waits.patience - 1, 1):
         return None
-    words = f"{waits.waited} of {waits.patience} measurements without a better held-out loss."
-    best = f"; step {seen.held.best_step:,}, the best, is kept" if seen.held is not None else ""
+    words = f"{waits.waited} of {waits.patience} measurements without a better {seen.decides}."
+    best = f"; step {seen.best_step:,}, the best, is kept" if seen.held is not None else ""
     return Advice("·", words, f"Nothing to do: one more ends the run{best}.", "waiting")
 
 
@@ -277,8 +288,8 @@ def _finished(seen: Seen) -> Advice | None:
 
 def _best_is(seen: Seen) -> str:
     assert seen.held is not None
-    step, still = seen.held.best_step, seen.course.before.above(seen.course.now, 3)
-    if seen.held.after == 0 and still:
+    step, still = seen.best_step, seen.course.before.above(seen.course.now, 3)
+    if seen.held.after == 0 and step == seen.held.best_step and still:
         return f"Best at the end (step {step:,}): more epochs may bring more."
     return f"Best at step {step:,}, and that state is kept. Try it."
 

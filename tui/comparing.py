@@ -208,7 +208,7 @@ def remarks(runs: Sequence[Compared]) -> list[str]:
 
 
 def setting_rows(runs: Sequence[Compared]) -> list[Row]:
-    """The settings that differ, in the words of the form."""
+    """The settings that differ, each by its dotted path."""
     rows = []
     for path, values in differing(runs).items():
         cells = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -38,10 +39,13 @@ def attach(context: click.Context, /, name: str | None, plain: bool, as_json: bo
       ollama-tune attach RUN --plain
       ollama-tune attach RUN --json
     """
+    in_lines = plain or as_json or not on_terminal() or wants_plain()
+    if not in_lines:
+        gc.disable()  # the start makes no garbage; the first frame enables it again
     from ollama_tune.core.runs.folder import find_run
 
     folder = find_run(name)
-    if plain or as_json or not on_terminal() or wants_plain():
+    if in_lines:
         follow_or_leave(folder, False, stop_on_interrupt=False, raw=as_json)
         return
     from ollama_tune.tui.app import run_app

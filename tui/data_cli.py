@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ollama_tune.core.data.values import DatasetProfile, Reading
     from ollama_tune.tui.data_report import Report, RowView
 
-PARTS = ("question", "answer", "system", "context", "text", "label", "conversation")
+PARTS = ("question", "answer", "system", "context", "text", "label", "conversation", "chosen", "rejected")
 FORMS = ("chat", "classification", "text")
 _NEXT_LABEL = re.compile(r",(?=[^,=]+=)")
 EXACT_UP_TO = 20_000
@@ -44,7 +44,8 @@ With --json one object is printed:
   questions  what the file leaves open: kind, text, options, taken
   columns    name, samples, part;  labels
   lengths    tokens of the rows (with --model)
-  row        messages, notes, examples: text, ids, trained (with --row)
+  row        messages, notes, examples: text, ids, trained (with --row); of a pair
+             of answers also rejected, the messages with the worse one
 
 The exit status is 0, 1 when nothing can be trained on, 2 for wrong usage.
 """
@@ -148,7 +149,8 @@ def _chat(model: str) -> ChatFormat:
 
 def _measured(report: Report, chat: ChatFormat) -> Report:
     """Lengths of all rows, or of a sample of very many; `TuneError` where the model takes none of them."""
-    from ollama_tune.core.data.tokens.lengths import encode_rows, measure, sample_lengths
+    from ollama_tune.core.data.tokens.lengths import encode_rows, sample_lengths
+    from ollama_tune.core.data.tokens.sides import measure_rows
 
     rows = report.profile.rows
     if len(rows) > EXACT_UP_TO:
@@ -157,14 +159,14 @@ def _measured(report: Report, chat: ChatFormat) -> Report:
     if not examples:
         reason = problems[0].text if problems else ""
         raise TuneError(f"No row can be trained on: {reason}", "Use other data or another model.")
-    return replace(report, lengths=measure(examples), problems=tuple(problems))
+    return replace(report, lengths=measure_rows(chat, rows, examples), problems=tuple(problems))
 
 
 def _view(chat: ChatFormat, profile: DatasetProfile, number: int) -> RowView:
-    from ollama_tune.tui.data_report import RowView, seen_by
+    from ollama_tune.tui.data_report import RowView, seen_by, worse_of
 
     row = profile.rows[number - 1]
-    return RowView(number, row, *seen_by(chat, row))
+    return RowView(number, row, *seen_by(chat, row), worse_of(chat, row))
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from ollama_tune.core.errors import TuneError
 from ollama_tune.core.text import one_line, visible
 from ollama_tune.tui.text import where_text
 
@@ -27,6 +28,7 @@ class RowView:
     row: Row
     examples: tuple[Example, ...]
     notes: tuple[str, ...]
+    rejected: Example | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,22 @@ def seen_by(chat: ChatFormat, row: Row, limit: int = 0) -> tuple[tuple[Example, 
     notes = tuple(NOTES[kind] for kind in in_order(made.notes))
     too_long = limit and any(len(example.ids) > limit for example in made.examples)
     return made.examples, (_fate(chat, row, limit), *notes) if too_long else notes
+
+
+def worse_of(chat: ChatFormat, row: Row) -> Example | None:
+    """The row with the worse answer of a pair as the model sees it, marked from where it differs from the
+    better one. None for a row that is no pair, and where the chat template refuses one of the two."""
+    if not row.rejected:
+        return None
+    from ollama_tune.core.data.chat.mask import make_examples
+    from ollama_tune.core.data.rows.store import worse
+    from ollama_tune.core.data.tokens.sides import Pair
+
+    try:
+        better, other = (make_examples(chat, side)[-1] for side in (row, worse(row)))
+    except TuneError:
+        return None
+    return Pair.of(better, other, 0).rejected
 
 
 def _fate(chat: ChatFormat, row: Row, limit: int) -> str:
@@ -148,7 +166,7 @@ def _row_json(view: RowView) -> dict[str, Any]:
             for example in view.examples
         ],
         "notes": list(view.notes),
-    }
+    } | ({"rejected": [turn.as_dict() for turn in view.row.rejected]} if view.row.rejected else {})
 
 
 def valid(value: Any) -> Any:
@@ -216,6 +234,8 @@ def _message_lines(row: Row) -> Iterator[str]:
     yield f"first row, {_place(row)}"
     for message in row.messages:
         yield from _indented(message.role, _content(message))
+    for message in row.rejected[row.shared :]:
+        yield from _indented("rejected" if message.role == "assistant" else message.role, _content(message))
 
 
 def _place(row: Row) -> str:
@@ -243,6 +263,10 @@ def _view_lines(view: RowView) -> Iterator[str]:
         yield f"{len(example.ids):,} tokens, {trained:,} of them trained, between {OPENED} and {CLOSED}"
         yield ""
         yield from visible(bracketed(example), keep_newlines=True).split("\n")
+    if view.rejected is not None:
+        words = "tokens with the worse answer; what is to become less likely, between"
+        yield from ("", f"{len(view.rejected.ids):,} {words} {OPENED} and {CLOSED}", "")
+        yield from visible(bracketed(view.rejected), keep_newlines=True).split("\n")
 
 
 def bracketed(example: Example) -> str:

@@ -106,12 +106,14 @@ def measure(
     with IMPORTING:
         from ollama_tune.core.data.chat.options import fit_options
         from ollama_tune.core.data.tokens.encoding import encode_in_child
-        from ollama_tune.core.data.tokens.lengths import measure
+        from ollama_tune.core.data.tokens.sides import measure_rows, pair_numbers, rejected_rows
 
     chat = fit_options(chat, rows)
     examples, problems = encode_in_child(chat, rows, progress, cancelled)
+    if examples and (pairs := pair_numbers(rows)):
+        encode_in_child(chat, rejected_rows(rows, pairs), progress, cancelled)
     if examples:
-        return messages.RowsMeasured(measure(examples), tuple(problems), chat=chat)
+        return messages.RowsMeasured(measure_rows(chat, rows, examples), tuple(problems), chat=chat)
     reason = problems[0].text if problems else "There is no usable row."
     error = TuneError(f"No row can be trained on: {reason}", "Use other data or another model.")
     return messages.RowsMeasured(None, tuple(problems), error)
@@ -158,11 +160,11 @@ def render_row(chat: ChatFormat, row: Row, limit: int = 0) -> messages.RowRender
     with IMPORTING:
         from ollama_tune.core.data.chat import mask, notes  # noqa: F401
         from ollama_tune.core.data.tokens import shorten  # noqa: F401
-        from ollama_tune.tui.data_report import seen_by
+        from ollama_tune.tui.data_report import seen_by, worse_of
 
     if all(message.role == "user" for message in row.messages):
         return messages.RowRendered(row)
     try:
-        return messages.RowRendered(row, *seen_by(chat, row, limit))
+        return messages.RowRendered(row, *seen_by(chat, row, limit), rejected=worse_of(chat, row))
     except TuneError as error:
         return messages.RowRendered(row, error=error)

@@ -8,6 +8,8 @@ from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
+from ollama_tune.tui.repaint import SparingCompositor
+
 Result = TypeVar("Result")
 Topic = tuple[str, str]
 """A file of `assets/help` without its suffix, and a heading in it."""
@@ -30,6 +32,10 @@ class ExplainedScreen(Screen[Result]):
     """`?`, where it is not typed, and F1 show the help; F1 alone would not do, for some desktops take it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("f1,question_mark", "explain", "Help")]
+
+    def __init__(self, name: str | None = None, id: str | None = None, classes: str | None = None) -> None:
+        super().__init__(name, id, classes)
+        self._compositor = SparingCompositor()
 
     def screen_topic(self) -> Topic:
         """The help of the screen as a whole."""

@@ -144,6 +144,8 @@ def _allowed(found: Look, request: ExportSettings, yes: bool) -> None:
     """Nothing is begun that cannot end well, and no model is replaced without a yes."""
     from ollama_tune.tui.exporting import ask_ollama, refusal, replaces
 
+    if found.spec is not None and found.spec.export_reason:
+        raise TuneError(found.spec.export_reason, "What was trained stays in the run's folder.")
     if obstacle := found.obstacle(request.type):
         raise UsageError(obstacle, "Choose another --type.")
     checks = ask_ollama(found.ollama, str(request.name), found.size(request.type)) if request.push else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ollama_tune.core.errors import TuneError
@@ -50,6 +50,7 @@ class Look:
 def look(folder: RunFolder, machine: Machine) -> Look:
     """Read the run's base model and say what each type means on this box; slow, so only from a thread."""
     from ollama_tune.core.models.describe import describe
+    from ollama_tune.core.plan.exportable import export_obstacle
     from ollama_tune.core.plan.gguf_types import serving_context, type_offers
     from ollama_tune.core.plan.names import suggest_name
     from ollama_tune.core.plan.rules import export_type
@@ -59,6 +60,7 @@ def look(folder: RunFolder, machine: Machine) -> Look:
         spec = describe(settings.model.source, settings.model.revision)
     except TuneError as error:
         return Look(machine.ollama, error=error)
+    spec = replace(spec, export_reason=export_obstacle(settings) or spec.export_reason)
     context = serving_context(settings, spec)
     return Look(
         machine.ollama,

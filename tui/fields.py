@@ -27,12 +27,35 @@ class FormField:
 
 
 YES_NO = ((False, "no"), (True, "yes"))
+METHODS = (
+    ("lora", "an adapter (LoRA)"),
+    ("adalora", "an adapter (AdaLoRA)"),
+    ("prompt", "a soft prompt"),
+    ("ptuning", "a soft prompt (p-tuning)"),
+    ("full", "all weights"),
+)
+STOPPING = (
+    ("loss", "loss"),
+    ("exact_match", "exact match"),
+    ("token_f1", "token F1"),
+    ("rouge_l", "ROUGE-L"),
+    ("bleu", "BLEU"),
+    ("chrf", "chrF"),
+    ("accuracy", "accuracy (labels)"),
+    ("macro_f1", "macro F1 (labels)"),
+)
+OBJECTIVES = (("sft", "the answers"), ("dpo", "preferences (DPO)"))
 PATHS = (("auto", "chosen by the model"), ("fast", "fast: own code"), ("general", "general: peft"))
 RECOMPUTE = (
     ("none", "nothing"),
     ("mlp", "half of a layer"),
     ("layers", "whole layers"),
     ("offload", "layers, kept in RAM"),
+)
+SHARDING = (
+    ("auto", "chosen by memory"),
+    ("ddp", "the whole model (DDP)"),
+    ("fsdp", "a part of it (FSDP)"),
 )
 OPTIMIZERS = (
     ("adamw", "AdamW"),
@@ -71,16 +94,24 @@ EXPORT_MORE = (
 )
 
 MORE = (
+    FormField("training.method", "What is trained", "", METHODS, 26),
+    FormField("training.objective", "What is learned", "", OBJECTIVES, 22),
+    FormField("training.beta", "Beta", "of DPO; larger: nearer the base"),
     FormField("training.rank", "Rank", "width of the adapter"),
     FormField("training.alpha", "Alpha", "strength = alpha / rank"),
     FormField("training.dropout", "Dropout", "share set to zero"),
     FormField("training.targets", "Adapted layers", width=34, wordy=True),
+    FormField("training.freeze_layers", "Frozen layers", "the first so many"),
+    FormField("training.neftune", "Embedding noise", "NEFTune's alpha; 0: none"),
+    FormField("training.virtual_tokens", "Virtual tokens", "length of a soft prompt"),
     FormField("training.rslora", "rsLoRA", "alpha / sqrt(rank)", YES_NO),
     FormField("training.dora", "DoRA", "length and direction", YES_NO),
     FormField("training.gradient_accumulation_steps", "Accumulation", "batches a step"),
     FormField("training.gradient_checkpointing", "Recompute", "instead of keeping", RECOMPUTE, 24),
     FormField("training.packing", "Packing", "rows end to end", YES_NO),
     FormField("training.device", "Device", "", (("cpu", "CPU"), ("cuda", "GPU (CUDA)")), 20),
+    FormField("training.gpus", "GPUs", "that train together; 0: all"),
+    FormField("training.sharding", "Each GPU holds", "of the model", SHARDING, 24),
     FormField(
         "training.compute_dtype",
         "Number format",
@@ -102,6 +133,7 @@ MORE = (
     FormField("training.max_gradient_norm", "Gradient limit", "longest gradient"),
     FormField("training.evaluation_interval", "Measure every", "steps; 0: eight times a run"),
     FormField("training.early_stopping", "Stop early", "measurements without gain; 0: never"),
+    FormField("training.early_stopping_metric", "Best by", "on held-out rows", STOPPING, 22),
     FormField("training.checkpoint_minutes", "Checkpoint every", "minutes"),
     FormField("training.seed", "Seed", "order and start values"),
     FormField("data.seed", "Split seed", "which rows are held out"),

@@ -12,6 +12,7 @@ from ollama_tune.core.runs.events import Event, EventReader
 from ollama_tune.core.runs.folder import RunFolder, State
 from ollama_tune.core.text import human_bytes, human_count, human_seconds, one_line, visible
 from ollama_tune.tui.coach import Advice, advise
+from ollama_tune.tui.run_values import Preferred, Scored
 from ollama_tune.tui.run_view import RunView
 
 Print = Callable[[str], None]
@@ -126,8 +127,12 @@ class Follower:
 
     def _show_evaluation(self, event: Event) -> None:
         parts = [f"loss {event['loss']:.4f}"] if event.get("loss") is not None else []
-        if event.get("exact_match") is not None:
+        if preferred := Preferred.of(event):
+            parts.append(f"the better answer is preferred in {preferred.words}")
+        elif event.get("exact_match") is not None and not self._view.pairs:
             parts.append(f"{event['exact_match']:.1%} of {event['rows']} held-out answers exactly right")
+        if scored := Scored.of(event):
+            parts.append(f"{scored.title} {scored.words(scored.score)} of {event['score_rows']} questions")
         waited = event.get("without_better") if event.get("patience") else 0
         if waited:
             parts.append(f"{waited} of {event['patience']} evaluations no better")
@@ -180,6 +185,8 @@ class Follower:
         if event["stage"] == "train" and event.get("best_step") is not None:
             loss = event.get("best_loss")
             held_out = f", held-out loss {loss:.4f}" if loss is not None else ""
+            if scored := self._view.scored:
+                held_out = f", {scored.title} {scored.words(scored.best)}{held_out}"
             self._out(
                 f"Training ended after {event['steps']:,} steps; the best adapter is that of step "
                 f"{event['best_step']:,}{held_out}."

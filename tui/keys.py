@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from textual.binding import Binding
+from textual.binding import Binding, BindingType
 from textual.containers import ScrollableContainer
 from textual.dom import DOMNode
 from textual.keys import key_to_character
@@ -41,6 +41,23 @@ GIVEN: tuple[tuple[type[DOMNode], tuple[tuple[str, str], ...]], ...] = (
 PASSED_ON = ("scroll_", "page_")
 """Actions of Textual's widgets that leave the key to others where there is nothing to scroll."""
 FIELDS = ("Tab, Shift+Tab", "Next part, part before")
+
+
+FAR = 10**9
+"""More rows than any list has: a move by it ends at the edge."""
+
+
+def list_keys(*, show: bool = False) -> list[BindingType]:
+    """The keys of a list whose `action_move` takes rows and whose `action_page` takes pages; `show` names
+    the arrow in the line of keys."""
+    return [
+        Binding("up", "move(-1)", "Row before", show=False),
+        Binding("down", "move(1)", "Other row", show=show),
+        Binding("pageup", "page(-1)", "Page up", show=False),
+        Binding("pagedown", "page(1)", "Page down", show=False),
+        Binding("home", f"move({-FAR})", "First row", show=False),
+        Binding("end", f"move({FAR})", "Last row", show=False),
+    ]
 
 
 @dataclass

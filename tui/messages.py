@@ -118,6 +118,13 @@ class PlanChanged(Message):
 
 
 @dataclass
+class LogoutRead(Message):
+    """Whether a logout would end the run: a remark, or nothing."""
+
+    remark: str
+
+
+@dataclass
 class RowsFound(Message):
     """The rows of a problem were looked up."""
 
@@ -130,12 +137,14 @@ class RowRendered(Message):
     """One row as the model sees it, or why it is left out; `notes` say what is odd about its rendering.
 
     A row gives several examples where its template rewrites what was said; none where it is no row at all.
+    `rejected` is the same row with the worse answer of a pair.
     """
 
     row: Row
     examples: tuple[Example, ...] = ()
     notes: tuple[str, ...] = ()
     error: TuneError | None = None
+    rejected: Example | None = None
 
 
 @dataclass

@@ -11,6 +11,7 @@ import click
 from ollama_tune.tui.shell import assignments, telling, write_output
 
 if TYPE_CHECKING:
+    from ollama_tune.core.machine.values import Gpu
     from ollama_tune.core.plan.prepare import Prepared
 
 EPILOG = """\b
@@ -26,11 +27,13 @@ With --json one object is printed (bytes, seconds and kWh as numbers):
   choices   for every recommended field its value, reason and source
   changed   the fields you set
   memory    needed_bytes, free_bytes, fits, parts, method (formula or simulated,
-            with the ratio that a probe measured on this GPU), remark
+            with the ratio that a probe measured on this GPU), remark; of several
+            GPUs the figures are of one: processes, and sharded where each holds a part
   work      steps, tokens, seconds (between / and x spread), bytes on disk, energy_kwh
   offers    values to set so that the plan fits, with text and memory
   warnings  sentences
   gpu       name, total_bytes and free_bytes of the card that is planned for, or null
+  gpus      the same of every GPU that the run takes
 An error is {"outcome": "error", "code": ..., "what": ..., "fix": ...}.
 """
 
@@ -117,8 +120,14 @@ def _print(made: Prepared) -> None:
 def _print_json(made: Prepared) -> None:
     import json
 
+    from ollama_tune.core.plan.gpus import taken
     from ollama_tune.tui.printing import plan_json
 
-    gpus = made.machine.gpu.gpus
-    used = {"name": gpus[0].name, "total_bytes": gpus[0].total, "free_bytes": gpus[0].free} if gpus else None
-    click.echo(json.dumps(plan_json(made.plan) | {"gpu": used}, indent=2))
+    found = made.machine.gpu.gpus
+    all_used = [_gpu(gpu) for gpu in taken(made.plan.settings.training, found)]
+    used = {"gpu": _gpu(found[0]) if found else None, "gpus": all_used}
+    click.echo(json.dumps(plan_json(made.plan) | used, indent=2))
+
+
+def _gpu(gpu: Gpu) -> dict[str, Any]:
+    return {"name": gpu.name, "total_bytes": gpu.total, "free_bytes": gpu.free}

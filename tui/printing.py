@@ -11,6 +11,7 @@ from typing import Any
 
 from ollama_tune.core.errors import TuneError, UsageError
 from ollama_tune.core.export.values import Verification
+from ollama_tune.core.plan.exportable import export_obstacle
 from ollama_tune.core.plan.settings import field_paths
 from ollama_tune.core.plan.values import MemoryEstimate, Offer, Plan, WorkEstimate
 from ollama_tune.core.runs.folder import RunFolder
@@ -39,8 +40,11 @@ def plan_lines(plan: Plan) -> list[str]:
 def _memory_lines(memory: MemoryEstimate) -> list[str]:
     verdict = "fits" if memory.fits else "does NOT fit"
     parts = ", ".join(f"{part.name} {human_bytes(part.bytes)}" for part in memory.parts if part.bytes)
+    figures = f"{human_bytes(memory.needed)} of {human_bytes(memory.free)}"
+    each = f", each of {memory.processes}" * (memory.processes > 1 and memory.device == "cuda")
     return [
-        f"memory on {memory.device}: {human_bytes(memory.needed)} of {human_bytes(memory.free)}: {verdict}",
+        *([f"trained {memory.together}"] if memory.together else []),
+        f"memory on {memory.device}{each}: {figures}: {verdict}",
         f"  {parts} ({_layer(memory)})",
     ]
 
@@ -132,6 +136,8 @@ def _memory_json(memory: MemoryEstimate) -> dict[str, Any]:
         "parts": {part.name: part.bytes for part in memory.parts},
         "method": memory.method,
         "remark": memory.remark,
+        "processes": memory.processes,
+        "sharded": memory.sharded,
     }
 
 
@@ -237,7 +243,10 @@ def finished_lines(folder: RunFolder) -> list[str]:
     last = folder.events()[-1]
     lines, shared = use_and_share([visible(str(command)) for command in last.get("commands", [])])
     if last["stage"] == "train":
-        lines.append(f"Adapter: {folder.adapter}. Export it with `ollama-tune export {folder.name}`.")
+        obstacle = export_obstacle(folder.settings())
+        next_step = obstacle or f"Export it with `ollama-tune export {folder.name}`."
+        tuned = folder.tuned or folder.adapter
+        lines.append(f"{tuned.name.capitalize()}: {tuned}. {next_step}")
     if shared:
         lines.append(f"To share it: {'; '.join(shared)}")
     return [*lines, f"Everything is in {folder.path}."]

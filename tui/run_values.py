@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ollama_tune.core.plan.stopping import TITLES, score_words
+from ollama_tune.core.runs.events import Event
+from ollama_tune.core.text import one_line
+
 ANSWERS = 400
 """The most answers that are kept of a question, the newest."""
 
@@ -107,6 +111,52 @@ class Patience:
 
     waited: int
     patience: int
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What decides where the held-out loss does not: a metric, its newest and best figure, and where."""
+
+    metric: str
+    score: float
+    best: float
+    best_step: int
+
+    @property
+    def title(self) -> str:
+        """The metric in words."""
+        return TITLES.get(self.metric, self.metric)
+
+    def words(self, score: float) -> str:
+        """A figure of it."""
+        return score_words(self.metric, score)
+
+    @classmethod
+    def of(cls, event: Event) -> Scored | None:
+        """What an `evaluation` event says of it, if anything."""
+        if event.get("score") is None:
+            return None
+        metric = one_line(str(event["metric"]), 20)
+        return cls(metric, float(event["score"]), float(event["best_score"]), int(event["best_step"]))
+
+
+@dataclass(frozen=True)
+class Preferred:
+    """How pairs of answers stand (DPO): the share whose better answer gained more, and by how much."""
+
+    accuracy: float
+    margin: float
+
+    @property
+    def words(self) -> str:
+        """Both figures in a few words."""
+        return f"{self.accuracy:.0%} of pairs (margin {self.margin:.2f})"
+
+    @classmethod
+    def of(cls, event: Event) -> Preferred | None:
+        """What a `step` or `evaluation` event says of it, if anything."""
+        accuracy, margin = event.get("reward_accuracy"), event.get("reward_margin")
+        return None if accuracy is None or margin is None else cls(float(accuracy), float(margin))
 
 
 @dataclass(frozen=True)

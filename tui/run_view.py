@@ -17,9 +17,11 @@ from ollama_tune.tui.run_values import (
     LogLine,
     Memory,
     Patience,
+    Preferred,
     ProbeResult,
     Progress,
     Said,
+    Scored,
     ValidationPoint,
 )
 from ollama_tune.tui.widgets.curves import LossCurve
@@ -56,6 +58,10 @@ class RunView:
         self.losses, self.norms, self.rates = LossCurve(), LossCurve(), LossCurve()
         self.first_step_seconds: float | None = None
         self.patience: Patience | None = None
+        self.scored: Scored | None = None
+        self.preferred: Preferred | None = None
+        self.pairs = False
+        """Whether preferences are learned, of pairs of answers."""
         self.validation: dict[int, ValidationPoint] = {}
         self.answered = 0
         self.before: float | None = None
@@ -217,6 +223,7 @@ class RunView:
         self.learning_rate = data["learning_rate"]
         self.gradient_norm = data.get("gradient_norm")
         self.losses.add(step, data["loss"])
+        self.pairs = data.get("reward_accuracy") is not None
         self.norms.add(step, self.gradient_norm)
         self.rates.add(step, self.learning_rate)
         if not self.pace.running:
@@ -233,10 +240,16 @@ class RunView:
             self.validation[step] = ValidationPoint(step, loss, exact)
         if event.get("patience") is not None:
             self.patience = Patience(int(event["without_better"]), int(event["patience"]))
-        if exact is not None:
+        if exact is not None and not self.pairs:
             self.answered = int(event.get("rows") or 0)
             self.before, self.after = (self.before, exact) if tuned else (exact, self.after)
         figures = [f"held-out loss {loss:.4f}"] if loss is not None else []
+        if scored := Scored.of(event):
+            self.scored = scored
+            figures.append(f"{scored.title} {scored.words(scored.score)}")
+        if preferred := Preferred.of(event):
+            self.preferred = preferred
+            figures.append(f"the better answer is preferred in {preferred.words}")
         figures += [f"{exact:.1%} exact matches"] if exact is not None else []
         who = f"Step {step:,}" if tuned else "Base model"
         self._say(event, f"{who}: {', '.join(figures)}.")
@@ -325,8 +338,9 @@ class RunView:
         self.done[stage] = event
         self.progress = None
         if stage == "train":
-            self.before = _first(event.get("base_exact_match"), self.before)
-            self.after = _first(event.get("tuned_exact_match"), self.after)
+            if not self.pairs:
+                self.before = _first(event.get("base_exact_match"), self.before)
+                self.after = _first(event.get("tuned_exact_match"), self.after)
             trained = f"Training finished after {event['steps']:,} steps."
             self._say(event, "Trained by another program." if event.get("imported") else trained, "✓")
         else:

@@ -146,7 +146,8 @@ class Facts:
     `columns` are those of a file whose columns are not known. `fitted` is `chat` with the options that suit
     the rows.
     `in_use` are sentences about who holds memory, `unloaded` is one about what Ollama gave back. `base` is
-    the recommended base model, and `fits` says of each listed one, by its id, what it needs here.
+    the recommended base model, and `fits` says of each listed one, by its id, what it needs here. `logout`
+    says what a logout would end.
     """
 
     machine: Machine | None = None
@@ -169,6 +170,7 @@ class Facts:
     plan_error: TuneError | None = None
     recommended: Mapping[str, Choice] = field(default_factory=dict)
     busy: Mapping[str, str] = field(default_factory=dict)
+    logout: str = ""
 
 
 def load_answers() -> WizardState:

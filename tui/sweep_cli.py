@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ollama_tune.core.errors import TuneError
-from ollama_tune.tui.shell import INTERRUPTED, assignments, end_json, out
+from ollama_tune.core.errors import TuneError, UsageError
+from ollama_tune.tui.shell import INTERRUPTED, assignments, end_json, out, say
 
 if TYPE_CHECKING:
     from ollama_tune.core.plan.settings import Settings
@@ -28,7 +28,8 @@ OUTCOMES = {
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--over", multiple=True, required=True, metavar="FIELD=VALUES", help="What varies; any number.")
+@click.option("--over", multiple=True, metavar="FIELD=VALUES", help="What varies; any number.")
+@click.option("--rates", type=click.Choice(["3", "5"]), help="Only the learning rate, by so many short runs.")
 @click.option(
     "--trials", type=click.IntRange(1, 1000), help="How many.  [default: all combinations, else 12]"
 )
@@ -40,6 +41,7 @@ OUTCOMES = {
 def sweep(
     file: Path,
     over: tuple[str, ...],
+    rates: str | None,
     trials: int | None,
     values: tuple[str, ...],
     dry_run: bool,
@@ -54,6 +56,10 @@ def sweep(
 
     A sweep that was stopped or killed goes on with the same command, and ends in the same table.
 
+    The cheap way is --rates 3: short runs of a few dozen steps with a third of the file's learning rate, with
+    that rate and with three times it (--rates 5: a ninth and nine times too), of which only the logs are
+    kept. It needs no Optuna and trains nothing to its end; the wizard offers the same.
+
     \b
     --json prints one object:
       outcome, folder     "ok", the sweep's folder
@@ -62,6 +68,9 @@ def sweep(
       best                the run that went on to its full length
     With --dry-run: outcome, trials, combinations (or null), full_run_seconds,
     seconds (least, usual, most), spread.
+    With --rates: outcome, folder, steps, rates (rate, state, step, steps, loss,
+    held_out: [step, loss] pairs), best, reason; with --dry-run too: outcome,
+    rates (numbers), steps, seconds, spread.
 
     \b
     Examples:
@@ -69,11 +78,18 @@ def sweep(
       ollama-tune sweep run.yaml --over training.learning_rate=1e-4,3e-4,1e-3 --json
       ollama-tune sweep run.yaml --over training.learning_rate=1e-5..1e-3:log \\
           --over training.rank=8,16,32 --trials 12
+      ollama-tune sweep run.yaml --rates 3 --dry-run
     """
     from ollama_tune.core.runs.sweep import make_sweep
 
-    wanted = make_sweep(_settings(file, assignments(values)), over, trials)
+    settings = _settings(file, assignments(values))
     tell = partial(click.echo, err=as_json)
+    if rates is not None:
+        if over or trials:
+            raise UsageError("--rates tries learning rates alone.", "Leave --over and --trials out.")
+        _try_rates(settings, int(rates), dry_run, as_json, tell)
+        return
+    wanted = make_sweep(settings, over, trials)
     if dry_run:
         _say_plan(wanted, as_json)
         return
@@ -84,6 +100,39 @@ def sweep(
         click.echo("Stopped. The same command goes on where it was.", err=True)
         sys.exit(INTERRUPTED)
     _say_result(wanted, found, folder, as_json)
+
+
+def _try_rates(
+    settings: Settings, points: int, dry_run: bool, as_json: bool, tell: Callable[[str], None]
+) -> None:
+    """The short runs, in this process; what they cost is said before."""
+    from ollama_tune.core.plan.prepare import prepare_for
+    from ollama_tune.core.plan.settings import field_paths
+    from ollama_tune.core.runs.rates import carry_out, make_search, outcome
+    from ollama_tune.tui.rates import cost_line, outcome_line, seconds_of, table_lines, tried_json
+
+    said = {path: settings.get(path) for path in field_paths()}
+    found = prepare_for(settings.model.source, settings.data.path, said)
+    search = make_search(settings, found.plan.work.steps, points=points)
+    seconds, spread = seconds_of(search, found.spec, found.lengths, found.machine)
+    if dry_run:
+        cost = {"steps": search.short, "seconds": seconds, "spread": spread}
+        say(cost_line(search, seconds, spread), as_json, {"outcome": "ok", "rates": search.rates, **cost})
+        return
+    tell(cost_line(search, seconds, spread))
+    try:
+        tried = carry_out(search, tell)
+    except KeyboardInterrupt:
+        click.echo("Stopped. The same command goes on where it was.", err=True)
+        sys.exit(INTERRUPTED)
+    best = outcome(search, tried)
+    for line in ("", *table_lines(search, tried, best), ""):
+        tell(line)
+    if best is None:
+        raise TuneError("Every short run failed.", f"Their logs are in {search.folder}.")
+    told = {"outcome": "ok", "folder": str(search.folder), "steps": search.short}
+    rows = [tried_json(point) for point in tried]
+    say(outcome_line(best), as_json, {**told, "rates": rows, "best": best.rate, "reason": best.reason})
 
 
 def _settings(file: Path, values: dict[str, Any]) -> Settings:

@@ -49,6 +49,14 @@ def in_use(machine: Machine) -> tuple[str, ...]:
     return tuple(in_use(machine))
 
 
+def logout() -> str:
+    """What a logout would end, in a sentence; empty where a run goes on after it."""
+    with IMPORTING:
+        from ollama_tune.core.machine.logout import logout_remark
+
+    return logout_remark()
+
+
 def shortage(settings: Settings, facts: Facts, probe: Probe, own: int | None) -> tuple[Machine, str]:
     """The box once more, and what a run that was planned to fit lacks there now; empty when it fits still.
 

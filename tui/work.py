@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ollama_tune.core.plan.values import Offer
 
 NEWS_EVERY = 0.2
+STOPPED = TuneError("The reading was stopped.", "Enter reads it from the start; or name other data.")
 
 
 def _is_cancelled() -> Callable[[], bool]:
@@ -55,6 +56,9 @@ class FactsApp(KeyOrderApp):
 
     def read_everything(self) -> None:
         """Start on all facts; called once the first frame is painted."""
+        from ollama_tune.core.machine.heap import one_heap
+
+        one_heap()
         self.probe_again()
         self.read_answers()
 
@@ -108,11 +112,29 @@ class FactsApp(KeyOrderApp):
 
     def choose_data(self, path: str) -> None:
         """Take other data and check it; nothing is done when it is the file already taken."""
-        if path == self.answers.data and (self.facts.profile is not None or "data" in self.facts.busy):
+        facts, same = self.facts, path == self.answers.data
+        if same and facts.data_error is not STOPPED and (facts.profile is not None or "data" in facts.busy):
             return
-        self.answers = replace(self.answers.read_as({}), data=path)
+        if not same or facts.data_error is not STOPPED:
+            self.answers = replace(self.answers.read_as({}), data=path)
         self._known("", profile=None, columns=(), data_error=None)
         self._check_data_again()
+
+    @work(thread=True, exclusive=True, exit_on_error=False, group="logout")
+    def read_logout(self) -> None:
+        """Ask what a logout ends here; systemd's programs may take a moment."""
+        self.post_message(messages.LogoutRead(tasks.logout()))
+
+    @on(messages.LogoutRead)
+    def _logout_read(self, message: messages.LogoutRead) -> None:
+        self._known("", logout=message.remark)
+
+    def stop_reading(self) -> None:
+        """End the reading of the data and the counting of its tokens; rows that are shown stay."""
+        for group in ("data", "rows"):
+            self.workers.cancel_group(self, group)
+            self._known(group)
+        self._known("", data_error=STOPPED, lengths=None, length_problems=(), plan=None, plan_error=None)
 
     def read_as(self, values: Mapping[str, Any]) -> None:
         """Read the same data otherwise: `values` are all that the person says about it, by dotted path."""

@@ -61,13 +61,13 @@ def resume(folder: RunFolder, warm: WarmWorker | None = None) -> None:
     same order of rows, or the export that was to follow it."""
     if continue_run(folder) and folder.alive():
         return
-    left = _left(folder.events())
+    left = stages_left(folder.events())
     if not left:
         raise UsageError(f"The run {folder.name} is finished.", "Start a new one with `ollama-tune`.")
     start(folder, "all" if len(left) > 1 else left[0], warm)
 
 
-def _left(events: list[Event]) -> list[str]:
+def stages_left(events: list[Event]) -> list[str]:
     """The stages still to be done: those the last worker was given, and training if it never ended."""
     begun = next((i for i in reversed(range(len(events))) if events[i].kind == "start"), None)
     if begun is None:
@@ -82,7 +82,7 @@ def _left(events: list[Event]) -> list[str]:
 def delete(folder: RunFolder) -> None:
     """Remove a run and everything in it; refused while a worker holds it."""
     try:
-        lock = RunLock(folder)
+        lock = RunLock(folder, sign=False)
     except BusyError as error:
         raise BusyError(error.what, f"Stop it first with `ollama-tune stop {folder.name}`.") from error
     try:

@@ -15,17 +15,26 @@ Kinds and their fields (units: bytes, seconds, tokens; every event also has `n`,
     step          step, total_steps, epoch, loss (a supervised token), learning_rate, gradient_norm,
                   useful_tokens (without padding), supervised_tokens, seconds, cpu_seconds, and mfu where
                   the card's rate is known: useful_tokens x flops_per_token / seconds / peak_flops. loss
-                  or gradient_norm is null where it was not finite: such a step changed no weight
+                  or gradient_norm is null where it was not finite: such a step changed no weight. With
+                  training.objective dpo loss is that of a pair, and there are reward_margin (beta x how
+                  much more the better answer gained in log-likelihood than the worse one, against the
+                  model without adapter; the mean) and reward_accuracy (share of pairs above 0)
     evaluation    step, loss, exact_match (0..1 or null), rows, model ("base" | "tuned"); `rows` is what
                   exact_match was measured on, else what the loss was. In between also best_step,
                   best_loss, without_better (evaluations since the loss had clearly fallen; early
-                  stopping counts them), patience (how many of them end the run; 0 never)
+                  stopping counts them), patience (how many of them end the run; 0 never), and where
+                  another metric than the loss decides: metric (its name), score (shares from 0 to 1,
+                  bleu and chrf to 100), best_score, score_rows (questions answered). With dpo also
+                  reward_margin and reward_accuracy of the held-out pairs; exact_match is against the
+                  better answer, which dpo does not teach to copy
     sample        prompt, reference, base, tuned (each text; base or tuned may be null); in between also
                   step and cut (the answer was not ended by the model)
     memory        device, used, peak, free, total, and parts{name: bytes} of the peak where known (weights,
                   adapter, gradients, optimizer, libraries, activations, cache); once before the
                   first step also probe{predicted, measured, ratio, limit, on a GPU allocated and
-                  reserved}: the peak of the worst micro-batch against what may be used
+                  reserved}: the peak of the worst micro-batch against what may be used. Of several
+                  processes these are rank 0's, and ranks[] has the others': rank, host, device, used,
+                  peak, free, total
     checkpoint    step, folder (relative), bytes, best (bool), reason
     out_of_memory step (the one being computed, from 1), change (one sentence: what is done about it; null
                   where the run ends), and but for an unforeseen end: work ("probe" | "training" |

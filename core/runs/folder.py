@@ -17,17 +17,18 @@ import psutil
 import yaml
 
 from ollama_tune.core.errors import BusyError, TuneError, UsageError
-from ollama_tune.core.files import write_atomic
+from ollama_tune.core.files import DISK_FULL, disk_full, not_made, require_room, write_atomic
 from ollama_tune.core.paths import runs_dir
 from ollama_tune.core.plan.settings import BUNDLED, ExportSettings, Settings, load, parse
+from ollama_tune.core.plan.stopping import require_metric
 from ollama_tune.core.plan.yaml_lines import read_marked
 from ollama_tune.core.runs.events import Event, effective, last_event, read_events
+from ollama_tune.core.runs.identity import boot_id, myself, same_process
 from ollama_tune.core.runs.lock import is_held
 from ollama_tune.core.runs.trackers import require
 
 SILENCE = 60.0
 TAIL = 20
-SAME_PROCESS = 1.5
 
 
 class State(str, Enum):
@@ -123,6 +124,16 @@ class RunFolder:
         return self.path / "adapter"
 
     @property
+    def model(self) -> Path:
+        """The tuned model itself, a folder that transformers loads, where its own weights were trained."""
+        return self.path / "model"
+
+    @property
+    def tuned(self) -> Path | None:
+        """What was trained, once it is finished: the adapter's folder, or the model's."""
+        return next((folder for folder in (self.adapter, self.model) if folder.is_dir()), None)
+
+    @property
     def importance_path(self) -> Path:
         """`importance.safetensors`: what fed the best checkpoint's layers; absent if not gathered."""
         return self.path / "importance.safetensors"
@@ -208,9 +219,10 @@ class RunLock:
     """The lock a worker holds for its whole life; released by the kernel when the process ends.
 
     `held` is the descriptor of a worker that became this program (`launch.become`) and holds it already.
+    One that does not `sign` leaves `worker.json` alone, so that it needs no room on the disk.
     """
 
-    def __init__(self, folder: RunFolder, held: int | None = None) -> None:
+    def __init__(self, folder: RunFolder, held: int | None = None, *, sign: bool = True) -> None:
         self._descriptor = os.open(folder.lock_path, os.O_RDWR | os.O_CREAT, 0o600) if held is None else held
         try:
             taken = self._take()
@@ -226,14 +238,15 @@ class RunLock:
                 f"The run {folder.name} is already going.",
                 f"Watch it with `ollama-tune attach {folder.name}`.",
             )
-        process = psutil.Process()
-        who = {
-            "pid": process.pid,
-            "create_time": process.create_time(),
-            "boot_id": boot_id(),
-            "host": os.uname().nodename,
-        }
-        write_atomic(folder.worker_path, json.dumps(who))
+        if sign:
+            self._sign(folder)
+
+    def _sign(self, folder: RunFolder) -> None:
+        try:
+            write_atomic(folder.worker_path, json.dumps(myself()))
+        except OSError as error:
+            self.release()
+            raise disk_full(folder.path) if error.errno in DISK_FULL else error from error
 
     def _take(self) -> bool:
         """A viewer's probe can refuse a starting worker for an instant, so try for a second."""
@@ -255,40 +268,29 @@ class RunLock:
         os.close(self._descriptor)
 
 
-def same_process(process: psutil.Process, create_time: float) -> bool:
-    """True when a process is the one started then; the clock's correction can shift what the system says."""
-    return abs(process.create_time() - create_time) < SAME_PROCESS
-
-
-def boot_id() -> str:
-    """Names this boot of this machine, so that a pid of an earlier boot is never taken for a live one."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return str(psutil.boot_time())
-
-
-def create_run(settings: Settings, label: str) -> RunFolder:
+def create_run(settings: Settings, label: str, home: Path | None = None) -> RunFolder:
     """Make a new run folder (mode 0700) with its `run.yaml`; `label` ends its name, e.g. the model's.
 
-    Raises `TuneError` where a tracker that the settings name is not installed.
+    It lies among all runs, or in a folder `home` of somebody who keeps runs for himself.
+    Raises `TuneError` where a tracker or a metric that the settings name is not installed.
     """
     require(settings.tracking.to)
+    require_metric(settings.training.early_stopping_metric)
+    require_room(home or runs_dir())
     stamp = datetime.datetime.now().strftime("%Y-%m-%d-%H%M")
     base = f"{stamp}-{re.sub(r'[^a-z0-9.]+', '-', label.lower()).strip('-.')[:40] or 'run'}"
     for number in range(1, 1000):
-        path = runs_dir() / (base if number == 1 else f"{base}-{number}")
+        path = (home or runs_dir()) / (base if number == 1 else f"{base}-{number}")
+        folder = RunFolder(path)
         try:
             path.mkdir(mode=0o700)
+            absolute(settings).save(folder.settings_path)
         except FileExistsError:
             continue
         except OSError as error:
-            raise TuneError(
-                f"The run folder {path} cannot be made: {error.strerror}.",
-                "Free some space or set OLLAMA_TUNE_HOME to another folder.",
-            ) from error
-        folder = RunFolder(path)
-        absolute(settings).save(folder.settings_path)
+            if path.is_dir():
+                path.rmdir()
+            raise not_made(path, error) from error
         return folder
     raise TuneError(f"There are a thousand runs called {base}.", "Wait a minute or delete some.")
 

@@ -30,7 +30,7 @@ from ollama_tune.core.paths import data_dir, runs_dir
 from ollama_tune.core.plan.settings import Settings
 from ollama_tune.core.runs.control import request_stop, wait_until_free
 from ollama_tune.core.runs.events import Event
-from ollama_tune.core.runs.folder import RunFolder, State, absolute, create_run, find_run
+from ollama_tune.core.runs.folder import RunFolder, State, absolute, create_run
 from ollama_tune.core.runs.launch import start
 
 if TYPE_CHECKING:
@@ -54,6 +54,12 @@ RANGE = re.compile(r"([-+.\deE]+?)\.\.([-+.\deE]+)(?::(\w*))?")
 
 Value = float | int | str | bool
 Tell = Callable[[str], None]
+Reached = Callable[[Sequence[Event]], "float | None"]
+"""Finds in a log what a trial is run for."""
+
+
+class Halted(Exception):
+    """A search was asked to end before its end."""
 
 
 @dataclass(frozen=True)
@@ -272,20 +278,40 @@ def held_out_losses(events: Sequence[Event]) -> list[float]:
     return [loss for _, loss in sorted(found.items())]
 
 
-class Runs:
-    """Trials as run folders; which is whose stands in `trials.json` of the sweep's folder."""
+class Search(Protocol):
+    """What trials are made for: the settings that all of them share, and a folder of its own."""
 
-    def __init__(self, sweep: Sweep, label: str) -> None:
-        self._sweep, self._label = sweep, label
+    @property
+    def settings(self) -> Settings:
+        """Of every run, but for what varies."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it is kept which runs are whose; the same search has the same folder."""
+
+
+class Runs:
+    """Trials as run folders in `home`, else among all runs; which is whose stands in `trials.json` of the
+    search's folder. Once `stopped` says so, waiting for a run ends in `Halted`."""
+
+    def __init__(
+        self,
+        sweep: Search,
+        label: str,
+        home: Path | None = None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._sweep, self._label, self._stopped = sweep, label, stopped
+        self._home = home or runs_dir()
         self._file = sweep.folder / "trials.json"
         self._known: dict[str, Any] = read_table(self._file)
 
     def folder(self, number: int, values: Mapping[str, Value]) -> RunFolder:
         """The run of a trial, made where there is none; it is written down before it is started."""
         known = self._known.get(str(number))
-        if known is None or not (runs_dir() / known["run"]).is_dir():
+        if known is None or not (self._home / known["run"]).is_dir():
             settings = self._sweep.settings.with_values(dict(values))
-            made = create_run(settings, f"{self._label}-trial-{number + 1}")
+            made = create_run(settings, f"{self._label}-trial-{number + 1}", self._home)
             self._known[str(number)] = {"run": made.name, "values": dict(values)}
             write_atomic(self._file, json.dumps(self._known, indent=1))
             return made
@@ -294,22 +320,32 @@ class Runs:
                 f"Trial {number + 1} was begun with other values, by another release of Optuna.",
                 f"Remove {self._sweep.folder} to search anew.",
             )
-        return find_run(known["run"])
+        return RunFolder(self._home / str(known["run"]))
 
     def folders(self) -> list[RunFolder]:
         """The runs so far."""
-        found = [RunFolder(runs_dir() / str(known["run"])) for known in self._known.values()]
+        found = [RunFolder(self._home / str(known["run"])) for known in self._known.values()]
         return [folder for folder in found if folder.path.is_dir()]
 
     def loss(self, number: int, values: Mapping[str, Value], measurement: int) -> float | None:
         """As `Runner.loss`; starts the run where nobody works on it."""
+
+        def reached(events: Sequence[Event]) -> float | None:
+            return next(iter(held_out_losses(events)[measurement - 1 : measurement]), None)
+
+        return self.wait(number, values, reached)
+
+    def wait(self, number: int, values: Mapping[str, Value], reached: Reached) -> float | None:
+        """What is looked for in the log of a trial, once it is there; None where the run failed or ended."""
         folder, crashes = self.folder(number, values), 0
         while True:
             alive = folder.alive()
             events = folder.events()
-            losses = held_out_losses(events)
-            if len(losses) >= measurement:
-                return losses[measurement - 1]
+            found = reached(events)
+            if found is not None:
+                return found
+            if self._stopped():
+                raise Halted
             if not alive:
                 state = folder.status(events).state
                 crashes += state is State.CRASHED
@@ -321,7 +357,7 @@ class Runs:
     def end(self, number: int) -> str:
         """As `Runner.end`."""
         name = str(self._known[str(number)]["run"])
-        rest(find_run(name))
+        rest(RunFolder(self._home / name))
         return name
 
 
@@ -335,7 +371,7 @@ def rest(folder: RunFolder) -> None:
 
 
 @contextlib.contextmanager
-def held(sweep: Sweep) -> Iterator[None]:
+def held(sweep: Search) -> Iterator[None]:
     """The sweep's folder for this process alone; raises `BusyError` where another has it."""
     sweep.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(sweep.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)

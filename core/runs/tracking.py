@@ -21,6 +21,7 @@ from typing import Any
 from ollama_tune.core.errors import BusyError, TuneError
 from ollama_tune.core.files import read_table, write_atomic
 from ollama_tune.core.plan.settings import Settings, TrackingSettings
+from ollama_tune.core.plan.stopping import TITLES
 from ollama_tune.core.runs.events import Event, EventReader, back_to, effective
 from ollama_tune.core.runs.folder import RunFolder, State
 from ollama_tune.core.runs.launch import NICE, PATIENCE, track
@@ -67,7 +68,9 @@ def _step(event: Event) -> dict[str, Any]:
 
 def _evaluation(event: Event) -> dict[str, Any]:
     whose = "evaluation" if event.get("model") == "tuned" else "evaluation_base"
-    return {f"{whose}/{name}": event.get(name) for name in ("loss", "exact_match")}
+    found = {f"{whose}/{name}": event.get(name) for name in ("loss", "exact_match")}
+    metric = event.get("metric")
+    return found | {f"{whose}/{metric}": event.get("score")} if metric in TITLES else found
 
 
 def _memory(event: Event) -> dict[str, Any]:

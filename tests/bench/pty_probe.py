@@ -125,6 +125,15 @@ class Probe:
             pass
         return took if answered else 1e3 * limit
 
+    def echo(self, letter: str, limit: float = 2.0) -> float:
+        """Milliseconds from a letter to its own repaint."""
+        began, self.tail = self.now(), b""
+        os.write(self._fd, letter.encode())
+        while self.now() - began < 1e3 * limit:
+            if self.read(0.1) and letter.encode() in self.tail:
+                return self.now() - began
+        return 1e3 * limit
+
     def watch(self, seconds: float) -> tuple[float, float]:
         """CPU percent and painted bytes a second over a time without keys."""
         spent, painted, began = self.cpu(), self.painted, time.perf_counter()

@@ -7,8 +7,8 @@ alternation. `--peers` names folders with `posting` and `harlequin`; what none o
 out. CPU seconds are of the whole process tree and hardly depend on what else the machine does; milliseconds
 do, so compare lines of one run, and look at the least.
 
-Then scenes of our own: going back to a run of 20,000 events, watching one at four steps a second, and
-scrolling the preview of a million rows.
+Then scenes of our own: going back to a run of 20,000 events, watching one at four steps a second, scrolling
+the preview of a million rows, and typing beside an answer (`--scene` takes one of them).
 """
 
 from __future__ import annotations
@@ -119,15 +119,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--burn", type=int, default=0, help="busy loops beside")
     parser.add_argument("--only", choices=("peers", "scenes"))
+    parser.add_argument("--scene", choices=[scene.__name__ for scene in SCENES], help="this one alone")
     parser.add_argument("--output", type=Path, help="a Markdown file for the tables")
     given = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "OLLAMA_HOST": "127.0.0.1:9", "OMP_NUM_THREADS": "1"}
     lines: list[str] = []
     with burning(given.burn):
-        if given.only != "scenes":
+        if given.only != "scenes" and given.scene is None:
             lines += compare(contenders(given.peers), given.rounds)
         if given.only != "peers":
-            lines += [""] + [f"- {told}" for scene in SCENES for told in scene(TUNE)]
+            wanted = [scene for scene in SCENES if given.scene in (None, scene.__name__)]
+            lines += [""] + [f"- {told}" for scene in wanted for told in scene(TUNE)]
     print("\n".join(lines))
     if given.output is not None:
         given.output.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,4 +1,5 @@
-"""What only this program does, measured on a pty: reattaching, watching, and a very long preview."""
+"""What only this program does, measured on a pty: going back to a run, watching one, a very long preview, and
+typing beside an answer."""
 
 from __future__ import annotations
 
@@ -13,17 +14,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from ollama_tune.core.evaluate.asking import Asking, Sampling, save_asking
+from ollama_tune.core.plan.prepare import prepare
 from ollama_tune.core.plan.settings import Settings
 from ollama_tune.core.runs.events import EventWriter
 from ollama_tune.core.runs.folder import RunFolder, RunLock, create_run
+from ollama_tune.core.runs.launch import start
 from ollama_tune.tui.state import STEPS, WizardState
-from tests.bench.pty_probe import percentile, started
+from tests.bench.pty_probe import Probe, percentile, started
 
 EVENTS = 20_000
 RATE = 4.0
 WATCH = 30.0
 ROWS = 1_000_000
 PRESSES = 60
+LETTERS = 100
 
 
 @contextlib.contextmanager
@@ -147,4 +152,40 @@ def preview(command: Sequence[str]) -> list[str]:
     ]
 
 
-SCENES: tuple[Callable[[Sequence[str]], list[str]], ...] = (reattach, watch, preview)
+def _echoes(probe: Probe) -> list[float]:
+    """Milliseconds from a letter to its own repaint, whatever else is painted meanwhile: each is another."""
+    found = []
+    for letter in map(chr, range(0x100, 0x100 + LETTERS)):
+        probe.watch(0.05)
+        found.append(probe.echo(letter))
+    return found
+
+
+def typing(command: Sequence[str]) -> list[str]:
+    """Letters typed in Try it, at rest and while an answer of many tokens a second streams in."""
+    with home() as place:
+        run = create_run(prepare("bundled", "bundled", {"training.epochs": 1.0}).settings, "bench")
+        start(run, "train")
+        while run.alive() or run.tuned is None:
+            time.sleep(0.2)
+        save_asking(run, Asking(Sampling(temperature=5.0, seed=3), max_new_tokens=20_000))
+        WizardState(step=[step.title for step in STEPS].index("Try it") + 1, run=run.name).save()
+        with started(command, place) as probe:
+            probe.until("Ask both models")
+            probe.settle()
+            rest = _echoes(probe)
+            probe.press("\x15")
+            probe.press("Tell me all that you know.")
+            probe.press("enter")
+            probe.until("Both models answer")
+            before = probe.painted
+            streamed = _echoes(probe)
+            painted = probe.painted - before
+    return [
+        f"a letter in Try it: {statistics.median(rest):.0f} ms at rest (95 %: {percentile(rest, 0.95):.0f}), "
+        f"{statistics.median(streamed):.0f} ms beside an answer that streams in "
+        f"(95 %: {percentile(streamed, 0.95):.0f}), {painted / LETTERS / 1e3:.1f} kB painted a letter"
+    ]
+
+
+SCENES: tuple[Callable[[Sequence[str]], list[str]], ...] = (reattach, watch, preview, typing)

@@ -110,7 +110,7 @@ def publish_loud_adapter(folder: RunFolder, model: Path) -> None:
     """Give a run an adapter that changes what the model says, without the time a training takes."""
     import torch
 
-    from ollama_tune.core.train.checkpoint import publish_adapter
+    from ollama_tune.core.train.checkpoint import publish
     from ollama_tune.core.train.fast.path import make_fast
 
     path = make_fast(model, folder.settings().training, str(model))
@@ -118,7 +118,7 @@ def publish_loud_adapter(folder: RunFolder, model: Path) -> None:
     for name, weight in path.weights.items():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.3)
-    publish_adapter(folder, path)
+    publish(folder, path)
 
 
 class Log:

@@ -184,9 +184,9 @@ def test_an_export_that_fails_says_so_in_its_status(home: Path) -> None:
     shutil.rmtree(home / "data" / "runs" / RUN / "adapter")
     plain = tune(home, "export", RUN, "--name", "birds")
     assert plain.returncode == 1
-    assert plain.stdout.count("has no finished adapter") == 1
+    assert plain.stdout.count("has no tuned model yet") == 1
     told = json.loads(tune(home, "export", RUN, "--name", "birds", "--json").stdout)
-    assert told["outcome"] == "error" and "no finished adapter" in told["what"]
+    assert told["outcome"] == "error" and "no tuned model yet" in told["what"]
 
 
 def test_a_stored_proof_that_failed_is_status_one(home: Path) -> None:

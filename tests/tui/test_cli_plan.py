@@ -37,7 +37,7 @@ def as_json(*arguments: str) -> dict[str, Any]:
 def test_json_has_every_documented_key_and_plain_numbers(model: str) -> None:
     found = as_json("--model", model, "--gpu", "RTX 4090", "--set", "training.rank=32")
     assert set(found) == {
-        "version", "settings", "choices", "changed", "memory", "work", "offers", "warnings", "gpu"
+        "version", "settings", "choices", "changed", "memory", "work", "offers", "warnings", "gpu", "gpus"
     }  # fmt: skip
     assert set(found["choices"]) == set(field_paths()) - {"training.rank"}
     assert set(found["choices"]["training.epochs"]) == {"value", "reason", "source"}

@@ -156,7 +156,7 @@ async def test_runs_are_marked_and_compared_by_keys() -> None:
         await pilot.press("space")
         await until_text(pilot, "2 runs are marked", "c Compare")
         await pilot.press("c")
-        await until_text(pilot, "training.rank", "What came of it", "log scale", "step 60")
+        await until_text(pilot, "Rank  ", "What came of it", "log scale", "step 60")
         for key, text in (("x", "24,600 tokens"), ("x", "30 s in steps"), ("x", "step 60")):
             await pilot.press(key)
             await until_text(pilot, text)
@@ -191,7 +191,7 @@ async def test_nothing_from_a_run_moves_the_cursor() -> None:
     app = open_app(first)
     async with app.run_test(size=(120, 40)) as pilot:
         await opened(app, first, odd)
-        await until_text(pilot, "data.path", "[bold]x␛[2J")
+        await until_text(pilot, "Data  ", "[bold]x␛[2J")
         assert "\x1b" not in screen_text(app)
 
 
@@ -200,7 +200,7 @@ async def test_the_worst_and_the_smallest_window_show_the_letters_and_the_figure
     app = open_app(folders[0])
     async with app.run_test(size=(60, 18)) as pilot:
         await opened(app, *folders)
-        await until_text(pilot, "What differs", "training.rank", "step 60")
+        await until_text(pilot, "What differs", "Rank  ", "step 60")
         await pilot.press("t", "end")
         await until_text(pilot, "Size on disk")
 

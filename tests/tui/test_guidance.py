@@ -15,6 +15,7 @@ import ollama_tune.core.data
 from ollama_tune.core.data.chat.notes import NOTES
 from ollama_tune.core.data.rows.clean import CHECKS
 from ollama_tune.core.data.rows.wholes import DUPLICATE, HELD_OUT_COPY, NEAR_DUPLICATE
+from ollama_tune.core.data.schemas.preferences import TROUBLES
 from ollama_tune.core.models.catalogue import catalogue, spec_of
 from ollama_tune.core.paths import asset
 from ollama_tune.core.plan import rules
@@ -51,6 +52,7 @@ def test_every_part_of_the_data_step_has_help(heading: str) -> None:
 def kinds_of_problems() -> set[str]:
     """The kinds that the data room names: the first words of what notes a problem."""
     found = {check.kind for check in CHECKS} | set(NOTES) | {DUPLICATE, NEAR_DUPLICATE, HELD_OUT_COPY}
+    found |= set(TROUBLES)
     for file in Path(ollama_tune.core.data.__path__[0]).rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             found |= set(_kinds(node))

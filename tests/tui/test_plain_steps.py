@@ -15,7 +15,7 @@ from ollama_tune.core.machine.values import Machine
 from ollama_tune.core.plan import prepare
 from ollama_tune.core.plan.settings import load
 from ollama_tune.core.runs.folder import list_runs
-from ollama_tune.tui.fields import FIRST, MORE
+from ollama_tune.tui.fields import FIELDS, FIRST, MORE
 from ollama_tune.tui.plan_cli import plan
 from ollama_tune.tui.state import load_answers
 from tests.tui.conftest import Corner, cpu_machine, gpu_machine, make_base
@@ -71,7 +71,8 @@ def test_a_changed_value_says_what_is_recommended_and_r_restores_it(corner: Corn
 
 def test_a_word_can_be_chosen_by_its_number_or_by_itself(corner: Corner) -> None:
     corner.answers(4).save()
-    converse("7", "2", "6 4 bit (nf4)", "14 yes", "q")
+    dora = [*FIELDS].index("training.dora") + 1
+    converse("7", "2", "6 4 bit (nf4)", f"{dora} yes", "q")
     changed = load_answers().changed
     assert changed["export.type"] == "f16" and changed["training.quantization"] == "nf4"
     assert changed["training.dora"] is True
@@ -112,7 +113,7 @@ def test_what_a_file_leaves_open_is_asked_and_columns_can_be_said(corner: Corner
     rows.write_text("xa,xb,xc\n" + "".join(f"{n},what is {n},it is number {n}\n" for n in range(30)))
     corner.answers(3).save()
     _, text = converse("~/table.csv", "3", "1", "2", "1", "1", "2", "2", ENTER, *[ENTER] * 2, "q")
-    assert "Read as you said: columns question = xb, answer = xc." in text
+    assert "Columns: question = xb, answer = xc." in text
     assert "Which column is the question, and which the answer?\n1. " in text
     assert "Column 1 of 3, xa. It holds: 0; 1" in text
     assert "Error: Say which column is the answer" in text

@@ -215,8 +215,8 @@ async def test_the_card_is_shown_and_enter_goes_on(trained: tuple[RunFolder, Log
             pilot,
             "✓ Exported. It is in Ollama as kitchen.",
             "! Proved with remarks",
-            "✓ tokenizer",
-            "– ollama",
+            "✓ Pieces of words",
+            "– Ollama",
         )
         await pilot.press("enter")
         await until(pilot, lambda: isinstance(app.screen, DoneScreen))
@@ -241,7 +241,7 @@ async def test_a_refuted_file_is_shown_with_its_card_and_leads_only_to_another_t
     app = open_app(folder, 8)
     async with app.run_test() as pilot:
         await until_text(
-            pilot, "✗ The exported file failed its proof", "✗ tokens", "Not proved", "Do not use it."
+            pilot, "✗ The exported file failed its proof", "✗ Texts", "Not proved", "Do not use it."
         )
         await pilot.press("enter")
         await until_text(pilot, "press a to export again")
@@ -289,7 +289,7 @@ async def test_the_card_tells_what_to_type_and_trouble_first(trained: tuple[RunF
             pilot, "It is in Ollama as kitchen.", "ollama run kitchen", "To share it: ollama signin;"
         )
         text = screen_text(app)
-        assert text.index("! answers") < text.index("✓ tokens")
+        assert text.index("! Answers") < text.index("✓ Texts")
         await pilot.press("enter")
         await until_text(
             pilot, "✓ kitchen is in Ollama", "█ ollama run kitchen", "To share it: ollama signin"
@@ -382,7 +382,7 @@ async def test_an_ollama_that_cannot_take_it_is_named_and_the_file_alone_is_poss
         await pilot.press("f2", "tab", "tab", "space", "enter")
         await until(pilot, folder.export_request_path.exists, 30)
         assert folder.export_settings().push is False
-        await until_text(pilot, "has no finished adapter", seconds=60)
+        await until_text(pilot, "has no tuned model yet", seconds=60)
 
 
 @pytest.mark.parametrize("version", ["0.34.0"])
@@ -407,12 +407,37 @@ async def test_the_request_is_written_and_a_worker_is_started(trained: tuple[Run
         await pilot.press("tab", "down", "enter")
         await until(pilot, folder.export_request_path.exists, 30)
         assert (folder.export_settings().name, folder.export_settings().type) == ("mine", "q8_0")
-        await until_text(pilot, "has no finished adapter", "Enter Export", seconds=60)
+        await until_text(pilot, "has no tuned model yet", "Enter Export", seconds=60)
     assert folder.settings().export.name is None, "run.yaml is never written again"
 
 
 def test_text_of_a_check_is_shown_harmless_and_within_the_width() -> None:
     checks = (Check(NASTY, "warn", NASTY, NASTY * 5), Check("short", "pass", "1", "Fine."))
-    card = card_content(Verification("warn", checks, NASTY, "0" * 64, 5, "f16"), 60)
-    assert "[/foo]" in card.plain and not any(c in card.plain for c in "\x1b\x07\u202e")
-    assert max(len(line) for line in card.plain.split("\n")) <= 60
+    for figures in (False, True):
+        card = card_content(Verification("warn", checks, NASTY, "0" * 64, 5, "f16"), 60, figures)
+        assert "[/foo]" in card.plain and not any(c in card.plain for c in "\x1b\x07\u202e")
+        assert max(len(line) for line in card.plain.split("\n")) <= 60
+
+
+async def test_the_card_speaks_plain_words_and_has_its_figures_at_a_key(
+    trained: tuple[RunFolder, Log],
+) -> None:
+    folder, log = trained
+    checks = (
+        Check("BOS", "pass", "0", "Every prompt begins with no BOS token, as in the training."),
+        Check("probabilities", "pass", "KL 1.5e-05, first token 100%", "At 48 places they are equal."),
+        Check("chat", "pass", "23 of 23", "Conversations become the text of the training."),
+    )
+    log.start(stage="export")
+    log("verification", **Verification("pass", checks, "x.gguf", "0" * 64, 9, "q8_0").to_dict())
+    log("done", stage="export", files={}, ollama_name=None, commands=())
+    app = open_app(folder, 8)
+    async with app.run_test() as pilot:
+        await until_text(
+            pilot, "✓ Prompts", "begin as in training", "✓ Conversations    23 of 23 have", "F2 More"
+        )
+        assert "KL" not in screen_text(app) and "BOS" not in screen_text(app)
+        await pilot.press("m")
+        await until_text(pilot, "✓ BOS", "KL 1.5e-05, first token 100%", "m shows plain words again.")
+        await pilot.press("m")
+        await until_text(pilot, "✓ Prompts")

@@ -4,7 +4,7 @@ import pytest
 from textual.widgets import OptionList
 
 from ollama_tune.core.runs.folder import RunFolder, create_run, list_runs
-from ollama_tune.tui.app import TuneApp
+from ollama_tune.tui.app import Start, TuneApp
 from ollama_tune.tui.duplicate import keep_answers, kept_answers
 from ollama_tune.tui.screens.done import DoneScreen
 from ollama_tune.tui.screens.runs import RunsScreen
@@ -266,3 +266,17 @@ async def test_a_run_whose_settings_cannot_be_read_is_not_done_again() -> None:
         await pilot.press("n")
         await until_text(pilot, "is not valid YAML")
         assert isinstance(app.screen, RunsScreen)
+
+
+async def test_escape_from_a_run_opened_by_itself_leads_to_the_list_and_then_to_the_wizard() -> None:
+    """`attach` opens the run without the wizard below it: two Esc must not leave an empty screen."""
+    folder = run_in("crashed")
+    app = TuneApp(Start(WizardState(step=1), folder.path), warm=False)
+    app.read_everything = lambda: None  # type: ignore[method-assign]
+    async with app.run_test() as pilot:
+        await until_text(pilot, "✗ Crashed at step 30")
+        await pilot.press("escape")
+        await until(pilot, lambda: isinstance(app.screen, RunsScreen))
+        await until_text(pilot, "✗ crashed")
+        await pilot.press("escape")
+        await until_text(pilot, "Step 1 of 9")

@@ -349,3 +349,33 @@ def test_a_narrow_memory_panel_keeps_the_peak_and_its_parts() -> None:
     assert [line.split()[0] for line in kept] == ["peak", "█"]
     bar = kept[0].split()[1]
     assert bar.count("█") / bar.count("▒") == pytest.approx(420 / 370, rel=0.1)
+
+
+async def test_what_was_said_against_going_on_is_taken_back_when_it_holds_no_more() -> None:
+    folder = make_run()
+    log = Log(folder)
+    log.training(30)
+    app = open_app(folder)
+    async with app.run_test() as pilot:
+        with alive(folder):
+            await until_text(pilot, "step 30 of 200")
+            await pilot.press("enter")
+            await until_text(pilot, "Training is still going.")
+        await until_text(pilot, "✗ Crashed at step 30")
+        assert "Training is still going." not in screen_text(app)
+
+
+async def test_after_training_the_whole_answer_stands_where_a_short_one_stood() -> None:
+    folder = make_run()
+    log = Log(folder)
+    log.training(30)
+    asked = {"prompt": "Two teas.", "reference": "2 TEA | T3", "base": "Sure!"}
+    log("sample", step=30, tuned="2 TEA", cut=True, **asked)
+    app = open_app(folder)
+    async with app.run_test() as pilot:
+        with alive(folder):
+            await until_text(pilot, "step 30    2 TEA …")
+            log("sample", tuned="2 TEA | T3", **asked)
+            await until_text(pilot, "at the end 2 TEA | T3 ✓")
+            await pilot.press("comma")
+            await until_text(pilot, "step 30    2 TEA …")

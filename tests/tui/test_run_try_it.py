@@ -33,7 +33,7 @@ def try_it(app: App[int]) -> TryItScreen:
 @pytest.fixture(scope="module")
 def tuned(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A run with an adapter, without the time a training takes."""
-    from ollama_tune.core.train.checkpoint import publish_adapter
+    from ollama_tune.core.train.checkpoint import publish
     from ollama_tune.core.train.general import make_general
 
     place = tmp_path_factory.mktemp("try")
@@ -51,7 +51,7 @@ def tuned(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFold
         }
         folder = create_run(run.settings().with_values(values), "tuned")
     training = folder.settings().training
-    publish_adapter(folder, make_general(model, training, str(model), ""))
+    publish(folder, make_general(model, training, str(model), ""))
     Log(folder).trained()
     return folder
 
@@ -220,7 +220,7 @@ async def test_eight_held_out_questions_are_asked_at_once_and_counted(
     app = open_app(tuned, 7)
     async with app.run_test(size=(80, 24)) as pilot:
         screen = try_it(app)
-        await until_text(pilot, "Ask both models the same", "F6 Eight", seconds=60)
+        await until_text(pilot, "Ask both models the same", "F6 Ask eight", seconds=60)
         screen._several.questions = screen._several.questions * 9  # 40 rows hold out few
         await pilot.press("f6")
         await until_text(pilot, "Exact 0 of 8 before, 0 of 8 after · mean similarity 0.", "are left; F6 asks")
@@ -246,7 +246,7 @@ async def test_esc_stops_the_eight_with_what_there_is(
     save_asking(tuned, Asking(max_new_tokens=8192))
     app = open_app(tuned, 7)
     async with app.run_test(size=(80, 24)) as pilot:
-        await until_text(pilot, "Ask both models the same", "F6 Eight", seconds=60)
+        await until_text(pilot, "Ask both models the same", "F6 Ask eight", seconds=60)
         await pilot.press("f6")
         await until_text(pilot, "Esc Stop", "Base model: 0 of")
         await pilot.press("escape")

@@ -25,6 +25,7 @@ from ollama_tune.tui import data_tasks
 from ollama_tune.tui.app import TuneApp
 from ollama_tune.tui.data_tasks import render_row
 from ollama_tune.tui.messages import DatasetChecked, RowsMeasured
+from ollama_tune.tui.review_words import reading_words
 from ollama_tune.tui.screens.data import DataScreen
 from ollama_tune.tui.screens.data_columns import MOST_LABELS, ReadingScreen
 from ollama_tune.tui.screens.data_rows import GoToScreen, QuestionScreen
@@ -32,7 +33,6 @@ from ollama_tune.tui.screens.settings import SettingsScreen
 from ollama_tune.tui.state import WizardState, reading_values
 from ollama_tune.tui.tasks import whole_path
 from ollama_tune.tui.text import where_text
-from ollama_tune.tui.widgets.data_summary import reading_words
 from ollama_tune.tui.widgets.problems import ProblemList
 from ollama_tune.tui.widgets.rendered import marked, with_ids
 from ollama_tune.tui.widgets.rows import RowList

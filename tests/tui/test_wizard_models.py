@@ -137,7 +137,7 @@ async def test_a_base_model_is_offered_a_chat_form_and_enter_takes_it(corner: Co
     async with app.run_test(size=(80, 24)) as pilot:
         await settled(pilot)
         text = words(shown(app))
-        assert "A base model without a chat form. Enter takes “plain roles”: Roles as plain words" in text
+        assert "Enter takes “plain roles”: Roles as plain words" in text
         assert "Chat form none; offered: plain roles" in text
         assert app.facts.plan is None and not app.screen.dims("next")  # type: ignore[attr-defined]
         await pilot.press("enter")

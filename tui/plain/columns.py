@@ -12,17 +12,19 @@ if TYPE_CHECKING:
     from ollama_tune.core.data.values import Column
     from ollama_tune.tui.plain.wizard import Wizard
 
-PARTS = ("", "question", "answer", "system", "context", "text", "label", "conversation")
+PARTS = ("", "question", "answer", "system", "context", "text", "label", "conversation", "chosen", "rejected")
 WORDS = {"": "not used", "question": "the question", "answer": "the answer, which is learned"} | {
     "system": "the system prompt",
     "context": "context of the question",
     "text": "a whole text, which is learned",
     "label": "the label of a text",
     "conversation": "a whole conversation",
+    "chosen": "the better of two answers",
+    "rejected": "the worse of two answers",
 }
 FORMS = ("", "chat", "classification", "text")
 FORM_WORDS = ("told by the content", "conversations", "texts with a label", "plain text")
-LEARNED = {"answer", "text", "label", "conversation"}
+LEARNED = {"answer", "text", "label", "conversation", "chosen"}
 MOST_LABELS = 20
 WHOLE = (
     ("split", "Part of the data to train on, where it has several", False),

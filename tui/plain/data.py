@@ -11,6 +11,7 @@ from ollama_tune.tui import tasks
 from ollama_tune.tui.help_texts import help_text
 from ollama_tune.tui.plain.columns import ask_reading
 from ollama_tune.tui.plain.help import lines_of
+from ollama_tune.tui.shell import Interrupted
 from ollama_tune.tui.state import BUNDLED, reading_values
 from ollama_tune.tui.text import tilde, where_text
 
@@ -53,7 +54,7 @@ def _readable(wizard: Wizard) -> bool:
         rooms.profile()
     except TuneError as error:
         talk.error(error)
-        columns = rooms.columns()
+        columns = () if isinstance(error, Interrupted) else rooms.columns()
         if not columns or not ask_reading(wizard, columns):
             return False
         return _readable(wizard)
@@ -216,12 +217,13 @@ def sample_lines(counted: Counted, profile: DatasetProfile, number: int) -> list
         text = message.content.strip() or ", ".join(f"calls {call.name}" for call in message.tool_calls)
         mark = ", learned" if text and text[:PIECE] in learned else ""
         lines.append(f"  {ROLES.get(message.role, message.role)}{mark}: {_cut(text) or '(nothing)'}")
-    return lines
+    worse = (turn for turn in row.rejected[row.shared :] if turn.role == "assistant")
+    return lines + [f"  the worse answer: {_cut(turn.content) or '(nothing)'}" for turn in worse]
 
 
 def row_lines(counted: Counted, profile: DatasetProfile, number: int) -> list[str]:
     """A row as the model sees it: pieces that are read and pieces that are learned, in their order."""
-    from ollama_tune.tui.data_report import seen_by
+    from ollama_tune.tui.data_report import seen_by, worse_of
 
     row = profile.rows[number - 1]
     place = f"line {row.line:,}" + (f" of {one_line(row.file, 60)}" if row.file else "")
@@ -232,6 +234,9 @@ def row_lines(counted: Counted, profile: DatasetProfile, number: int) -> list[st
     lines = [f"Row {number:,}, {place}:"]
     for example in examples:
         lines += [f"  {'learned' if trained else 'read'}: {_cut(text)}" for text, trained in pieces(example)]
+    if (rejected := worse_of(counted.chat, row)) is not None:
+        lines += ["  And with the worse answer:"]
+        lines += [f"  {'less likely' if told else 'read'}: {_cut(text)}" for text, told in pieces(rejected)]
     return lines + [f"! {visible(note)}" for note in notes]
 
 

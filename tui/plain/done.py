@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ollama_tune.core.plan.exportable import export_obstacle
 from ollama_tune.core.text import one_line, visible
 from ollama_tune.tui.exporting import use_and_share
 from ollama_tune.tui.plain.export import exported, proof
@@ -40,7 +41,8 @@ def _use_lines(folder: RunFolder) -> list[str]:
     """What to type now."""
     done = exported(folder)
     if done is None:
-        return ["The model is trained; there is no file for Ollama yet. b goes back to Export."]
+        waits = "The model is trained; there is no file for Ollama yet. b goes back to Export."
+        return [export_obstacle(folder.settings()) or waits]
     name = done.get("ollama_name")
     use, share = use_and_share([str(command) for command in done.get("commands") or []])
     use = use or ([f"ollama run {name}"] if name else [])

@@ -91,7 +91,7 @@ def _looked(wizard: Wizard, folder: RunFolder) -> Look | None:
     if not found.spec.export_reason:
         return found
     wizard.talk.say(f"! This model cannot be exported: {visible(found.spec.export_reason)}")
-    wizard.talk.say(f"What was trained is in {visible(str(folder.adapter))}.")
+    wizard.talk.say(f"What was trained is in {visible(str(folder.tuned or folder.adapter))}.")
     wizard.talk.ask("Nothing is exported", "go on", TOPIC)
     return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ollama_tune.core.plan.gpus import together_words
 from ollama_tune.core.text import human_bytes, one_line, visible
 from ollama_tune.tui import tasks
 from ollama_tune.tui.text import tilde
@@ -67,6 +68,8 @@ def _gpu_lines(machine: Machine) -> list[str]:
     reasons = [report.reason] if report.reason else []
     lines += [f"! {visible(text)}" for text in (*reasons, *(gpu.why for gpu in report.others))]
     lines += [visible(text) for text in report.notes]
+    if together := together_words(machine):
+        lines.append(together)
     if machine.device == "cpu":
         lines.append("Training on the processor is fine for small models.")
     return lines

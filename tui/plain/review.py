@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ollama_tune.core.errors import TuneError
-from ollama_tune.core.paths import runs_dir, state_dir
-from ollama_tune.core.text import human_bytes, human_count, human_estimate, one_line, visible
-from ollama_tune.tui.plain.settings import memory_line, time_words
+from ollama_tune.core.machine.logout import logout_remark
+from ollama_tune.core.paths import state_dir
+from ollama_tune.core.text import human_bytes, visible
+from ollama_tune.tui import review_words
+from ollama_tune.tui.plain.settings import memory_line
 from ollama_tune.tui.plain.talk import Back
 from ollama_tune.tui.run_file import free_place, started_with
-from ollama_tune.tui.state import BUNDLED
 from ollama_tune.tui.text import tilde
 
 if TYPE_CHECKING:
@@ -137,11 +139,13 @@ def _write(wizard: Wizard, settings: Settings) -> None:
 
 
 def _tell(wizard: Wizard, plan: Plan, started: RunFolder | None) -> None:
-    talk = wizard.talk
-    talk.say(*what_lines(wizard, plan), memory_line(plan.memory), *_cost_lines(wizard, plan))
-    if plan.memory.remark:
-        talk.say(f"The memory is {visible(plan.memory.method)}: {visible(plan.memory.remark)}.")
-    talk.say(*(f"! {visible(warning)}" for warning in plan.warnings))
+    talk, rooms = wizard.talk, wizard.rooms
+    machine = rooms.machine()
+    talk.say(
+        *what_lines(wizard, plan), memory_line(plan.memory), *_sentences(review_words.cost(plan, machine))
+    )
+    talk.say(*(f"! {words}" for words in review_words.doubts(plan, logout_remark())))
+    talk.say(*_sentences([*review_words.place(plan, machine), *review_words.more(plan)]))
     command = _command(plan.settings)
     if command:
         talk.say("The same without questions:", f"  {command}")
@@ -155,52 +159,12 @@ def _tell(wizard: Wizard, plan: Plan, started: RunFolder | None) -> None:
 
 def what_lines(wizard: Wizard, plan: Plan) -> list[str]:
     """Model, data, training and result."""
-    settings, spec, lengths = plan.settings, wizard.rooms.spec(), wizard.rooms.counted().lengths
-    training, data = settings.training, settings.data
-    source = BUNDLED if data.path == BUNDLED else tilde(data.path)
-    held = "4 bit" if training.quantization == "nf4" else "full precision"
-    name, kind = settings.export.name, settings.export.type.upper()
-    result = f"{visible(name)} in Ollama, as {kind}" if name else "an adapter; nothing is exported"
-    a_step = training.batch_size * training.gradient_accumulation_steps
-    rate, longest = f"{training.learning_rate:g}", f"{training.sequence_length:,}"
-    return [
-        f"Model: {one_line(spec.name, 80)}, {human_count(spec.parameters)} parameters, in {held}.",
-        f"Data: {source}, {lengths.rows:,} rows, {data.validation_split:.0%} of them held out to measure on.",
-        *_reading_lines(wizard),
-        f"Training: {training.epochs:g} times over all rows, learning rate {rate}, {a_step} rows a step, "
-        f"rows of up to {longest} tokens.",
-        f"Result: {result}.",
-    ]
+    return _sentences(review_words.what(plan, wizard.rooms.spec(), wizard.rooms.counted().lengths))
 
 
-def _reading_lines(wizard: Wizard) -> list[str]:
-    """What the person said about how the data is read."""
-    said = []
-    for path, value in wizard.rooms.answers.reading_values().items():
-        parts = [f"{name} = {text}" for name, text in value.items()] if isinstance(value, dict) else value
-        words = ", ".join(map(str, parts)) if isinstance(parts, (list, tuple)) else str(parts)
-        said.append(f"{path.removeprefix('data.')} {one_line(words, 200)}")
-    return [f"Read as you said: {'; '.join(said)}."] if said else []
-
-
-def _cost_lines(wizard: Wizard, plan: Plan) -> list[str]:
-    """Time and how sure it is, energy, disk and place."""
-    work = plan.work
-    low, high = human_estimate(work.seconds / work.spread), human_estimate(work.seconds * work.spread)
-    energy = "" if work.energy_kwh is None else f"; at most {work.energy_kwh:.2g} kWh on the GPU"
-    written = (
-        (work.checkpoint_bytes, "for checkpoints"),
-        (work.export_bytes, "for the model file"),
-        (work.download_bytes, "to download"),
-        (work.ollama_bytes, "in Ollama"),
-    )
-    disk = ", ".join(f"{human_bytes(size)} {what}" for size, what in written if size)
-    free = human_bytes(wizard.rooms.machine().disk.free)
-    return [
-        f"Time: {time_words(work)}, between {low} and {high}{energy}.",
-        f"Disk: {disk}; {free} free.",
-        f"Place: a new folder in {tilde(runs_dir())}.",
-    ]
+def _sentences(said: Iterable[review_words.Said]) -> list[str]:
+    """Each label with its text; a line that goes on with the one before has no label."""
+    return [f"{label}: {text}." if label else f"{text[:1].upper()}{text[1:]}." for label, text in said]
 
 
 def _command(settings: Settings) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.text import one_line
 from ollama_tune.tui import tasks
+from ollama_tune.tui.shell import Interrupted
 from ollama_tune.tui.state import BUNDLED, Facts, WizardState
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Rooms:
     def _once(self, name: str, key: Any, words: str, make: Callable[[], T]) -> T:
         """What is known of a name for that key, else what is made now, after saying the words.
 
-        Ctrl+C ends that work and not the conversation: it is a `TuneError` like any other.
+        Ctrl+C ends that work and not the conversation: it is an `Interrupted`.
         """
         known = self._known.get(name)
         if known is None or known[0] != key:
@@ -59,7 +60,7 @@ class Rooms:
                 known = self._known[name] = key, make()
             except KeyboardInterrupt:
                 self._talk.say("")
-                raise TuneError("That was stopped.", "It can be tried again; q quits.") from None
+                raise Interrupted("That was stopped.", "It can be tried again; q quits.") from None
         return cast("T", known[1])
 
     # The box and its models
@@ -144,13 +145,14 @@ class Rooms:
 
     def _count(self, chat: ChatFormat, profile: DatasetProfile) -> Counted:
         from ollama_tune.core.data.chat.options import fit_options
-        from ollama_tune.core.data.tokens.lengths import encode_rows, measure
+        from ollama_tune.core.data.tokens.lengths import encode_rows
+        from ollama_tune.core.data.tokens.sides import measure_rows
 
         chat = fit_options(chat, profile.rows)
         news = self._talk.news("Counting tokens: {:.0%} ...")
         examples, problems = encode_rows(chat, profile.rows, news)
         if examples:
-            return Counted(chat, measure(examples), tuple(problems))
+            return Counted(chat, measure_rows(chat, profile.rows, examples), tuple(problems))
         reason = problems[0].text if problems else "There is no usable row."
         raise TuneError(f"No row can be trained on: {reason}", "Use other data or another model.")
 

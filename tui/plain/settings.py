@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ollama_tune.core.errors import UsageError
-from ollama_tune.core.text import human_bytes, human_count, human_estimate, one_line, visible
+from ollama_tune.core.text import human_bytes, one_line, visible
 from ollama_tune.tui.fields import FIRST, MORE, YES_NO, FormField, allowed, check, text_of, value_of
+from ollama_tune.tui.plain.rates import try_rates
 from ollama_tune.tui.plain.talk import Back
+from ollama_tune.tui.review_words import time_parts
 
 if TYPE_CHECKING:
-    from ollama_tune.core.plan.values import MemoryEstimate, Plan, WorkEstimate
+    from ollama_tune.core.plan.values import MemoryEstimate, Plan
     from ollama_tune.tui.plain.wizard import Wizard
 
 TOPIC = ("plain", "settings")
@@ -29,7 +31,8 @@ def ask_settings(wizard: Wizard) -> None:
         wizard.foresee()
         more = "" if len(fields) > len(FIRST) else ", more reads out the fields that few need"
         talk.hint(
-            f"Enter goes on, a number changes that field, r and a number restores what is recommended{more}."
+            f"Enter goes on, a number changes that field, r and a number restores what is recommended{more}; "
+            "rates tries three learning rates on short runs."
         )
         answer = talk.ask("Settings", "go on", TOPIC)
         if not answer:
@@ -37,6 +40,8 @@ def ask_settings(wizard: Wizard) -> None:
         if answer.lower() in ("more", "m"):
             talk.say(*_lines(wizard, MORE, len(FIRST)))
             fields = FIRST + MORE
+        elif answer.lower() in ("rates", "l"):
+            try_rates(wizard)
         elif not _change(wizard, answer):
             talk.say(f"✗ Press Enter, or type a number from 1 to {len(fields)}, such as 1, or r 1.")
 
@@ -126,17 +131,12 @@ def _sentence(text: str) -> str:
 
 def estimate_lines(plan: Plan) -> list[str]:
     """Memory and time of the plan."""
-    return [memory_line(plan.memory), f"Time: {time_words(plan.work)}."]
+    return [memory_line(plan.memory), f"Time: about {''.join(time_parts(plan.work))}."]
 
 
 def memory_line(memory: MemoryEstimate) -> str:
     """Whether it fits, and how much of it."""
     kind = DEVICES.get(memory.device, "memory")
-    words = f"about {human_bytes(memory.needed)} of {human_bytes(memory.free)} free {kind}"
+    each = f" on each of {memory.processes} GPUs" * (memory.processes > 1 and memory.device == "cuda")
+    words = f"about {human_bytes(memory.needed)} of {human_bytes(memory.free)} free {kind}{each}"
     return f"✓ It fits: {words}." if memory.fits else f"! It does not fit: {words}."
-
-
-def time_words(work: WorkEstimate) -> str:
-    """Time and steps."""
-    seconds, tokens = human_estimate(work.seconds), human_count(work.tokens)
-    return f"about {seconds} for {work.steps:,} steps over {tokens} tokens"

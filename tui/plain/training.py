@@ -172,6 +172,9 @@ def rate_lines(folder: RunFolder) -> list[str]:
 
     figures = compare(folder.events())
     before, after = figures.base.exact_match, figures.tuned.exact_match
+    if figures.preferred is not None:
+        told = f"Of the held-out pairs {figures.preferred:.1%} have a better answer that gained more"
+        return [f"{told} than the worse one."]
     if before is None or after is None:
         return []
     words = f"Of {figures.rows:,} held-out questions"

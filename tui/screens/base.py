@@ -128,6 +128,10 @@ class StepScreen(FramedScreen):
 
     def _watch_facts(self, facts: Facts) -> None:
         super()._watch_facts(facts)
+        self.tell_again()
+
+    def tell_again(self) -> None:
+        """What was said against going on may not hold any more."""
         if self._told and self.is_running:
             self._told = self.obstacle()
             self.say(self._told)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from textual import on, work
@@ -28,6 +28,7 @@ from ollama_tune.tui.comparing import (
     remarks,
     setting_rows,
 )
+from ollama_tune.tui.fields import FIELDS
 from ollama_tune.tui.screens.base import FramedScreen
 from ollama_tune.tui.text import put_text
 from ollama_tune.tui.widgets.overlay import Line, Overlay
@@ -37,6 +38,8 @@ CELL = 30
 """The widest cell of the table."""
 BEST = 7
 """Room for the words that name the best run."""
+OTHERS = {"data.path": "Data", "model.source": "Base model", "model.chat_template": "Chat form"}
+"""Settings that are asked on pages of their own."""
 
 
 @dataclass(frozen=True)
@@ -179,13 +182,19 @@ def _table(runs: Sequence[Compared], width: int) -> Content:
         [
             *(Content.styled(f"! {remark}", "bold") for remark in remarks(runs)),
             _heading("What differs", letters, label, cell),
-            *(Content(line_of(row, label, cell)) for row in settings),
+            *(Content(line_of(_named(row), label, cell)) for row in settings),
             *same,
             Content(""),
             _heading("What came of it", letters, label, cell),
             *(Content(line_of(row, label, cell)) for row in metric_rows(runs)),
         ]
     )
+
+
+def _named(row: Row) -> Row:
+    """The row of a setting with the words of the form instead of its path."""
+    field = FIELDS.get(row.label)
+    return replace(row, label=field.label if field else OTHERS.get(row.label, row.label))
 
 
 def _heading(words: str, letters: tuple[str, ...], label: int, cell: int) -> Content:

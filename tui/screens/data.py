@@ -41,6 +41,8 @@ HELP |= {"rows": ("data", "table"), "text": ("data", "text")}
 WITH_ROWS = ("go_to", "ids", "all_rows")
 REST = 0.06
 """Seconds between two keys below which a key is held: rows that it passes over get no text."""
+LONG = 0.7
+"""Seconds of reading after which Esc stops it instead of going back."""
 
 
 class DataScreen(StepScreen):
@@ -56,6 +58,8 @@ class DataScreen(StepScreen):
         Binding("f3", "ask", "Question"),
         Binding("f2", "columns", "Columns"),
         Binding("ctrl+o", "browse", "Browse files"),
+        Binding("escape", "stop_reading", "Stop reading"),
+        Binding("escape", "back", "Back"),
     ]
 
     def __init__(self) -> None:
@@ -67,6 +71,7 @@ class DataScreen(StepScreen):
         self._told_about: set[tuple[str, str]] = set()
         self._moved = 0.0
         self._rest: Timer | None = None
+        self._reads_since: float | None = None
 
     def body(self) -> ComposeResult:
         """Path, findings, problems, rows, rendered row."""
@@ -94,6 +99,7 @@ class DataScreen(StepScreen):
 
     def facts_changed(self, facts: Facts) -> None:
         """Findings and rows; the highlighted row is rendered again when the model changed."""
+        self._clock(facts)
         self.query_one("#found", Page).show(found_lines(facts))
         profile = facts.profile
         own = {*self._own("data.include"), *self._own("data.exclude")}
@@ -108,6 +114,18 @@ class DataScreen(StepScreen):
             self._render_row()
         self.query_one("#rows-and-text").display = profile is not None
         self._ask_once(facts)
+
+    def _clock(self, facts: Facts) -> None:
+        """Remember since when the data is read: what takes long can be stopped."""
+        if not facts.busy.keys() & {"data", "rows"}:
+            self._reads_since = None
+        elif self._reads_since is None:
+            self._reads_since = time.monotonic()
+            self.set_timer(LONG, self.refresh_bindings)
+
+    @property
+    def _reads_long(self) -> bool:
+        return self._reads_since is not None and time.monotonic() - self._reads_since >= LONG
 
     def _kept_limit(self) -> int:
         """While there is no plan: what the plan before it allowed, unless that was for other data."""
@@ -287,7 +305,12 @@ class DataScreen(StepScreen):
 
     def action_go_to(self) -> None:
         """Ask for the number of a row and stand on it."""
-        self.app.push_screen(GoToScreen(len(self._table.rows)), self._gone_to)
+        self.app.push_screen(GoToScreen(self._reachable), self._gone_to)
+
+    def _reachable(self) -> tuple[int, bool]:
+        """How many rows there are to go to now, and whether more of them come."""
+        profile = self.tune.facts.profile
+        return len(self._table.rows), profile is not None and not profile.exact and self._filter is None
 
     def _gone_to(self, number: int | None) -> None:
         if number is not None:
@@ -319,7 +342,13 @@ class DataScreen(StepScreen):
             return bool(profile and profile.questions)
         if action == "next" and isinstance(self.focused, ProblemList):
             return False
+        if action in ("stop_reading", "back"):
+            return self._reads_long is (action == "stop_reading")
         return super().check_action(action, parameters)
+
+    def action_stop_reading(self) -> None:
+        """End a long reading; the form is as it was, and the next Esc goes back."""
+        self.tune.stop_reading()
 
     def leaving(self) -> None:
         """Take the path that was typed."""
@@ -343,7 +372,7 @@ class DataScreen(StepScreen):
 
     def obstacle(self) -> str:
         """A file that cannot be used; one that is still being read may be read on."""
-        return "Choose another file first: see above." if self.tune.facts.data_error else ""
+        return "Mend that first: see above." if self.tune.facts.data_error else ""
 
     async def action_next(self) -> None:
         """A typed file is read and shown first, and again after an error; the next Enter goes on."""

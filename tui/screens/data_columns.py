@@ -12,7 +12,7 @@ from textual.binding import Binding, BindingType
 
 from ollama_tune.core.text import one_line
 from ollama_tune.tui.fields import FormField
-from ollama_tune.tui.widgets.data_summary import FORMS
+from ollama_tune.tui.review_words import FORMS
 from ollama_tune.tui.widgets.form import LABEL, FieldRow, Form
 from ollama_tune.tui.widgets.modal import BoxScreen, paragraph
 
@@ -28,6 +28,8 @@ PARTS = (
     ("text", "text"),
     ("label", "label"),
     ("conversation", "conversation"),
+    ("chosen", "better answer"),
+    ("rejected", "worse answer"),
 )
 _FORMS = (("", "told by content"), *FORMS.items())
 WHOLE = (
@@ -133,7 +135,7 @@ class ReadingScreen(BoxScreen[dict[str, Any]]):
             if part and chosen[part] != column.name:
                 self._complain(index, f"The column {one_line(chosen[part], 30)} is the {part} already.")
                 return
-        if self._columns and not chosen.keys() & {"answer", "text", "label", "conversation"}:
+        if self._columns and not chosen.keys() & {"answer", "text", "label", "conversation", "chosen"}:
             self._complain(0, NEEDED)
             return
         self.dismiss(self._result(chosen))

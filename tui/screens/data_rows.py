@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import on
@@ -31,23 +31,35 @@ class GoToScreen(BoxScreen[int]):
     HELP_TOPIC: ClassVar[tuple[str, str]] = ("windows", "Go to row")
     BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "take", "Go there", priority=True)]
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, reachable: Callable[[], tuple[int, bool]]) -> None:
+        """`reachable` says how many rows there are by now, and whether more are being read."""
         super().__init__("Go to row")
-        self._rows = rows
+        self._reachable = reachable
 
     def content(self) -> ComposeResult:
         """Where to type."""
-        yield paragraph(f"A number from 1 to {self._rows:,}:")
+        yield Static(id="range", markup=False)
         yield NumberField(id="number", max_length=12)
         yield Static(id="wrong", markup=False)
+
+    def on_mount(self) -> None:
+        """The range grows when the data has been read."""
+        self.watch(self.app, "facts", self._tell)
+
+    def _tell(self) -> None:
+        rows, more = self._reachable()
+        yet = " (those read so far; all of them can be reached once the data is read)" if more else ""
+        self.query_one("#range", Static).update(f"A number from 1 to {rows:,}{yet}:")
 
     def action_take(self) -> None:
         """Go there, or say what is allowed."""
         typed = self.query_one("#number", Input).value.replace(",", "").strip()
-        if typed.isdecimal() and 1 <= int(typed) <= self._rows:
+        rows, more = self._reachable()
+        if typed.isdecimal() and 1 <= int(typed) <= rows:
             self.dismiss(int(typed))
         else:
-            self.query_one("#wrong", Static).update(f"✗ Type a whole number from 1 to {self._rows:,}.")
+            yet = " Further rows are still being read." if more else ""
+            self.query_one("#wrong", Static).update(f"✗ Type a whole number from 1 to {rows:,}.{yet}")
 
 
 class QuestionScreen(BoxScreen[int]):

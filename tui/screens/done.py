@@ -14,6 +14,7 @@ from ollama_tune.core.errors import TuneError
 from ollama_tune.core.evaluate.compare import Sample
 from ollama_tune.core.evaluate.metrics import exact_match
 from ollama_tune.core.files import write_atomic
+from ollama_tune.core.plan.exportable import export_obstacle
 from ollama_tune.core.text import one_line, visible
 from ollama_tune.tui.exporting import use_and_share
 from ollama_tune.tui.run_view import RunView
@@ -100,9 +101,8 @@ class DoneScreen(RunScreen):
     def _headline(self) -> Content:
         done = self.view.done.get("export")
         if done is None:
-            return Content(
-                "The adapter is trained; there is no file for Ollama yet. Esc goes back to Export."
-            )
+            waits = "The adapter is trained; there is no file for Ollama yet. Esc goes back to Export."
+            return Content(export_obstacle(self.folder.settings()) or waits)
         name = done.get("ollama_name")
         if name:
             words = f"{one_line(str(name).removesuffix(':latest'), 60)} is in Ollama. Talk to it with:"
@@ -117,7 +117,8 @@ class DoneScreen(RunScreen):
             file = one_line(self.view.verification.file, 80)
             places.append(("model file", f"{self.folder.export.name}/{file}"))
             places.append(("proof", f"{self.folder.export.name}/{REPORT}"))
-        places.append(("trained part", f"{self.folder.adapter.name}/ (the adapter)"))
+        tuned = self.folder.tuned or self.folder.adapter
+        places.append(("trained part", f"{tuned.name}/ (the {tuned.name})"))
         places.append(("settings", f"{self.folder.settings_path.name}: `ollama-tune run` does it again"))
         lines = [Content.assemble((f"{name:<{LABEL}}", "dim"), place) for name, place in places]
         return Content("\n").join(lines)
@@ -164,6 +165,9 @@ def learned(view: RunView, width: int) -> Content:
         for name, share in (("before", view.before), ("after", view.after)):
             figure = f" {share:>6.1%} {words}"
             lines.append(Content.assemble((f"{name:<{LABEL}}", "dim"), level(share, BAR), figure))
+    if view.preferred is not None:
+        words = f"preferred  {view.preferred.words}: the better answer gained more than the worse one"
+        lines.append(Content(words))
     for sample in list(view.samples.values())[:SAMPLES]:
         lines += _sample(sample, width)
     return Content("\n").join(

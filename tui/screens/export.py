@@ -158,7 +158,7 @@ class ExportScreen(RunScreen):
         shown = {
             "export": form,
             "other_field": form,
-            "more": form,
+            "more": form or self.finished or self.refuted,
             "next": not form,
             "again": self.finished or self.refuted,
             "stop": self.run.alive and self.view.stage == "export",
@@ -246,7 +246,8 @@ class ExportScreen(RunScreen):
         self.form.show_look(message.look)
         self._ask_again()
         if message.look.spec is not None and self.impossible:
-            reason = f"{message.look.spec.export_reason} The adapter is in {tilde(self.folder.adapter)}."
+            tuned = self.folder.tuned or self.folder.adapter
+            reason = f"{message.look.spec.export_reason} The {tuned.name} is in {tilde(tuned)}."
             self._error = TuneError("This model cannot be exported.", reason)
         self.show_now()
 
@@ -354,8 +355,8 @@ class ExportScreen(RunScreen):
         self.focus_next()
 
     def action_more(self) -> None:
-        """Show or hide what few need."""
-        self.form.toggle_more()
+        """Show or hide what few need: of the form, or of the card."""
+        (self.form if self.form_shown else self.query_one(VerificationCard)).toggle_more()
 
     def help_topic(self) -> tuple[str, str]:
         """The help of the focused field, else of the step."""

@@ -10,6 +10,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
 
+from ollama_tune.core.plan.gpus import together_words
 from ollama_tune.core.text import human_bytes, one_line, visible
 from ollama_tune.tui.screens.base import StepScreen
 from ollama_tune.tui.state import Facts
@@ -110,6 +111,8 @@ def _gpu_lines(machine: Machine) -> list[Line]:
     reasons = [report.reason] if report.reason else []
     lines += [sign("!", visible(text)) for text in (*reasons, *(gpu.why for gpu in report.others))]
     lines += [sign(" ", visible(text)) for text in report.notes]
+    if together := together_words(machine):
+        lines.append(sign(" ", together))
     if machine.device == "cpu":
         lines.append(sign(" ", "Training on the CPU is fine for small models."))
     return lines

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ollama_tune.core.models.catalogue import CatalogueModel
 
 BUNDLED_CHOICE = ModelChoice(BUNDLED, BUNDLED, BUNDLED, None, "")
+NO_FORM = "A base model: it has no chat form (the marks around questions and answers)."
 HINT = "or type a folder, or a hub id such as org/name"
 
 
@@ -100,15 +101,17 @@ class ModelScreen(StepScreen):
             return Content(visible(facts.busy["model"]))
         offer = offered(facts)
         if offer is not None:
-            words = f"A base model without a chat form. Enter takes “{offer.name}”: {offer.reason}"
+            words = f"{NO_FORM} Enter takes “{offer.name}”: {offer.reason}"
             return Content.assemble(("! ", "$text-warning bold"), visible(words))
         if facts.model_error is not None:
             return sentence(facts.model_error)
         if facts.spec is None:
             return Content("")
-        return Content.assemble(
-            ("✓ ", "$text-success bold"), f"{one_line(facts.spec.name, 50)} can be tuned."
-        )
+        name = one_line(facts.spec.name, 50)
+        if facts.plan is not None and not facts.plan.memory.fits:
+            words = f"{name} needs more memory than is free here. Review offers plans that fit."
+            return Content.assemble(("! ", "$text-warning bold"), words)
+        return Content.assemble(("✓ ", "$text-success bold"), f"{name} can be tuned.")
 
     def _fill(self, facts: Facts) -> None:
         choices, chosen = in_order(facts), self.tune.answers.model

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from ollama_tune.core.plan.values import Plan
     from ollama_tune.core.runs.folder import RunFolder
 
+LOW = 24
+"""Lines of a window below which the page is drawn closer together."""
 SHOWS = "Enter shows it, n starts another."
 
 
@@ -42,11 +44,13 @@ class ReviewScreen(StepScreen):
     CSS_PATH = "review.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "next", "Start", priority=True),
+        Binding("enter", "show", "Show the run", priority=True),
         Binding("f", "take(1)", "Make it fit"),
         *(Binding(str(number), f"take({number})", f"Offer {number}", show=False) for number in range(1, 6)),
         Binding("n", "anew", "Start anew"),
         Binding("w", "write", "Write run.yaml here"),
         Binding("c", "copy", "Copy command"),
+        Binding("l", "rates", "Try learning rates"),
     ]
 
     def __init__(self) -> None:
@@ -61,6 +65,11 @@ class ReviewScreen(StepScreen):
             yield Page(id="job")
             yield MemoryBar(id="memory")
             yield Page(id="summary")
+
+    def on_mount(self) -> None:
+        """Whether a logout would end the run is asked while the page is read."""
+        super().on_mount()
+        self.tune.read_logout()
 
     def facts_changed(self, facts: Facts) -> None:
         """Show the plan; write its run.yaml when it is a new one."""
@@ -78,25 +87,40 @@ class ReviewScreen(StepScreen):
             self._file = self._save(state_dir() / "run.yaml", plan.settings)
         self._started = started_with(self.tune.answers.run, plan.settings)
         self.call_later(self.tune.confirm_plan)
-        job.show([*what_lines(plan, facts), BLANK, heading("Cost")])
         bar.show(plan, "simulating …" if "simulation" in facts.busy else "")
-        self.query_one("#summary", Page).show(self._lines(plan, facts))
+        self._show_plan(plan, facts)
         self.say(str(facts.plan_error) if facts.plan_error else facts.busy.get("start", ""))
 
+    def on_resize(self) -> None:
+        """A low window has the same lines closer together."""
+        if self._plan is not None:
+            self._show_plan(self._plan, self.tune.facts)
+
+    def _show_plan(self, plan: Plan, facts: Facts) -> None:
+        """The lines before the memory bar, and those after it."""
+        job = [*self._already(), *what_lines(plan, facts), BLANK, heading("Cost")]
+        self.query_one("#job", Page).show(self._fitted(job))
+        self.query_one("#summary", Page).show(self._fitted(self._lines(plan, facts)))
+
+    def _already(self) -> list[Line]:
+        if self._started is None:
+            return []
+        return [sign("▶", f"Started already as {visible(self._started.name)}; {SHOWS}"), BLANK]
+
+    def _fitted(self, lines: list[Line]) -> list[Line]:
+        """In a low window no headings and no empty lines, so that what matters is in sight at once."""
+        low = self.app.size.height < LOW
+        return [line for line in lines if line.indent] if low else lines
+
     def _lines(self, plan: Plan, facts: Facts) -> list[Line]:
-        started = self._started
-        told = [] if started is None else [sign("▶", f"Started already as {visible(started.name)}; {SHOWS}")]
-        command = Content.styled(visible(self.command()), "bold")
-        return [
-            *told,
-            *cost_lines(plan, facts),
-            BLANK,
-            *place_lines(plan, facts),
-            row("Command", command),
+        command = [
+            row("Command", Content.styled(visible(self.command()), "bold")),
             row("", Content.styled("does the same without the wizard", "dim")),
-            BLANK,
-            *more_lines(plan),
         ]
+        title, *place = place_lines(plan, facts)
+        low = self.app.size.height < LOW
+        where = [*command, *place] if low else [*place, *command]
+        return [*cost_lines(plan, facts), BLANK, title, *where, BLANK, *more_lines(plan)]
 
     def command(self) -> str:
         """The command that does the same; empty when run.yaml could not be written."""
@@ -127,16 +151,20 @@ class ReviewScreen(StepScreen):
         """`f` and the numbers only where there are offers, `n` only where it was started already."""
         if action == "take":
             return bool(self._plan and len(self._plan.offers) >= int(str(parameters[0])))
-        if action == "anew":
+        if action in ("anew", "show"):
             return self._started is not None
+        if action == "next":
+            return self._started is None
         return super().check_action(action, parameters)
 
-    async def action_next(self) -> None:
-        """Show the run that was started with these answers, else start one."""
+    async def action_show(self) -> None:
+        """Show the run that was started with these answers."""
         if self._started is not None:
             await self.tune.open_run(self._started)
-        else:
-            self.action_anew()
+
+    async def action_next(self) -> None:
+        """Start."""
+        self.action_anew()
 
     def action_anew(self) -> None:
         """Start; a plan that does not fit only after a typed yes."""
@@ -168,8 +196,14 @@ class ReviewScreen(StepScreen):
         written = self._save(path, self._plan.settings)
         if written is not None:
             self._file = written
-            self.query_one("#summary", Page).show(self._lines(self._plan, self.tune.facts))
+            self._show_plan(self._plan, self.tune.facts)
             self.say(f"Written. Run it with: {self.command()}")
+
+    def action_rates(self) -> None:
+        """Try three learning rates on short runs, in a window."""
+        from ollama_tune.tui.screens.rates import open_rates
+
+        open_rates(self.tune)
 
     def action_copy(self) -> None:
         """Send the command to the clipboard; whether the terminal takes it cannot be known."""

@@ -77,6 +77,7 @@ class RunScreen(StepScreen):
         if self._keys() != self._phase:
             self._phase = self._keys()
             self.refresh_bindings()
+            self.tell_again()
 
     def show_now(self) -> None:
         """Show everything at once, after something the person did."""

@@ -296,11 +296,13 @@ class RunsScreen(RunChangesScreen):
         else:
             await self.tune.open_run(run.folder)
 
-    def action_close(self) -> None:
-        """Take the filter away; without one, back to where the list was opened."""
+    async def action_close(self) -> None:
+        """Take the filter away; without one, back to where the list was opened, or to the wizard."""
         word = self.query_one("#filter", Input)
         if word.display:
             word.value, word.display = "", False
             self.query_one("#runs").focus()
-        elif len(self.app.screen_stack) > 1:
+        elif len(self.app.screen_stack) > 2:
             self.app.pop_screen()
+        else:
+            await self.tune.open_wizard(self.tune.answers)

@@ -20,6 +20,7 @@ from ollama_tune.tui.widgets.errors import sentence
 from ollama_tune.tui.widgets.form import FieldRow, Form
 from ollama_tune.tui.widgets.membar import MemoryBar
 
+RATE = "training.learning_rate"
 HINT = "Press m for more: rank, schedule, seeds and the rest."
 
 
@@ -33,6 +34,7 @@ class SettingsScreen(StepScreen):
         Binding("ctrl+r", "restore", "Recommended"),
         Binding("f4", "restore_all", "All recommended"),
         Binding("m,f2", "more", "More"),
+        Binding("f6", "rates", "Try learning rates"),
     ]
 
     def __init__(self) -> None:
@@ -52,7 +54,7 @@ class SettingsScreen(StepScreen):
         """The first field has the focus; `More` opens by itself when something there was changed."""
         super().on_mount()
         if any(field.path in self.tune.answers.changed for field in MORE):
-            self.call_after_refresh(self.action_more)
+            self.call_after_refresh(self._open_more)
 
     def _rows(self) -> Iterator[FieldRow]:
         yield from self.query(FieldRow)
@@ -167,6 +169,19 @@ class SettingsScreen(StepScreen):
         self.tune.restore_all()
         self.tune.save_soon()
 
+    def action_rates(self) -> None:
+        """Try three learning rates on short runs, in a window."""
+        from ollama_tune.tui.screens.rates import open_rates
+
+        open_rates(self.tune, self._took_rate)
+
+    def _took_rate(self, rate: float) -> None:
+        """Put the rate that was taken into its field, whatever was typed there."""
+        row = next(row for row in self._rows() if row.field.path == RATE)
+        self._pending.pop(RATE, None)
+        row.complain("")
+        row.put(text_of(row.field, rate))
+
     def _forget(self, row: FieldRow) -> None:
         """Put the recommended value into a field, where it is known already, and complain no more."""
         path, plan = row.field.path, self.tune.facts.plan
@@ -182,16 +197,25 @@ class SettingsScreen(StepScreen):
 
     async def action_more(self) -> None:
         """Show or hide the fields that few need."""
-        form, hint = self.query_one("#form"), self.query_one("#more-hint", Static)
-        opened = not self.query("FieldRow.more")
-        hint.update("More (m hides it again)" if opened else HINT)
-        hint.set_class(not opened, "closed")
-        if not opened:
-            await self.query("FieldRow.more").remove()
+        if not self.query("FieldRow.more"):
+            await self._open_more()
+            self.query("FieldRow.more").first(FieldRow).editor.focus()
             return
-        await form.mount_all([FieldRow(field, classes="more") for field in MORE])
+        inside = (row := self._focused_row()) is not None and row.has_class("more")
+        self._hint(HINT, closed=True)
+        await self.query("FieldRow.more").remove()
+        if inside or self.focused is None:
+            list(self._rows())[-1].editor.focus()
+
+    async def _open_more(self) -> None:
+        self._hint("More (m hides it again)", closed=False)
+        await self.query_one("#form").mount_all([FieldRow(field, classes="more") for field in MORE])
         self.facts_changed(self.tune.facts)
-        self.query("FieldRow.more").first(FieldRow).editor.focus()
+
+    def _hint(self, words: str, *, closed: bool) -> None:
+        hint = self.query_one("#more-hint", Static)
+        hint.update(words)
+        hint.set_class(closed, "closed")
 
     def help_topic(self) -> tuple[str, str]:
         """The help of the focused field."""

@@ -15,17 +15,25 @@ from textual.widgets import Static
 
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.machine.live import BoxWatch
-from ollama_tune.core.runs.folder import RunFolder, State, boot_id
+from ollama_tune.core.runs.folder import RunFolder, State
+from ollama_tune.core.runs.identity import boot_id
 from ollama_tune.core.runs.launch import WarmWorker
 from ollama_tune.tui.screens.run_screen import RunScreen
 from ollama_tune.tui.screens.training_lines import Sparks, coach, figures
-from ollama_tune.tui.screens.training_words import Wishes, state_words, trouble_words, way_on, what_stop_keeps
+from ollama_tune.tui.screens.training_words import (
+    GONE,
+    Wishes,
+    state_words,
+    trouble_words,
+    way_on,
+    what_stop_keeps,
+)
 from ollama_tune.tui.widgets.block import LineBlock
 from ollama_tune.tui.widgets.chart import LossChart
 from ollama_tune.tui.widgets.live import LivePanel
 from ollama_tune.tui.widgets.log import LogTail, RunLog
 from ollama_tune.tui.widgets.memory import MemoryPanel
-from ollama_tune.tui.widgets.sample import SamplePanel
+from ollama_tune.tui.widgets.sample import SamplePanel, answers
 from ollama_tune.tui.widgets.spark import spark
 
 CHART_SECONDS, STILL_SECONDS = 1.8, 5.8
@@ -125,7 +133,7 @@ class TrainingScreen(RunScreen):
         self._tell_trouble(trouble)
         self._memory.show(list(view.memories.values()), view.predicted, view.probe)
         asked = list(view.asked.values())
-        self.set_class(any(one.said for one in asked), "-asked")
+        self.set_class(any(answers(one) for one in asked), "-asked")
         self._sample.show(asked)
         self._log.show_events(view)
         self._look_at_box(self.run.alive and bool(view.device))
@@ -153,7 +161,8 @@ class TrainingScreen(RunScreen):
 
     def tick(self) -> None:
         """Before the first step the phase counts its seconds; silence does too, and the box lives."""
-        self.tell("#state", state_words(self.view, self.run.state, self._wishes, time.time()))
+        width = self._figures.size.width
+        self.tell("#state", state_words(self.view, self.run.state, self._wishes, time.time(), width))
         self._log.show_output(self._tail.poll())
         self._live.show(self._watch.latest if self._watch else None)
 
@@ -279,7 +288,7 @@ class TrainingScreen(RunScreen):
         from ollama_tune.tui.widgets.errors import ErrorScreen
 
         error, tail = self.view.error, self.folder.log_tail()
-        what = str(error["what"]) if error else "The worker ended without a word."
+        what = str(error["what"]) if error else GONE
         fix = str(error["fix"]) if error else way_on(self.view)
         details = f"{error.get('details', '') if error else ''}\n{tail}".strip()
         self.app.push_screen(ErrorScreen(TuneError(what, fix, details=details)))

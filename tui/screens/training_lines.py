@@ -43,15 +43,17 @@ def running(view: RunView, now: float) -> Content:
     return Content.assemble(("Training  ", "bold"), level(share, BAR), f" {share:>4.0%}  {count}")
 
 
-def finished(view: RunView) -> Content:
-    """The end and what it brought."""
+def finished(view: RunView, width: int) -> Content:
+    """The end and what it brought; where there is no room for both, what it brought."""
     early = f" of {view.total_steps:,}" if view.step < view.total_steps else ""
     words = Content.assemble(("✓ Finished", "bold $text-success"), f" after {view.step:,}{early} steps. ")
     if view.before is None or view.after is None:
         return Content.assemble(words, "Enter goes on to Try it.")
-    return Content.assemble(
-        words, f"Exact answers: {view.before:.1%} before, ", (f"{view.after:.1%} after", "bold"), "."
+    brought = Content.assemble(
+        f"Exact answers: {view.before:.1%} before, ", (f"{view.after:.1%} after", "bold"), "."
     )
+    fits = words.cell_length + brought.cell_length <= width
+    return (words if fits else Content.assemble(("✓ Finished. ", "bold $text-success"))) + brought
 
 
 def figures(view: RunView, now: float, *, going: bool, sparks: Sparks) -> list[Content]:
@@ -78,6 +80,10 @@ def _losses(view: RunView) -> Content:
         ("held-out", _figure(view.validation_loss)),
         ("tokens/s", "–" if view.tokens_per_second is None else human_count(view.tokens_per_second)),
     ]
+    if view.scored is not None:
+        pairs.insert(2, (view.scored.title, view.scored.words(view.scored.score)))
+    if view.preferred is not None:
+        pairs.insert(2, ("preferred", view.preferred.words))
     return _pairs([*pairs, ("MFU", f"{view.mfu:.0%}")] if view.mfu is not None else pairs)
 
 
@@ -127,6 +133,8 @@ def _best(view: RunView) -> Content:
         return Content.styled("no evaluation yet", "dim")
     point = view.validation.get(best.step)
     loss = f"{point.loss:.4f} at " if point is not None and point.loss is not None else ""
+    if view.scored is not None:
+        loss = f"{view.scored.title} {view.scored.words(view.scored.best)} at "
     words = Content.assemble(("best ", "dim"), (f"{loss}step {best.step:,}", "bold"))
     if waits is None or not waits.patience:
         return words

@@ -14,6 +14,7 @@ from ollama_tune.tui.screens.training_lines import finished, running
 from ollama_tune.tui.text import tilde
 
 LAST_LINES = 5
+GONE = "The training ended without a word: it was killed, or the system had no memory left for it."
 SIGNS = {State.PAUSED: "‖ Paused", State.STOPPED: "■ Stopped", State.NEW: "· Not started"}
 
 
@@ -27,12 +28,12 @@ class Wishes:
     refused: TuneError | None = None
 
 
-def state_words(view: RunView, state: State, wishes: Wishes, now: float) -> Content:
+def state_words(view: RunView, state: State, wishes: Wishes, now: float, width: int) -> Content:
     """The first line: what the run does, or how it ended."""
     if wishes.starting:
         return Content("Starting the worker …")
     if view.trained:
-        return finished(view)
+        return finished(view, width)
     if wishes.stopping:
         return Content("Stopping: the worker finishes its step and writes a checkpoint …")
     if wishes.pausing:
@@ -59,7 +60,7 @@ def trouble_words(folder: RunFolder, view: RunView, state: State, wishes: Wishes
         what, fix = visible(str(view.error["what"])), visible(str(view.error["fix"]))
         return f"✗ {what}\n  {fix}\n  {way_on(view)} Press e for the details."
     if state is State.CRASHED:
-        return f"✗ The worker ended without a word. {way_on(view)}\n{last_lines(folder)}"
+        return f"✗ {GONE} {way_on(view)}\n{last_lines(folder)}"
     if state is State.STOPPED and view.stopped is not None:
         return f"Stopped by {visible(str(view.stopped['reason']))}. {way_on(view)}"
     if state is State.PAUSED and view.pause is not None:

@@ -64,7 +64,7 @@ class TryItScreen(RunScreen):
         Binding("escape", "cancel", "Stop the answer"),
         Binding("escape", "back", "Back"),
         Binding("f5,ctrl+n", "held_out", "Held-out"),
-        Binding("f6,ctrl+t", "several", "Eight"),
+        Binding("f6,ctrl+t", "several", "Ask eight"),
         Binding("f2,ctrl+o", "options", "Options"),
         Binding("f7,ctrl+r", "begin", "New"),
         Binding("f8,ctrl+s", "write", "Write"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rich.segment import Segment
 from rich.style import Style
 from textual.content import Content
-from textual.geometry import Size
+from textual.geometry import Region, Size
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
@@ -57,13 +57,16 @@ class AnswerPane(ScrollView, can_focus=True):
     AnswerPane:nocolor:focus { border: heavy $foreground; }
     """
 
-    def __init__(self, title: str, *, id: str) -> None:
+    def __init__(self, title: str, *, id: str, hint: str = "") -> None:
+        """`hint` stands in the box until something is said."""
         super().__init__(id=id)
         self.border_title = title
+        self._hint = hint
         self._entries: list[_Entry] = []
         self._answer: _Entry | None = None
         self._words = Content("")
         self._following = True
+        self._style = Style()
 
     @property
     def text(self) -> str:
@@ -133,13 +136,21 @@ class AnswerPane(ScrollView, can_focus=True):
                 entry.lines = GrowingLines(width, entry.text)
         self._show()
 
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """The colours are looked up once for all lines: they come from every container around."""
+        self._style = self.rich_style
+        return super().render_lines(crop)
+
     def render_line(self, y: int) -> Strip:
         """One line of what is seen."""
         number, width = self.scroll_offset.y + y, self.size.width
         for entry in self._entries:
             if number < len(entry.lines.lines):
-                style = self.rich_style + STYLES.get(entry.kind, Style.null())
+                style = self._style + STYLES.get(entry.kind, Style.null())
                 line = Segment(entry.lines.lines[number].rstrip(), style)
-                return Strip([line]).adjust_cell_length(width, self.rich_style)
+                return Strip([line]).adjust_cell_length(width, self._style)
             number -= len(entry.lines.lines)
-        return Strip.blank(width, self.rich_style)
+        if number == 0 and not self._entries:
+            hint = Segment(self._hint, self._style + STYLES["given"])
+            return Strip([hint]).adjust_cell_length(width, self._style)
+        return Strip.blank(width, self._style)

@@ -15,11 +15,9 @@ from ollama_tune.tui.widgets.page import Line
 
 if TYPE_CHECKING:
     from ollama_tune.core.data.values import DatasetProfile, Lengths
-    from ollama_tune.core.plan.settings import DataSettings
 
 LABELS = 12
 MIXED = 0.05
-FORMS = {"chat": "conversations", "classification": "texts with a label", "text": "plain text"}
 
 
 def found_lines(facts: Facts) -> list[Line]:
@@ -50,7 +48,8 @@ def summary(profile: DatasetProfile, news: str) -> Content:
     words = f"{visible(profile.format)}, {visible(profile.schema)}, {visible(profile.encoding)}"
     if not profile.exact:
         rows = (f"about {profile.total:,} rows", "bold")
-        return Content.assemble(("… ", "bold"), rows, f" · {words} ", (visible(news), "dim"))
+        told = f" · {visible(news)}" if news else ""
+        return Content.assemble(("… ", "bold"), rows, f" · {words}", (told, "dim"))
     count = f"{profile.usable:,} row" + ("" if profile.usable == 1 else "s")
     count += f" of {profile.total:,}" if profile.total > profile.usable else ""
     return Content.assemble(("✓ ", "$text-success bold"), (count, "bold"), f" · {words}")
@@ -117,21 +116,3 @@ def script_line(profile: DatasetProfile) -> Content:
     """Which scripts the texts are written in."""
     shares = ", ".join(f"{one_line(script, 20)} {share:.0%}" for script, share in profile.scripts[:6])
     return Content.styled(f"  scripts: {shares}", "dim")
-
-
-def reading_words(data: DataSettings) -> list[str]:
-    """What the person said about how the data is read, a line each."""
-    columns = ", ".join(f"{part} = {one_line(name, 40)}" for part, name in data.columns.items())
-    labels = ", ".join(f"{one_line(value, 20)} = {one_line(name, 40)}" for value, name in data.labels.items())
-    said = (
-        ("columns: ", columns),
-        ("labels: ", one_line(labels, 200)),
-        ("read as ", FORMS.get(data.form, "")),
-        ("trained on ", one_line(data.split, 60)),
-        ("measured on ", one_line(data.validation, 60)),
-        ("configuration ", one_line(data.subset, 60)),
-        ("revision ", one_line(data.revision, 60)),
-        ("used all the same: ", one_line(", ".join(data.include), 120)),
-        ("left out too: ", one_line(", ".join(data.exclude), 120)),
-    )
-    return [f"{head}{words}" for head, words in said if words]

@@ -152,6 +152,7 @@ class FieldRow(Widget):
         self._reason = ""
         self._recommended = ""
         self._source = ""
+        self._filled = False
         self.editor = self._make_editor()
         self.editor.styles.width = field.width
 
@@ -168,14 +169,16 @@ class FieldRow(Widget):
         """Put a value into the editor, without a message."""
         if isinstance(self.editor, ChoiceField):
             self.editor.show(value)
-        elif not self.editor.has_focus or not self.editor.value:
+        elif not (self.editor.has_focus and self._filled):
             self.put(text_of(self.field, value))
 
     def put(self, text: str) -> None:
         """Put a text into the editor, without a message."""
+        self._filled = True
         if isinstance(self.editor, TextField):
             with self.prevent(Input.Changed):
                 self.editor.value = visible(text)
+            self.editor.cursor_position = len(self.editor.value)
 
     def tell(self, reason: str, recommended: str = "", source: str = "") -> None:
         """Say why this value stands there and what the reason rests on or, for a changed one, what is

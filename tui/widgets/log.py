@@ -17,7 +17,8 @@ from ollama_tune.tui.run_view import RunView
 FIRST_READ = 16_384
 MOST = 65_536
 WIDEST = 400
-MOST_LINES = 500
+MOST_LINES = 50
+"""So many of the newest lines are kept; all of them are in the window of the log."""
 
 
 class LogTail:
@@ -76,7 +77,7 @@ class RunLog(RichLog):
         """Add the sentences that the view gained since the last call; none from before the time `since`."""
         fresh = view.logged - self._seen
         self._seen = view.logged
-        for line in list(view.log)[-fresh:] if fresh else []:
+        for line in list(view.log)[-min(fresh, MOST_LINES) :] if fresh else []:
             if line.t >= since:
                 when = datetime.datetime.fromtimestamp(line.t).strftime("%H:%M:%S")
                 sign = f"{line.sign} " if line.sign else ""

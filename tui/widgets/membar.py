@@ -8,8 +8,9 @@ from textual.app import RenderResult
 from textual.content import Content
 from textual.widget import Widget
 
-from ollama_tune.core.text import human_bytes, human_count, human_estimate, visible
+from ollama_tune.core.text import human_bytes, visible
 from ollama_tune.tui.memory_words import grouped
+from ollama_tune.tui.review_words import time_parts
 from ollama_tune.tui.widgets.memory import entries, stacked
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def verdict(memory: MemoryEstimate) -> Content:
     """`✓ fits: about 1.2 GiB of 5.0 GiB free GPU memory`, or that it does not."""
     sign, style = ("✓ fits", "$text-success") if memory.fits else ("✗ does not fit", "$text-error")
     kind = DEVICES.get(memory.device, "memory")
-    words = f": about {human_bytes(memory.needed)} of {human_bytes(memory.free)} free {kind}"
+    each = f" on each of {memory.processes} GPUs" * (memory.processes > 1 and memory.device == "cuda")
+    words = f": about {human_bytes(memory.needed)} of {human_bytes(memory.free)} free {kind}{each}"
     return Content.assemble((sign, f"bold {style}"), words)
 
 
@@ -74,8 +76,5 @@ def _parts(memory: MemoryEstimate) -> dict[str, int]:
 
 def duration(work: WorkEstimate) -> Content:
     """Time and steps, and the range in which the time lies."""
-    low, high = human_estimate(work.seconds / work.spread), human_estimate(work.seconds * work.spread)
-    words = f" for {work.steps:,} steps over {human_count(work.tokens)} tokens"
-    return Content.assemble(
-        "about ", (human_estimate(work.seconds), "bold"), words, (f"; {low} to {high}", "dim")
-    )
+    long, steps, between = time_parts(work)
+    return Content.assemble("about ", (long, "bold"), steps, (between, "dim"))

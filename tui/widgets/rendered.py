@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
+from textual.geometry import Region
 from textual.widgets import Static
 
 from ollama_tune.core.text import one_line, visible
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ollama_tune.tui.messages import RowRendered
 
 TRAINED = "bold underline $text-success"
+REJECTED = "bold italic $text-error"
 CONTEXT = ""
 CUT = "bold reverse"
 LONGEST = 20_000
@@ -35,7 +37,7 @@ def legend() -> Content:
     return Content.assemble(("trained: learned by the model", TRAINED), "   context: only read")
 
 
-def marked(example: Example, limit: int = 0) -> Content:
+def marked(example: Example, limit: int = 0, learned: str = TRAINED) -> Content:
     """The exact rendered text; trained tokens bold and underlined. A very long text is cut and says so.
 
     Where the row has more than `limit` tokens a line says so at the place where they end; 0 is no limit.
@@ -44,7 +46,7 @@ def marked(example: Example, limit: int = 0) -> Content:
     edge = cut.at if cut else len(example.text) + 1
     parts: list[Part] = []
     for start, end, trained in spans(example):
-        style = TRAINED if trained else CONTEXT
+        style = learned if trained else CONTEXT
         for first, last in ((start, min(end, edge)), (max(start, edge), end)):
             if cut and first == edge and first < last:
                 parts.append(_cut(cut, limit))
@@ -58,7 +60,7 @@ def marked(example: Example, limit: int = 0) -> Content:
     return Content.assemble(*parts)
 
 
-def with_ids(example: Example, limit: int = 0) -> Content:
+def with_ids(example: Example, limit: int = 0, learned: str = TRAINED) -> Content:
     """Token for token: its text and, dimmed behind it, its id; `⋯` is one more token of the same letter."""
     cut = _cut_of(example, limit)
     parts: list[Part] = []
@@ -70,7 +72,7 @@ def with_ids(example: Example, limit: int = 0) -> Content:
             parts.append(_cut(cut, limit))
         text = example.text[start:end] if end > done or start == end else "⋯"
         done = max(done, end)
-        parts.append(_piece(text.replace("\n", "␊"), TRAINED if trained else CONTEXT))
+        parts.append(_piece(text.replace("\n", "␊"), learned if trained else CONTEXT))
         parts.append(Content.styled(f"·{number} ", "dim"))
         if text.endswith("\n"):
             parts.append("\n")
@@ -149,11 +151,16 @@ class RowText(Vertical):
     def _draw(self) -> None:
         shown = self._shown
         self.query_one("#text", TextView).show(self._text(shown) if shown else Content(""))
-        self.border_title = Content(figures(shown) if shown and shown.examples else "")
+        self._entitle(figures(shown) if shown and shown.examples else "")
         said = shown.notes if shown else ()
         if said != self._said:
             self._said = said
             self._tell(said)
+
+    def _entitle(self, title: str) -> None:
+        """The title above the text; a new `border_title` would paint every line of the box."""
+        self._border_title = Content(title)
+        self.refresh(Region(0, -1, self.size.width, 1))
 
     def _tell(self, said: tuple[str, ...]) -> None:
         notes, mark = self.query_one("#notes", Page), ("! ", "$text-warning bold")
@@ -172,6 +179,10 @@ class RowText(Vertical):
         for number, example in enumerate(shown.examples[:MOST_EXAMPLES], 1):
             parts += [Content.styled(f"── sample {number} of {many} ──", "dim")] if many > 1 else []
             parts.append(draw(example, self._limit))
+        if shown.rejected is not None:
+            words = ("── the worse answer of the pair; preferences (DPO) make ", "dim")
+            parts.append(Content.assemble(words, ("this", REJECTED), (" less likely ──", "dim")))
+            parts.append(draw(shown.rejected, self._limit, REJECTED))
         return Content("\n").join(parts)
 
 

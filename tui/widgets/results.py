@@ -11,7 +11,7 @@ from rich.segment import Segment
 from rich.style import Style
 from textual import events
 from textual.app import RenderResult
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.content import Content
 from textual.geometry import Region, Size
 from textual.message import Message
@@ -22,6 +22,7 @@ from textual.widget import Widget
 
 from ollama_tune.core.evaluate.conversation import Result
 from ollama_tune.core.text import one_line
+from ollama_tune.tui.keys import list_keys
 
 LEFT = 5
 """Cells of the cursor and the number."""
@@ -39,14 +40,7 @@ class ResultList(ScrollView, can_focus=True):
     ResultList .results--wrong { color: $text-error; }
     """
     COMPONENT_CLASSES: ClassVar[set[str]] = {"results--right", "results--wrong"}
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up", "move(-1)", "Row before", show=False),
-        Binding("down", "move(1)", "Other row", show=False),
-        Binding("pageup", "page(-1)", "Page up", show=False),
-        Binding("pagedown", "page(1)", "Page down", show=False),
-        Binding("home", "move(-1000000)", "First row", show=False),
-        Binding("end", "move(1000000)", "Last row", show=False),
-    ]
+    BINDINGS: ClassVar[list[BindingType]] = list_keys()
     cursor: reactive[int] = reactive(0, init=False)
 
     @dataclass

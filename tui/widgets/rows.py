@@ -11,7 +11,7 @@ from rich.segment import Segment
 from rich.style import Style
 from textual import events
 from textual.app import RenderResult
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.cache import LRUCache
 from textual.content import Content
 from textual.geometry import Region, Size
@@ -22,6 +22,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from ollama_tune.core.text import one_line
+from ollama_tune.tui.keys import list_keys
 
 if TYPE_CHECKING:
     from ollama_tune.core.data.values import Row
@@ -43,15 +44,8 @@ class RowList(ScrollView, can_focus=True):
     RowList { height: 1fr; background: $background; scrollbar-size-vertical: 1; overflow-x: hidden; }
     """
     COMPONENT_CLASSES: ClassVar[set[str]] = {"rows--cursor"}
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up", "move(-1)", "Row before", show=False),
-        Binding("down", "move(1)", "Other row"),
-        Binding("pageup", "page(-1)", "Page up", show=False),
-        Binding("pagedown", "page(1)", "Page down", show=False),
-        Binding("home", "move(-1000000000)", "First row", show=False),
-        Binding("end", "move(1000000000)", "Last row", show=False),
-    ]
-    cursor: reactive[int] = reactive(0, init=False)
+    BINDINGS: ClassVar[list[BindingType]] = list_keys(show=True)
+    cursor: reactive[int] = reactive(0, init=False, repaint=False)
 
     @dataclass
     class Highlighted(Message):
@@ -64,6 +58,7 @@ class RowList(ScrollView, can_focus=True):
         super().__init__(id=id)
         self._rows: Sequence[Row] = ()
         self._lines: LRUCache[int, str] = LRUCache(KEPT)
+        self._style = Style()
 
     @property
     def rows(self) -> Sequence[Row]:
@@ -121,13 +116,18 @@ class RowList(ScrollView, can_focus=True):
         texts = (set_cell_size(one_line(text, half), half) for text in (question, answer))
         return f"{left}{next(texts)}  → {next(texts)}{length:>{LENGTH}}"
 
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """The colours are looked up once for all lines: they come from every container around."""
+        self._style = self.rich_style
+        return super().render_lines(crop)
+
     def render_line(self, y: int) -> Strip:
         """One row, cut to the width."""
         index, width = self.scroll_offset.y + y, self.size.width
         if index >= len(self._rows):
-            return Strip.blank(width, self.rich_style)
+            return Strip.blank(width, self._style)
         here = index == self.cursor
-        style = self.get_component_rich_style("rows--cursor") if here else self.rich_style
+        style = self.get_component_rich_style("rows--cursor") if here else self._style
         return self._strip(("▶" if here else " ") + self._text(index), style)
 
     def _text(self, index: int) -> str:

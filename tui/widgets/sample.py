@@ -33,14 +33,14 @@ class SamplePanel(Widget):
 
     def show(self, asked: Sequence[Asked]) -> None:
         """Show these questions; one that nobody answered yet is left out."""
-        self._asked = tuple(one for one in asked if one.said)
+        self._asked = tuple(one for one in asked if answers(one))
         self._refresh()
 
     def turn(self, questions: int = 0, evaluations: int = 0) -> None:
         """Another question (round and round) or an earlier (1) or later (-1) evaluation."""
         if self._asked:
             self._number = (self._number + questions) % len(self._asked)
-            most = len(self._one.said) - 1
+            most = answers(self._one) - 1
             self._earlier = min(max(self._earlier + evaluations, 0), most)
             self._refresh()
 
@@ -51,8 +51,8 @@ class SamplePanel(Widget):
     def _refresh(self) -> None:
         if self._asked:
             one = self._one
-            self._earlier = min(self._earlier, len(one.said) - 1)
-            told = (one.prompt, one.reference, one.base, one.said[-1 - self._earlier], self._earlier)
+            self._earlier = min(self._earlier, answers(one) - 1)
+            told = (one.prompt, one.reference, one.base, answer_at(one, self._earlier), self._earlier)
             if told != self._told:
                 self._told = told
                 self.border_title = self._title()
@@ -62,7 +62,7 @@ class SamplePanel(Widget):
         parts = ["Answers: a"]
         if len(self._asked) > 1:
             parts.append(f"question {self._number + 1} of {len(self._asked)}: n")
-        if len(self._one.said) > 1:
+        if answers(self._one) > 1:
             parts.append(f"earlier ,{'  later .' if self._earlier else ''}")
         return "   ".join(parts)
 
@@ -72,19 +72,32 @@ class SamplePanel(Widget):
             return []
         one, room = self._one, max(width - LABEL, 10)
         many = f" {self._number + 1}/{len(self._asked)}" if len(self._asked) > 1 else ""
-        answer = one.said[-1 - self._earlier]
+        label, answer = answer_at(one, self._earlier)
         base = Content.styled("not asked yet", "dim") if one.base is None else said(one.base, one, room)
         return [
             (0, _line(f"asked{many}", one_line(one.prompt, room))),
             (2, _line("wanted", one_line(one.reference, room))),
             (3, _line("base", base)),
-            (1, _line(f"step {answer.step:,}", tuned(answer, one, room))),
+            (1, _line(label, tuned(answer, one, room))),
         ]
 
     def render(self) -> RenderResult:
         """The most important of the lines that fit, in their order."""
         room = max(self.size.height, 1)
         return Content("\n").join([line for rank, line in self.lines(self.size.width) if rank < room])
+
+
+def answers(asked: Asked) -> int:
+    """How many answers of the tuned model are known: one an evaluation, and the whole one after training."""
+    return len(asked.said) + (asked.final is not None)
+
+
+def answer_at(asked: Asked, earlier: int) -> tuple[str, Said]:
+    """The answer so many before the newest, and when it was given."""
+    if asked.final is not None and earlier == 0:
+        return "at the end", Said(0, asked.final)
+    given = asked.said[(asked.final is not None) - 1 - earlier]
+    return f"step {given.step:,}", given
 
 
 def said(answer: str, asked: Asked, room: int, style: str = "") -> Content:

@@ -16,6 +16,7 @@ from ollama_tune.tui.widgets.answer import AnswerPane
 LONGEST = 2000
 GIVEN = 300
 """Characters shown of a message that stands before a held-out question."""
+HINTS = {"base": "As it was before training. It answers first.", "tuned": "With what it learned."}
 
 
 class TalkView(Vertical):
@@ -39,7 +40,7 @@ class TalkView(Vertical):
         yield reference
         with Container(id="answers"):
             for model in MODELS:
-                yield AnswerPane(NAMES[model], id=model)
+                yield AnswerPane(NAMES[model], id=model, hint=HINTS[model])
 
     def begin(self, talk: Conversation) -> None:
         """Show a conversation without turns, with what stands before its first question."""

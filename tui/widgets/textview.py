@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from rich.style import Style
 from textual.content import Content
-from textual.geometry import Size
+from textual.geometry import Region, Size
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 from textual.visual import Visual
@@ -24,6 +25,7 @@ class TextView(ScrollView, can_focus=True):
         super().__init__(id=id)
         self.content = Content("")
         self._strips: list[Strip] | None = None
+        self._style, self._width = Style(), 0
 
     def show(self, content: Content) -> None:
         """Replace the text and go to its beginning."""
@@ -56,10 +58,14 @@ class TextView(ScrollView, can_focus=True):
             self._strips = Visual.to_strips(self, self.content, width, None, style) if width else []
         return self._strips
 
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """The colours are looked up once for all lines: they come from every container around."""
+        self._style, self._width = self.rich_style, self.scrollable_content_region.width
+        return super().render_lines(crop)
+
     def render_line(self, y: int) -> Strip:
         """One line."""
         lines, at = self._lines(), self.scroll_offset.y + y
-        width = self.scrollable_content_region.width
         if at >= len(lines):
-            return Strip.blank(width, self.rich_style)
-        return lines[at].adjust_cell_length(width, self.rich_style)
+            return Strip.blank(self._width, self._style)
+        return lines[at].adjust_cell_length(self._width, self._style)
