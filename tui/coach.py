@@ -289,6 +289,11 @@ def _finished(seen: Seen) -> Advice | None:
 def _best_is(seen: Seen) -> str:
     assert seen.held is not None
     step, still = seen.best_step, seen.course.before.above(seen.course.now, 3)
+    if seen.view.pairs:
+        return (
+            f"Best at step {step:,}, and that state is kept. Try it; where its answers are still the old "
+            "ones, learn the better answers first (What is learned: the answers)."
+        )
     if seen.held.after == 0 and step == seen.held.best_step and still:
         return f"Best at the end (step {step:,}): more epochs may bring more."
     return f"Best at step {step:,}, and that state is kept. Try it."

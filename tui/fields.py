@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 from ollama_tune.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from ollama_tune.core.plan.settings import Settings
+    from ollama_tune.core.plan.values import Plan
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ EXPORT_MORE = (
 )
 
 MORE = (
-    FormField("training.method", "What is trained", "", METHODS, 26),
+    FormField("training.method", "What is trained", "", METHODS, 28),
     FormField("training.objective", "What is learned", "", OBJECTIVES, 22),
     FormField("training.beta", "Beta", "of DPO; larger: nearer the base"),
     FormField("training.rank", "Rank", "width of the adapter"),
@@ -111,7 +111,7 @@ MORE = (
     FormField("training.packing", "Packing", "rows end to end", YES_NO),
     FormField("training.device", "Device", "", (("cpu", "CPU"), ("cuda", "GPU (CUDA)")), 20),
     FormField("training.gpus", "GPUs", "that train together; 0: all"),
-    FormField("training.sharding", "Each GPU holds", "of the model", SHARDING, 24),
+    FormField("training.sharding", "Each GPU holds", "of the model", SHARDING, 26),
     FormField(
         "training.compute_dtype",
         "Number format",
@@ -171,18 +171,21 @@ def value_of(field: FormField, text: str) -> Any:
     return (text or None) if field.path in OPTIONAL else text
 
 
-def check(settings: Settings, field: FormField, value: Any) -> Any:
-    """The value in its own type, or `UsageError` with one sentence that says what is allowed."""
+def check(plan: Plan, field: FormField, value: Any) -> Any:
+    """The value in its own type, or `UsageError` with one sentence that says what is allowed.
+
+    It has to go with what the person set besides; what was recommended follows it.
+    """
     if field.path == "export.name" and value is not None:
         from ollama_tune.core.plan.names import check_ollama_name
 
         check_ollama_name(value)
     try:
-        return settings.with_value(field.path, value).get(field.path)
+        return plan.given().with_value(field.path, value).get(field.path)
     except UsageError as error:
         if field.path not in error.what:
             raise
-        raise UsageError(allowed(field, settings.get(field.path)), "Type another value.") from error
+        raise UsageError(allowed(field, plan.settings.get(field.path)), "Type another value.") from error
 
 
 def allowed(field: FormField, example: Any) -> str:

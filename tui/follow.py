@@ -12,6 +12,7 @@ from ollama_tune.core.runs.events import Event, EventReader
 from ollama_tune.core.runs.folder import RunFolder, State
 from ollama_tune.core.text import human_bytes, human_count, human_seconds, one_line, visible
 from ollama_tune.tui.coach import Advice, advise
+from ollama_tune.tui.rank_words import memory_lines
 from ollama_tune.tui.run_values import Preferred, Scored
 from ollama_tune.tui.run_view import RunView
 
@@ -55,6 +56,7 @@ class Follower:
         self._steps = 0
         self._started: float | None = None
         self._path = ""
+        self._told_memory = False
         self.verification: Verification | None = None
         self.done: dict[str, Event] = {}
 
@@ -140,6 +142,8 @@ class Follower:
             parts.append("the best so far")
         who = "base model" if event["model"] == "base" else "tuned model"
         self._out(f"  held-out rows, {who}: {', '.join(parts)}")
+        if not self._told_memory:
+            self._tell_memory()
 
     def _show_sample(self, event: Event) -> None:
         """Answers in between; those before and after training are shown side by side at the end."""
@@ -159,6 +163,13 @@ class Follower:
         if probe := event.get("probe"):
             measured, predicted = (human_bytes(probe[name]) for name in ("measured", "predicted"))
             self._out(f"  the longest rows take {measured} of memory; {predicted} were predicted")
+
+    def _tell_memory(self) -> None:
+        """Of several processes, what each took at its peak so far."""
+        if len(self._view.memories) > 1:
+            self._told_memory = True
+            for line in memory_lines(self._view.memories.values()):
+                self._out(line)
 
     def _show_continued(self, event: Event) -> None:
         self._out(f"Going on at step {event['step']}.")
@@ -182,13 +193,15 @@ class Follower:
 
     def _show_done(self, event: Event) -> None:
         self.done[str(event["stage"])] = event
+        if event["stage"] == "train":
+            self._tell_memory()
         if event["stage"] == "train" and event.get("best_step") is not None:
             loss = event.get("best_loss")
             held_out = f", held-out loss {loss:.4f}" if loss is not None else ""
             if scored := self._view.scored:
                 held_out = f", {scored.title} {scored.words(scored.best)}{held_out}"
             self._out(
-                f"Training ended after {event['steps']:,} steps; the best adapter is that of step "
+                f"Training ended after {event['steps']:,} steps; the best state is that of step "
                 f"{event['best_step']:,}{held_out}."
             )
 

@@ -86,7 +86,7 @@ def launch(file: Path, engine: str, output: Path | None, force: bool, as_json: b
     if not force and (output.exists() or output.is_symlink()):
         raise UsageError(f"{output} is there already.", "Name another with --output, or say --force.")
     write_output(output, made.text)
-    notes = [*filter(None, [job.remark()]), *made.notes]
+    notes = [*job.remarks(), *made.notes]
     if as_json:
         click.echo(json.dumps(_json(engine, job, made, notes), indent=2))
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ollama_tune.core.evaluate.compare import Sample
@@ -11,6 +12,7 @@ from ollama_tune.core.export.values import Verification
 from ollama_tune.core.runs.events import Event, back_to
 from ollama_tune.core.text import human_bytes, one_line
 from ollama_tune.tui.pace import Pace
+from ollama_tune.tui.rank_words import by_rank
 from ollama_tune.tui.run_values import (
     Asked,
     Checkpoint,
@@ -178,6 +180,7 @@ class RunView:
         self.pace.start(event.t)
         self.device, self.model = str(event.get("device", "")), str(event.get("model", ""))
         self.first_step_seconds = None
+        self.memories = {}
         self._data(event)
         step = int(event.get("resumed_from") or 0)
         self._go_back(step)
@@ -276,7 +279,13 @@ class RunView:
         parts = event.get("parts") or (self.memory.parts if self.memory else {})
         used, peak, free, total = (int(event.get(name) or 0) for name in ("used", "peak", "free", "total"))
         self.memory = Memory(str(event["device"]), used, peak, free, total, dict(parts))
-        self.memories[self.memory.device] = self.memory
+        if event.get("ranks"):
+            self.memories = by_rank(self.memory, event.data)
+        elif len(self.memories) > 1:  # the others have left, rank 0 goes on
+            first = next(iter(self.memories))
+            self.memories = {**self.memories, first: replace(self.memory, device=first)}
+        else:
+            self.memories = {self.memory.device: self.memory}
         if probe := event.get("probe"):
             self.probe = ProbeResult(probe["predicted"], probe["measured"], int(probe.get("limit") or 0))
             measured, predicted = (human_bytes(probe[name]) for name in ("measured", "predicted"))
@@ -330,7 +339,7 @@ class RunView:
     def _stopped(self, event: Event) -> None:
         self.pace.end(event.t)
         self.stopped = event
-        self._say(event, f"Stopped at step {event['step']:,} by {one_line(str(event['reason']), WIDE)}.")
+        self._say(event, f"Stopped at step {event['step']:,}: {one_line(str(event['reason']), WIDE)}.")
 
     def _done(self, event: Event) -> None:
         self.pace.end(event.t)

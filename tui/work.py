@@ -15,6 +15,7 @@ from textual.worker import get_current_worker
 
 from ollama_tune.core.data.child import Cancelled
 from ollama_tune.core.errors import TuneError
+from ollama_tune.core.machine.heap import give_back, one_heap
 from ollama_tune.tui import data_tasks, messages, tasks
 from ollama_tune.tui.key_order import KeyOrderApp
 from ollama_tune.tui.state import BUNDLED, Facts, WizardState
@@ -56,8 +57,6 @@ class FactsApp(KeyOrderApp):
 
     def read_everything(self) -> None:
         """Start on all facts; called once the first frame is painted."""
-        from ollama_tune.core.machine.heap import one_heap
-
         one_heap()
         self.probe_again()
         self.read_answers()
@@ -278,6 +277,7 @@ class FactsApp(KeyOrderApp):
     @work(thread=True, exit_on_error=False, group="base")
     def _recommend_base(self, machine: Machine, lengths: Lengths | None) -> None:
         self.post_message(tasks.recommend_base(machine, lengths))
+        give_back()
 
     def shortage_now(self, settings: Settings, own: int | None = None) -> TuneError | None:
         """The box's memory once more, from a thread: why the run that was planned to fit does not any more.
@@ -353,6 +353,7 @@ class FactsApp(KeyOrderApp):
             return
         if message is not None and not worker.is_cancelled:
             self.post_message(message)
+        give_back()
 
 
 def _nothing(error: TuneError) -> None:

@@ -169,7 +169,7 @@ def _rows_check(measured: Sequence[_Measured]) -> Check:
         f"{len(wrong)} tensors differ from base + adapter by more than the type's rounding ({names}). "
         "Export again; check the disk if it stays so."
         if wrong
-        else "Rows of every tensor equal base + adapter within the type's rounding.",
+        else "Rows of every tensor equal the tuned model's within the type's rounding.",
         {"tensors": len(measured), "wrong": len(wrong)} | _finite(largest_error=error, of_allowed=excess),
     )
 
@@ -182,7 +182,7 @@ def _finite(**figures: float) -> dict[str, float]:
 def _adapter_check(measured: Sequence[_Measured], source: Source) -> Check:
     """The coefficient of the adapter in each tensor: 1 is once and whole, 0 forgotten, 2 added twice."""
     if source.rows.adapter is None:
-        return Check("adapter", "skipped", "-", "No adapter is part of this model.")
+        return Check("adapter", "skipped", "-", "All weights were trained, so there is no adapter.")
     known = [
         (tensor.coefficient, tensor.uncertainty)
         for tensor in measured

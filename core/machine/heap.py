@@ -17,3 +17,12 @@ def one_heap() -> bool:
 
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and mallopt(M_ARENA_MAX, 1) == 1
+
+
+def give_back() -> bool:
+    """Give freed memory back to the system, in a millisecond or two; False where there was none to give, or
+    the C library is not glibc. After work that needed much for a moment."""
+    import ctypes
+
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return trim is not None and trim(0) == 1

@@ -1,7 +1,9 @@
-"""Which base model suits this box: the largest that trains, runs in Ollama, and is done the same day."""
+"""Which base model suits this box: the largest that trains, runs in Ollama as fast as one reads, and is
+fetched and trained the same day."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from ollama_tune.core.data.values import Lengths
@@ -9,10 +11,11 @@ from ollama_tune.core.machine.values import Disk, Machine
 from ollama_tune.core.models.catalogue import CatalogueModel, catalogue, spec_of
 from ollama_tune.core.models.locate import is_complete, snapshots
 from ollama_tune.core.plan.draft import Draft
-from ollama_tune.core.plan.gguf_types import export_bytes, serving_context, type_offers
+from ollama_tune.core.plan.gguf_types import export_bytes, ollama_room, serving_context, type_offers
 from ollama_tune.core.plan.recommend import solve
 from ollama_tune.core.plan.rules import MEMORY
 from ollama_tune.core.plan.settings import GgufType
+from ollama_tune.core.plan.speed import CPU_BANDWIDTH
 from ollama_tune.core.plan.values import Choice
 from ollama_tune.core.text import human_bytes, human_estimate, one_line
 
@@ -30,7 +33,11 @@ USUAL = Lengths(
 SPARE = 0.1
 """Share of the free memory that a recommended model leaves, as the data may have longer rows."""
 LONGEST = 4 * 3600.0
-"""Seconds of a run that a beginner is offered."""
+"""Seconds until the first result, download and training, that a beginner is offered."""
+LINE = 12.5e6
+"""Bytes a second of a download, as a line of 100 Mbit/s has them."""
+READING = 5.0
+"""Tokens a second of an answer that one does not have to wait for."""
 DISK_SPARE = 1 << 30
 WIDTH = 80
 
@@ -39,7 +46,8 @@ WIDTH = 80
 class BaseFit:
     """What a listed model needs on one box, in bytes and seconds.
 
-    `obstacle` is empty when it trains and then runs there, else says in a few words what is in the way.
+    `obstacle` is empty when it trains and then runs there, else says in a few words what is in the way;
+    `slow` where it is only time. `seconds` are those of the training.
     """
 
     model: CatalogueModel
@@ -50,6 +58,7 @@ class BaseFit:
     gguf_type: GgufType
     serving_bytes: int
     disk_bytes: int
+    slow: bool = False
 
 
 def recommend_base(machine: Machine, lengths: Lengths = USUAL) -> Choice:
@@ -80,14 +89,19 @@ def fit_of(model: CatalogueModel, machine: Machine, lengths: Lengths = USUAL) ->
     kind, memory, work = plan.settings.export.type, plan.memory, plan.work
     offer = type_offers(spec, machine, serving_context(plan.settings, spec))[kind]
     here = any(is_complete(folder) for folder in snapshots(model.id))
+    fetched = 0 if here else spec.weight_bytes
     disks = [
-        (machine.models_disk or machine.disk, 0 if here else spec.weight_bytes),
+        (machine.models_disk or machine.disk, fetched),
         (machine.disk, work.checkpoint_bytes + export_bytes(spec, kind)),
         (machine.ollama_disk or machine.disk, work.ollama_bytes),
     ]
     total = sum(size for _, size in disks)
     fit = BaseFit(model, "", memory.needed, memory.free, work.seconds, kind, offer.needed, total)
-    return replace(fit, obstacle=_obstacle(fit, offer.fits) or _short_disk(disks))
+    if obstacle := _obstacle(fit, offer.fits) or _short_disk(disks):
+        return replace(fit, obstacle=obstacle)
+    on_cpu = offer.fits and ollama_room(machine).place == "RAM"
+    slow = _slow(fit, fetched / LINE, CPU_BANDWIDTH / offer.bytes if on_cpu else math.inf)
+    return replace(fit, obstacle=slow, slow=bool(slow))
 
 
 def _obstacle(fit: BaseFit, runs: bool | None) -> str:
@@ -95,9 +109,16 @@ def _obstacle(fit: BaseFit, runs: bool | None) -> str:
         return f"{human_bytes(fit.training_bytes)} to train, {human_bytes(fit.free_bytes)} free"
     if runs is False:
         return f"{human_bytes(fit.serving_bytes)} to run"
+    return ""
+
+
+def _slow(fit: BaseFit, fetching: float, tokens: float) -> str:
+    """What takes too long: the training, that and the download, or the answers, in tokens a second."""
     if fit.seconds > LONGEST:
         return f"{human_estimate(fit.seconds)} to train"
-    return ""
+    if fit.seconds + fetching > LONGEST:
+        return f"{human_estimate(fit.seconds + fetching)} with its download"
+    return f"answers slowly, {tokens:.0f} tokens/s" if tokens < READING else ""
 
 
 def _short_disk(disks: list[tuple[Disk, int]]) -> str:

@@ -178,7 +178,8 @@ def _precisions(draft: Draft) -> list[tuple[str, str]]:
     else:
         wanted = [("float32", "none"), ("bfloat16", "none"), ("bfloat16", "nf4")]
         wanted = wanted[1:] if draft.machine.host.bfloat16 else wanted
-    if rules.mixture_of_experts(draft.spec) or draft.settings.training.method == "full":
+    training = draft.settings.training
+    if rules.mixture_of_experts(draft.spec) or training.method == "full" or training.sharding == "fsdp":
         wanted = wanted[:-1]
     pairs = [(_open(draft, "compute_dtype", [d])[0], _open(draft, "quantization", [q])[0]) for d, q in wanted]
     return list(dict.fromkeys(pairs))
@@ -249,6 +250,8 @@ def _quantization(draft: Draft, first: Values, chosen: Values, free: str) -> Cho
         return Choice("nf4", text, rules.QLORA)
     if draft.settings.training.method == "full":
         return Choice("none", "a weight of 4 bits could not learn", rules.MODEL)
+    if not draft.free(SHARDING) and draft.settings.training.sharding == "fsdp":
+        return Choice("none", "fsdp shares out whole weights, not 4-bit ones", rules.MODEL)
     if rules.mixture_of_experts(draft.spec):
         return Choice("none", "4 bit would not reach the experts, which are most weights", rules.MODEL)
     return Choice("none", f"whole weights fit in the {free} that are free", rules.MEMORY)

@@ -11,8 +11,18 @@ SOFT_PROMPTS = ("prompt", "ptuning")
 """Methods that train vectors before the text instead of weights."""
 
 
-def impossible(settings: Settings) -> list[tuple[bool, str]]:
-    """What no run can do: whether it is asked for, and why not with what to set instead."""
+Row = tuple[bool, str, str]
+
+
+def impossible(settings: Settings) -> list[tuple[tuple[str, ...], str]]:
+    """What is asked for and no run can do: the dotted fields that do not go together, what to change first,
+    and why not with what to set instead."""
+    rows = [(names.split(), why) for asked, names, why in _rows(settings) if asked]
+    return [(tuple(n if "." in n else f"training.{n}" for n in names), why) for names, why in rows]
+
+
+def _rows(settings: Settings) -> list[Row]:
+    """Whether it is asked for, the fields (of `training` where no section is named), and why not."""
     training, also = settings.training, settings.export.also
     cpu, full = training.device == "cpu", training.method == "full"
     other, soft = training.method != "lora", training.method in SOFT_PROMPTS
@@ -21,70 +31,92 @@ def impossible(settings: Settings) -> list[tuple[bool, str]]:
     return [
         (
             cpu and training.compute_dtype == "float16",
+            "compute_dtype device",
             "compute_dtype float16 needs a GPU; use float32 or bfloat16 on the CPU",
         ),
         (
             cpu and training.optimizer.startswith("paged"),
+            "optimizer device",
             "optimizer paged_adamw_8bit needs a GPU to move its states from; use adamw_8bit",
         ),
         (
             training.path == "fast" and training.dora,
+            "path dora",
             "path fast does not compute dora; use path auto or general",
         ),
         (
             training.path == "fast" and other,
+            "path method",
             f"path fast trains method lora only, not {training.method}; use path auto or general",
         ),
         (
             other and (training.dora or training.rslora),
+            "dora rslora method",
             f"dora and rslora are forms of method lora, not of {training.method}; set them to no",
         ),
         (
             soft and training.packing,
+            "packing method",
             f"method {training.method} puts its tokens before every row, so rows cannot be packed; set "
             "packing to no",
         ),
         (
             soft and training.freeze_layers > 0,
+            "freeze_layers method",
             f"method {training.method} trains no layer; set freeze_layers to 0",
         ),
         (
             soft and bool(settings.export.name or also),
+            "export.name export.also method",
             f"Ollama's files have no place for the soft prompt of method {training.method}; leave "
             "export.name and export.also empty",
         ),
         (
             full and training.quantization != "none",
+            "quantization method",
             "method full trains the weights themselves, which 4 bit cannot hold; use quantization none, or "
             "method lora",
         ),
         (
             full and any(form != "merged" for form in also),
+            "export.also method",
             "method full makes no adapter to write besides the file; leave adapter out of export.also",
         ),
         (
             training.early_stopping_metric != "loss" and not settings.evaluation.rows and bool(held_out),
+            "early_stopping_metric evaluation.rows",
             "early_stopping_metric needs questions to ask; set evaluation.rows above 0, or choose loss",
         ),
         (
             training.objective == "dpo" and training.method in ("full", "prompt", "ptuning"),
+            "objective method",
             "objective dpo compares with the model without its adapter, which is not there with method "
             f"{training.method}; use method lora or adalora",
         ),
         (
             training.objective == "dpo" and training.packing,
+            "packing objective",
             "objective dpo computes both answers of a pair together, so pairs are not packed; use packing no",
         ),
         (
             sharded and training.quantization != "none",
+            "sharding quantization",
             "sharding fsdp shares out whole weights, not 4-bit ones; use quantization none, or sharding ddp",
         ),
         (
             sharded and (training.method != "lora" or training.dora),
+            "sharding method dora",
             "sharding fsdp trains method lora, without dora; use sharding ddp",
         ),
         (
+            sharded and training.objective == "dpo",
+            "sharding objective",
+            "sharding fsdp computes as much on every GPU, but objective dpo spares what is known; use "
+            "sharding ddp",
+        ),
+        (
             sharded and training.path == "fast",
+            "sharding path",
             "path fast does not share out a model; use path auto or general, or sharding ddp",
         ),
     ]

@@ -61,8 +61,11 @@ def of_no_use(training: TrainingSettings) -> dict[str, Choice]:
     """Fields that a method without adapter does not have, as they stand."""
     if training.method not in (*SOFT_PROMPTS, "full"):
         return {}
-    words = "of no effect: all weights learn" if training.method == "full" else "a soft prompt has none"
-    return {f"training.{name}": Choice(getattr(training, name), words, rules.PRACTICE) for name in NO_LAYER}
+    names: tuple[str, ...] = NO_LAYER
+    words = "of no effect: all weights learn"
+    if training.method in SOFT_PROMPTS:
+        words, names = "of no effect: only the soft prompt learns", (*NO_LAYER, "freeze_layers")
+    return {f"training.{name}": Choice(getattr(training, name), words, rules.PRACTICE) for name in names}
 
 
 def packing(training: TrainingSettings, usual: Choice) -> Choice:

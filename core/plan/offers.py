@@ -7,6 +7,7 @@ from itertools import chain
 from typing import Any
 
 from ollama_tune.core.data.values import LENGTH_STEP, Lengths
+from ollama_tune.core.machine.values import Disk
 from ollama_tune.core.models.catalogue import CatalogueModel, catalogue, spec_of
 from ollama_tune.core.models.locate import is_complete, snapshots
 from ollama_tune.core.models.values import ModelSpec
@@ -47,11 +48,16 @@ CHEAPER: Mapping[str, tuple[Any, ...]] = {
 
 
 class Offers:
-    """Looks for values that make one plan fit; every offer was planned with its values set."""
+    """Looks for values that make one plan fit; every offer was planned with its values set.
 
-    def __init__(self, plan: Plan, changed: Values, spec: ModelSpec, lengths: Lengths, solve: Solve) -> None:
+    A model that would have to be fetched is offered only where `disk` has room for it.
+    """
+
+    def __init__(
+        self, plan: Plan, changed: Values, spec: ModelSpec, lengths: Lengths, solve: Solve, disk: Disk
+    ) -> None:
         self._plan, self._changed, self._spec, self._lengths = plan, dict(changed), spec, lengths
-        self._solve = solve
+        self._solve, self._disk = solve, disk
 
     def find(self) -> tuple[Offer, ...]:
         """The cheapest ways first, five at most; empty where nothing helps."""
@@ -148,13 +154,17 @@ class Offers:
         """The largest of the recommended base models that fits."""
         mine = [path for path in ("model.revision", "model.chat_template") if self._changed.get(path)]
         for model in reversed(catalogue()):
-            if not model.offered or model.parameters >= self._spec.parameters:
+            if not model.offered or model.parameters >= self._spec.parameters or not self._has_room(model):
                 continue
             changes = {"model.source": model.id} | dict.fromkeys(mine)
             plan = self._planned(changes, spec_of(model))
             if plan is not None:
                 yield Offer(changes, _model_cost(model), plan.memory)
                 return
+
+    def _has_room(self, model: CatalogueModel) -> bool:
+        """Whether its weights are here, or the disk can take them; one of 0 bytes is not known."""
+        return _is_here(model) or not self._disk.total or 2 * model.parameters < self._disk.free
 
     def _cost(self, path: str, changes: Values, plan: Plan) -> str:
         """`sequence_length 4,096 → 2,560: 150 of 5,000 rows (3.0 %) are left out`."""
@@ -190,9 +200,12 @@ class Offers:
         return f"{left_out} ({100 * longer / max(self._lengths.of_rows.rows, 1):.1f} %) are left out"
 
 
+def _is_here(model: CatalogueModel) -> bool:
+    return any(map(is_complete, snapshots(model.id)))
+
+
 def _model_cost(model: CatalogueModel) -> str:
-    here = any(map(is_complete, snapshots(model.id)))
-    fetch = "" if here else f", {human_bytes(2 * model.parameters)} to download"
+    fetch = "" if _is_here(model) else f", {human_bytes(2 * model.parameters)} to download"
     return f"the smaller model {one_line(model.name, 60)}: {human_count(model.parameters)} parameters{fetch}"
 
 

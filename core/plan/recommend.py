@@ -55,7 +55,8 @@ def make_plan(
             return solve(Draft(machine, model, lengths, values, correction if model is spec else 1.0))
 
         rows = preference_rules.learned(lengths, plan.settings.training)
-        plan = replace(plan, offers=Offers(plan, changed, spec, rows, again).find())
+        disk = machine.models_disk or machine.disk
+        plan = replace(plan, offers=Offers(plan, changed, spec, rows, again, disk).find())
     found = plan_warnings(plan, machine, spec, lengths)
     return replace(plan, warnings=(*plan.warnings, *found))
 

@@ -16,6 +16,8 @@ from ollama_tune.core.text import one_line
 MOST = 5
 """So many mistakes are told at once."""
 CHANGE = "Change it and try again."
+IMPOSSIBLE = "impossible"
+"""The kind of error of settings that exclude each other; its `found` is what `impossible` returns."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,9 @@ def refusal(
     """The error for what pydantic found in a tree; `names` are all dotted fields there are."""
     found: dict[str, Mistake] = {}
     for each in error.errors(include_url=False):
+        if each["type"] == IMPOSSIBLE:
+            found |= {why: _conflict(fields, why, tree, marked) for fields, why in each["ctx"]["found"]}
+            continue
         place = _place(tree, each["loc"])
         path = ".".join(place)
         line = marked.line(place) if marked else None
@@ -72,6 +77,17 @@ def refusal(
         made = _unknown(path, names, line) if unknown else _wrong(path, each["msg"], line)
         found.setdefault(path, made)
     return SettingsError(sorted(found.values(), key=lambda each: each.line or 0), marked)
+
+
+def _conflict(fields: Sequence[str], why: str, tree: Any, marked: Marked | None) -> Mistake:
+    """Settings of which each is right and that do not go together, at the first that the file names."""
+    places = [_place(tree, field.split(".")) for field in fields]
+    path, place = next(
+        ((field, place) for field, place in zip(fields, places, strict=True) if ".".join(place) == field),
+        (fields[0], ()),
+    )
+    line = marked.line(place) if marked and place else None
+    return Mistake(path, f"These settings do not go together: {why}.", CHANGE, line)
 
 
 def _place(tree: Any, location: Sequence[int | str]) -> Place:

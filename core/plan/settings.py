@@ -20,13 +20,14 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from ollama_tune.core.data.values import Reading
 from ollama_tune.core.errors import UsageError
 from ollama_tune.core.files import write_atomic
 from ollama_tune.core.plan.former import migrate
 from ollama_tune.core.plan.impossible import impossible
-from ollama_tune.core.plan.refusal import Mistake, SettingsError, nearest, refusal
+from ollama_tune.core.plan.refusal import IMPOSSIBLE, Mistake, SettingsError, nearest, refusal
 from ollama_tune.core.plan.yaml_lines import Marked, read_marked
 
 VERSION: Literal[1] = 1
@@ -285,9 +286,8 @@ class Settings(_Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Settings:
-        for asked, reason in impossible(self):
-            if asked:
-                raise ValueError(reason)
+        if found := impossible(self):
+            raise PydanticCustomError(IMPOSSIBLE, "{why}", {"why": found[0][1], "found": found})
         return self
 
     def get(self, path: str) -> Any:

@@ -28,6 +28,7 @@ LINKS = 300 * MIB
 def can_share_out(training: TrainingSettings) -> bool:
     """Whether the model's layers can be shared out (fsdp) with these settings."""
     plain = training.method == "lora" and not training.dora and training.path != "fast"
+    plain = plain and training.objective == "sft"
     return plain and training.quantization == "none" and training.device == "cuda"
 
 

@@ -120,3 +120,9 @@ class Plan:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "choices", MappingProxyType(dict(self.choices)))
+
+    def given(self) -> Settings:
+        """The person's values and the device alone, the rest as by default: what another value of theirs must
+        go with, since everything recommended follows it."""
+        paths = {"training.device", *self.changed}
+        return Settings().with_values({path: self.settings.get(path) for path in sorted(paths)})

@@ -33,8 +33,8 @@ Kinds and their fields (units: bytes, seconds, tokens; every event also has `n`,
                   adapter, gradients, optimizer, libraries, activations, cache); once before the
                   first step also probe{predicted, measured, ratio, limit, on a GPU allocated and
                   reserved}: the peak of the worst micro-batch against what may be used. Of several
-                  processes these are rank 0's, and ranks[] has the others': rank, host, device, used,
-                  peak, free, total
+                  processes these are rank 0's, with its host, and ranks[] has the others': rank, host,
+                  device, used, peak, free, total
     checkpoint    step, folder (relative), bytes, best (bool), reason
     out_of_memory step (the one being computed, from 1), change (one sentence: what is done about it; null
                   where the run ends), and but for an unforeseen end: work ("probe" | "training" |

@@ -18,9 +18,14 @@ def same_process(process: psutil.Process, create_time: float) -> bool:
 
 
 def boot_id() -> str:
-    """Names this boot of this machine, so that a pid of an earlier boot is never taken for a live one."""
+    """Names this boot of this machine and, on Linux, what its process ids count in.
+
+    So a pid of an earlier boot, of another machine that shares the disk, or of another container of the same
+    one is never taken for a live process of ours.
+    """
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return str(psutil.boot_time())
 

@@ -22,6 +22,11 @@ from ollama_tune.core.text import one_line
 
 CPUS_A_GPU = 8
 CPUS_WITHOUT = 4
+FOR_CPU = (
+    "This run.yaml trains on the CPU (training.device: cpu), so the GPUs would idle. Plan it for them: "
+    '`ollama-tune plan ... --gpu "H100" --output run.yaml`, or leave device and compute_dtype out of it.'
+)
+FOR_GPU = "This run.yaml trains on a GPU (training.device: cuda), and with --gpus 0 the job asks for none."
 _PLACE = re.compile(r"@([A-Z]+)@")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._,:/+-]*")
 _TIME = re.compile(r"\d+(:\d\d){0,2}|\d+-\d\d?(:\d\d){0,2}")
@@ -89,15 +94,18 @@ class Job:
             f"{devices}{each}.\n# Submit it with: {one_line(shlex.join(submit), 200)}"
         )
 
-    def remark(self) -> str:
-        """Where a step has fewer rows than there are processes, that some of them wait; else empty."""
-        world, rows = self.nodes * self.processes, rows_a_step(self.settings.training)
-        if rows >= world:
-            return ""
-        return (
-            f"A step has {rows} rows for {world} processes, so {world - rows} of them wait. Rows a step are "
-            "training.batch_size x training.gradient_accumulation_steps."
-        )
+    def remarks(self) -> list[str]:
+        """What does not suit the machines: another device than theirs, too few rows a step."""
+        world, training = self.nodes * self.processes, self.settings.training
+        rows, found = rows_a_step(training), []
+        if "device" in training.model_fields_set and (training.device == "cuda") != bool(self.gpus):
+            found.append(FOR_CPU if self.gpus else FOR_GPU)
+        if rows < world:
+            found.append(
+                f"A step has {rows} rows for {world} processes, so {world - rows} of them wait. Rows a step "
+                "are training.batch_size x training.gradient_accumulation_steps."
+            )
+        return found
 
 
 @dataclass(frozen=True)

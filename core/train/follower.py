@@ -14,8 +14,8 @@ from ollama_tune.core.runs.launch import become
 from ollama_tune.core.train.group import Group, Order
 from ollama_tune.core.train.recovery import Restart
 from ollama_tune.core.train.session import Session, StopWish
-from ollama_tune.core.train.shortage import free_memory, is_out_of_memory
-from ollama_tune.core.train.world import Ended, Lost, World
+from ollama_tune.core.train.shortage import NEED_LESS, free_memory, is_out_of_memory
+from ollama_tune.core.train.world import Ended, Lost, LostMemory, World
 
 if TYPE_CHECKING:
     from ollama_tune.core.train.loop import Trainer
@@ -47,10 +47,13 @@ def _tell(session: Session, error: BaseException) -> int:
     """Let the leader end the run with what happened here; of an unforeseen error only its kind is told."""
     if not isinstance(error, TuneError):
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        kind = "its memory was used up" if is_out_of_memory(error) else type(error).__name__
-        place = f"{type(error).__name__} in {frame.filename.rpartition('/')[2]}, line {frame.lineno}"
-        log = session.folder.log_path
-        error = TuneError(f"{kind}.", f"Look into {log}; resuming the run tries again.", details=place)
+        name = type(error).__name__
+        place = f"{name} in {frame.filename.rpartition('/')[2]}, line {frame.lineno}"
+        fix = f"Look into {session.folder.log_path}; resuming the run tries again."
+        if is_out_of_memory(error):
+            error = LostMemory("its memory was used up.", NEED_LESS, details=place)
+        else:
+            error = TuneError(f"{name}.", fix, details=place)
     if isinstance(session.group, Group):
         with contextlib.suppress(Lost):
             session.group.fail(error)

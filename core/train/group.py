@@ -18,9 +18,11 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
+import psutil
+
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.train.store import Store
-from ollama_tune.core.train.world import ATTEMPT, Alone, Ended, Lost, World
+from ollama_tune.core.train.world import ATTEMPT, Alone, Ended, Lost, LostMemory, World
 
 T = TypeVar("T")
 Order = dict[str, Any]
@@ -30,7 +32,7 @@ BEAT = 1.0
 SILENCE = 30.0
 """Seconds without a sign of life after which a rank is lost ..."""
 CONFIRM = 4.0
-"""... and where this process was told to end, which the launcher does when another one has ended."""
+"""... and where another one may have ended: a collective failed, or the launcher told this one to end."""
 GRACE = 120.0
 """Seconds in which the leader should notice a loss by itself ..."""
 GRACE_WAITING = 10.0
@@ -91,6 +93,7 @@ class Group(Alone):
         deadline = time.monotonic() + JOINING
         missing = list(range(self.size))
         while missing := [rank for rank in missing if not self._store.has(f"here/{rank}")]:
+            self._hear_end()
             self.look()
             if time.monotonic() > deadline:
                 names = ", ".join(map(str, missing))
@@ -196,11 +199,11 @@ class Group(Alone):
         try:
             work()
         except RuntimeError as error:
-            self._blame(error)
+            self.blame(error)
         finally:
             self._colliding = False
 
-    def _blame(self, error: RuntimeError) -> NoReturn:
+    def blame(self, error: RuntimeError) -> NoReturn:
         """A collective failed: a rank has ended, which its missing signs of life will show."""
         self.confirm()
         if self.leads:
@@ -220,13 +223,14 @@ class Group(Alone):
 
     def confirm(self) -> None:
         """See `Alone.confirm`: every rank that is watched must give a new sign of life."""
-        before, deadline = dict(self._seen), time.monotonic() + CONFIRM
-        while any(self._seen[rank][0] == count for rank, (count, _) in before.items()):
+        before, began = {rank: self._told_by(self._store, rank)["n"] for rank in self._seen}, time.monotonic()
+        while silent := [rank for rank, count in before.items() if self._seen[rank][0] <= count]:
             self.check()
-            if time.monotonic() > deadline:
-                silent = next(rank for rank, (count, _) in before.items() if self._seen[rank][0] == count)
-                raise self._missing(silent)
+            for rank in silent:
+                if time.monotonic() - began > self._patience(rank):
+                    raise self._missing(rank)
             time.sleep(BEAT / 10)
+        self.check()
 
     @property
     def ended(self) -> bool:
@@ -235,7 +239,8 @@ class Group(Alone):
 
     def told(self) -> dict[str, Any]:
         """The memory of every other rank, as it told last."""
-        return {"ranks": [about | {"rank": rank} for rank, about in self._figures()]} if self.leads else {}
+        ranks = [about | {"rank": rank} for rank, about in self._figures()]
+        return {"host": socket.gethostname(), "ranks": ranks} if self.leads else {}
 
     def _figures(self) -> list[tuple[int, dict[str, Any]]]:
         names = ("host", "device", "used", "peak", "free", "total")
@@ -246,7 +251,7 @@ class Group(Alone):
     def fail(self, error: TuneError) -> None:
         """Tell the leader what ends this rank."""
         self._stop_heart()
-        self._beat(failed=[error.what, error.fix, error.details])
+        self._beat(failed=[error.what, error.fix, error.details], short=isinstance(error, LostMemory))
 
     def leave(self, *, whole: bool = False) -> None:
         """See `Alone.leave`; a second call does nothing."""
@@ -264,13 +269,18 @@ class Group(Alone):
             self._dist.destroy_process_group()
 
     def _await_farewells(self) -> None:
-        """Serve the store until every follower knows that the end is one."""
-        deadline = time.monotonic() + CONFIRM
+        """Serve the store until every follower that came knows that the end is one, within about a second."""
+        deadline = time.monotonic() + SILENCE
         with contextlib.suppress(Lost):
-            while time.monotonic() < deadline and not all(
-                self._store.has(f"left/{rank}") for rank in range(1, self.size)
-            ):
+            came = [rank for rank in range(1, self.size) if self._store.has(f"beat/{rank}")]
+            while time.monotonic() < deadline and not all(self._store.has(f"left/{rank}") for rank in came):
                 time.sleep(BEAT / 20)
+
+    def _hear_end(self) -> None:
+        """Notice that the leader is done with this rank, and tell it so: from then on it may go."""
+        if not (self.leads or self._ended) and self._heart_store.has("end"):
+            self._ended = True
+            self._heart_store.set(f"left/{self.rank}", b"1")
 
     def restart(self) -> None:
         """See `Alone.restart`."""
@@ -297,22 +307,39 @@ class Group(Alone):
 
     def _watch(self) -> None:
         """Look at the signs of life: the leader at all, a follower at the leader's."""
+        losses, seen = list[Lost](), dict(self._seen)
         for rank in range(1, self.size) if self.leads else [0]:
-            about = json.loads(self._heart_store.get(f"beat/{rank}"))
-            self._about[rank] = about
-            before, since = self._seen.get(rank, (-1, 0.0))
+            self._about[rank] = about = self._told_by(self._heart_store, rank)
+            before, since = seen.get(rank, (-1, 0.0))
             if about["n"] != before:
-                self._seen[rank] = about["n"], time.monotonic()
-            elif time.monotonic() - since > (CONFIRM if self._own_wish() else SILENCE):
-                self._loss = self._loss or self._missing(rank)
+                seen[rank] = about["n"], time.monotonic()
+            elif time.monotonic() - since > (self._patience(rank) if self._own_wish() else SILENCE):
+                losses.append(self._missing(rank))
             if about.get("failed"):
-                self._loss = self._loss or self._failed(rank, *about["failed"])
-        self._ended = not self.leads and self._heart_store.has("end")
+                kind, (what, fix, details) = LostMemory if about["short"] else Lost, about["failed"]
+                losses.append(kind(f"{self._named(rank)} could not go on: {what}", fix, details=details))
+        if losses and self._loss is None:  # where memory ran out others fail too, because of that
+            self._loss = min(losses, key=lambda loss: not isinstance(loss, LostMemory))
+        self._seen = seen
+        self._hear_end()
+
+    @staticmethod
+    def _told_by(store: Store, rank: int) -> dict[str, Any]:
+        """What a rank told with its last sign of life."""
+        found: dict[str, Any] = json.loads(store.get(f"beat/{rank}"))
+        return found
+
+    def _patience(self, rank: int) -> float:
+        """How long a rank may be silent that has perhaps ended: only a busy box keeps a live one quiet."""
+        about = self._about.get(rank, {})
+        here = about.get("host") == socket.gethostname()
+        return SILENCE if here and _runs(about["pid"]) else CONFIRM
 
     def _live(self) -> None:
         """Beat and watch, until the group is left or lost."""
         while not self._over.wait(BEAT):
             try:
+                self._hear_end()
                 self._beat()
                 self._watch()
             except Lost as lost:
@@ -343,5 +370,10 @@ class Group(Alone):
             "and with `sudo dmesg` for memory that ran out or a GPU that failed.",
         )
 
-    def _failed(self, rank: int, what: str, fix: str, details: str) -> Lost:
-        return Lost(f"{self._named(rank)} could not go on: {what}", fix, details=details)
+
+def _runs(pid: int) -> bool:
+    """Whether a process of this machine has not ended."""
+    try:
+        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.Error:
+        return False

@@ -203,7 +203,7 @@ class Judge:
         best = _figure(metric, state.best_loss, state.best_score)
         return (
             f"The {what} has not {verb} since step {state.fallen_step} ({before}) in {count}, so training "
-            f"ends at step {state.step}; the best adapter, of step {state.best_step}, is kept ({best})."
+            f"ends at step {state.step}; the best state, of step {state.best_step}, is kept ({best})."
         )
 
 

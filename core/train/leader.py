@@ -20,7 +20,8 @@ from ollama_tune.core.train.group import Group, Order
 from ollama_tune.core.train.importance import LayerInputs
 from ollama_tune.core.train.path import TrainPath
 from ollama_tune.core.train.session import Session
-from ollama_tune.core.train.shortage import is_out_of_memory
+from ollama_tune.core.train.shortage import NEED_LESS, is_out_of_memory
+from ollama_tune.core.train.world import LostMemory
 
 if TYPE_CHECKING:
     from ollama_tune.core.train.path import Choose, Engine
@@ -47,8 +48,8 @@ class Leader(Computer):
     """Computes its own share of a step or measurement while the followers compute theirs.
 
     Memory that runs out anywhere raises here, after all ranks have forgotten what they began, so that the
-    recovery makes the parts smaller for all. In lockstep (a sharded model) it ends the run instead: a rank
-    that fails leaves the others waiting for its part of the model.
+    recovery makes the parts smaller for all. In lockstep (a sharded model) it ends the run instead
+    (`LostMemory`): a rank that fails leaves the others waiting for its part of the model.
     """
 
     def __init__(
@@ -131,12 +132,28 @@ class Leader(Computer):
         """Micro-batches that a rank computes in vain, because the others need its part of the model."""
         return max(map(len, shares)) - len(share) if self.group.lockstep else 0
 
+    def in_step(self, own: Callable[[], T]) -> T:
+        """Do what, in lockstep, all ranks do at once: where one fails there, the others cannot go on."""
+        try:
+            return own()
+        except (RuntimeError, MemoryError) as error:
+            if not self.group.lockstep:
+                raise
+            if not is_out_of_memory(error):
+                self.group.confirm()
+                raise
+        raise LostMemory(
+            f"The memory of rank 0 of {self.ranks} (counted from 0) was used up, while the others waited for "
+            "its part of the model.",
+            NEED_LESS,
+        )
+
     def _all(self, own: Callable[[], T]) -> tuple[T, list[tuple[Order, bytes]]]:
         """Do the own share, and collect what the others answer."""
         try:
-            mine = own()
+            mine = self.in_step(own)
         except Exception as error:
-            if is_out_of_memory(error) and not self.group.lockstep:
+            if is_out_of_memory(error):
                 self.group.answers()
                 self.group.order("forget")
             raise
@@ -186,9 +203,8 @@ class GroupEngine:
         if self._group.lockstep:
             self._leader.order("decode", shares=[list(map(list, prompts))] * self._group.size, **shared)
             voice = _Voice(self._group, choose, stopped)
-            return self._own.decode(
-                prompts, **shared, choose=voice.choose, stopped=voice.stopped, on_tokens=on_tokens
-            )
+            shared |= {"choose": voice.choose, "stopped": voice.stopped, "on_tokens": on_tokens}
+            return self._leader.in_step(lambda: self._own.decode(prompts, **shared))
         if choose is not None or len(prompts) <= self._own.rows:
             return self._own.decode(prompts, **shared, choose=choose, stopped=stopped, on_tokens=on_tokens)
         return self._shared(prompts, shared, stopped, on_tokens)
@@ -216,14 +232,14 @@ class GroupEngine:
         """float32 logits (positions x vocabulary) of the token after each position."""
         if self._group.lockstep:
             self._leader.order("logits", ids=list(ids), positions=list(positions), tuned=tuned)
-        return self._own.logits(ids, positions, tuned=tuned)
+        return self._leader.in_step(lambda: self._own.logits(ids, positions, tuned=tuned))
 
     def likelihoods(self, examples: Sequence[Example], *, tuned: bool) -> list[float]:
         """Of each row the natural log of the probability of its supervised tokens, summed."""
         if self._group.lockstep:
             rows = [[list(example.ids), list(example.trained)] for example in examples]
             self._leader.order("likelihoods", rows=rows, tuned=tuned)
-        return self._own.likelihoods(examples, tuned=tuned)
+        return self._leader.in_step(lambda: self._own.likelihoods(examples, tuned=tuned))
 
 
 class _Voice:

@@ -28,7 +28,7 @@ from ollama_tune.core.train.probe import unchanged
 from ollama_tune.core.train.recovery import OutOfMemory, Recovery, Restart, Rows
 from ollama_tune.core.train.session import Session, Stopped
 from ollama_tune.core.train.shortage import is_out_of_memory
-from ollama_tune.core.train.world import Lost
+from ollama_tune.core.train.world import Lost, LostMemory
 
 EVALUATIONS = 8
 VALIDATION_ROWS = 512
@@ -138,6 +138,8 @@ class Trainer:
                     self._save("out_of_memory")
                 if time.monotonic() - self._saved > 60 * self._training.checkpoint_minutes:
                     self._save("time")
+        except LostMemory as lost:
+            raise self.spare(lost) from lost
         except (Stopped, OutOfMemory, Lost) as end:
             self.discard()
             if self.state.step != self._saved_step:
@@ -147,6 +149,17 @@ class Trainer:
             if not self._save("out_of_memory"):
                 raise OutOfMemory.at(self.state.step + 1) from restart
             raise
+
+    def spare(self, lost: LostMemory) -> LostMemory:
+        """Write a checkpoint from which the run goes on with less memory; the error that says so.
+
+        For ranks that share out a model: they cannot do the step again in this process.
+        """
+        self.discard()
+        what = self.recovery.cheaper()
+        if what is None or not self._save("out_of_memory", wait=False):
+            return lost
+        return LostMemory(lost.what, f"Resume the run: {what}", details=lost.details)
 
     def _pause_if_asked(self) -> None:
         """Wait while the run is asked to, with a checkpoint written, or the log has no room."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.data.values import Row
+from ollama_tune.core.errors import TuneError
 from ollama_tune.core.evaluate.metrics import exact_match
 from ollama_tune.core.export.about import digest_of
 from ollama_tune.core.export.reference import PROMPTS, TOKENS, places
@@ -27,6 +29,21 @@ class Held:
 
     rows: tuple[Row, ...]
     prompts: tuple[tuple[int, ...], ...]
+
+
+def held_of(chat: ChatFormat, rows: Iterable[Row], limit: int, count: int) -> Held:
+    """The first `count` rows whose question the template can render in at most `limit` tokens."""
+    asked: list[tuple[Row, tuple[int, ...]]] = []
+    for row in rows:
+        if len(asked) == count:
+            break
+        try:
+            prompt = chat.prompt_ids(row.prompt, row.tools)
+        except TuneError:
+            continue
+        if len(prompt) <= limit:
+            asked.append((row, prompt))
+    return Held(tuple(row for row, _ in asked), tuple(prompt for _, prompt in asked))
 
 
 def measure_base(session: Session, generator: Generator, held: Held, loss: float | None) -> float | None:

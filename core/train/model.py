@@ -13,9 +13,12 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
+from transformers.utils.logging import disable_progress_bar
 
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.plan.settings import ALL_LINEAR, Recompute, TrainingSettings
+
+disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def compute_dtype(training: TrainingSettings) -> torch.dtype:

@@ -35,7 +35,8 @@ class Reference:
     """What the model without adapter makes of each pair: the logs of the likelihoods of both answers.
 
     They never change, so they are kept in a file of the run: 16 bytes a pair, by its place. What a killed
-    worker had not written is computed again, in the same batches and thus with the same result.
+    worker had not written is computed again, in the same batches and thus with the same result; so is what
+    another process is just writing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,7 +55,7 @@ class Reference:
             better, worse = _ENTRY.unpack(entry)
         except (OSError, struct.error):
             return _NONE
-        return better, worse
+        return (better, worse) if better and worse else _NONE
 
     def keep(self, places: Sequence[int], found: Sequence[tuple[float, float]]) -> None:
         """Write the logs of some pairs."""
@@ -178,7 +179,12 @@ def _sides(examples: Sequence[Example]) -> list[Example]:
 def preferring(
     session: Session, path: TrainPath, training: Sequence[Example], validation: Sequence[Example]
 ) -> TrainPath:
-    """The path with the run's beta, and a file of references that is named by the run's pairs."""
+    """The path with the run's beta, and a file of references that is named by the run's pairs.
+
+    Processes of one machine share it; those of other machines have one of their own, for machines that write
+    into the same parts of a file lose what the other wrote.
+    """
     rows = hashlib.sha256((fingerprint(training) + fingerprint(validation)).encode()).hexdigest()
-    reference = Reference(session.folder.path / f"preferences-{rows[:16]}")
+    first = session.world.rank - session.world.local_rank if session.world else 0
+    reference = Reference(session.folder.path / f"preferences-{rows[:16]}{f'-{first}' if first else ''}")
     return PreferencePath(path, session.settings.training.beta, reference)

@@ -22,6 +22,7 @@ from ollama_tune.core.plan.memory import predict_parts
 from ollama_tune.core.text import human_bytes
 from ollama_tune.core.train.session import Session, peak_memory
 from ollama_tune.core.train.shortage import Shortage, free_memory, is_out_of_memory
+from ollama_tune.core.train.world import LostMemory
 
 if TYPE_CHECKING:
     from ollama_tune.core.train.loop import Trainer
@@ -134,12 +135,16 @@ def _worth_it(session: Session, trainer: Trainer, predicted: Callable[[], int], 
     """Always on a GPU; on the CPU where the prediction is near the limit but not above it.
 
     Not of a whole model on the CPU: the copy that undoes the trial would be the largest part of its memory.
+    Where ranks share out a model a trial that fails ends the run, so the prediction comes first there too.
     """
-    if budget.device != "cpu":
+    gpu = budget.device != "cpu"
+    if gpu and not session.group.lockstep:
         return True
-    while predicted() > budget.limit:
+    while (budget.limit or not gpu) and predicted() > budget.limit:
         if not _settle(session, trainer, "The prediction is", predicted(), budget):
-            return False
+            return gpu
+    if gpu:
+        return True
     whole = session.settings.training.method == "full"
     return not whole and predicted() > FAR * budget.limit
 
@@ -159,6 +164,8 @@ def _attempt(session: Session, trainer: Trainer, budget: Budget, predicted: int,
     before = trainer.recovery.micro_batch
     try:
         used, figures = _measure(trainer, budget)
+    except LostMemory as lost:
+        raise trainer.spare(lost) from lost
     except Exception as error:
         if not is_out_of_memory(error):
             raise

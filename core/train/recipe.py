@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -22,7 +22,7 @@ from ollama_tune.core.models.locate import is_complete, is_hub_id, snapshots
 from ollama_tune.core.models.spec import read_spec
 from ollama_tune.core.models.values import ModelSpec
 from ollama_tune.core.plan.memory import predict_parts
-from ollama_tune.core.plan.paths import SHARED, PathName, choose_path
+from ollama_tune.core.plan.paths import PathName, choose_path
 from ollama_tune.core.plan.settings import TrainingSettings
 from ollama_tune.core.runs.chat import store_chat
 from ollama_tune.core.train import checkpoint
@@ -33,7 +33,7 @@ from ollama_tune.core.train.former import tell_former_end
 from ollama_tune.core.train.hold import Hold
 from ollama_tune.core.train.housekeeping import lasting
 from ollama_tune.core.train.judge import in_parts
-from ollama_tune.core.train.measure import Held, measure_base, measure_tuned, write_reference
+from ollama_tune.core.train.measure import Held, held_of, measure_base, measure_tuned, write_reference
 from ollama_tune.core.train.pace import learn_pace
 from ollama_tune.core.train.path import TrainPath, make_path
 from ollama_tune.core.train.prepared import base_name
@@ -90,11 +90,12 @@ def train(session: Session, stages: Sequence[str]) -> dict[str, Any]:
     rows = profile.rows
     chat = session.group.in_turn(lambda: hold.write(0, lambda: store_chat(session.folder, spec.folder, rows)))
     chosen = chosen or choose_path(spec, session.settings.training)
-    material = _read(session, chat, spec, rows, chosen)
+    budget = read_budget(session.settings.training.device)
+    material, chosen = _read(session, chat, spec, rows, chosen, budget)
     questions = questions_of(session, chat, spec, material.held, profile.labels)
     session.phase("loading_model", "Loading the libraries and the model.")
-    budget = read_budget(session.settings.training.device)
-    chosen = _arranged(session, spec, chosen, material, budget)
+    if session.group.lockstep:
+        session.phase("sharing_out", "Loading the model; each process keeps a part of its layers.")
     with lasting():
         path = _load(session, spec, chosen, material.longest)
         if session.settings.training.objective == "dpo":
@@ -222,20 +223,19 @@ def _made(
 
 
 def _arranged(
-    session: Session, spec: ModelSpec, chosen: tuple[PathName, str], material: Material, budget: Budget
-) -> tuple[PathName, str]:
-    """Settle whether several processes share out the model, which the general path does."""
+    session: Session, spec: ModelSpec, chosen: tuple[PathName, str], rows: tuple[int, int], budget: Budget
+) -> tuple[tuple[PathName, str], TrainingSettings]:
+    """Settle whether several processes share out the model, which the general path does; the path, and the
+    settings with what `auto` means. `rows` are the tokens of the longest one and of the most at once."""
+    training = session.settings.training
     if session.group.size > 1:
         from ollama_tune.core.train.sharded import shares_out
 
-        training = session.settings.training
-        plan = StepPlan(material.training.counts, training)
-        rows = material.longest, plan.most_tokens(plan.most_rows)
         session.group.lockstep = shares_out(session.group, training, spec, *rows, budget.limit)
     if not session.group.lockstep:
-        return chosen
-    session.phase("sharing_out", "Each process holds a part of the model's layers.")
-    return "general", SHARED
+        return chosen, training.model_copy(update={"sharding": "ddp"})
+    training = training.model_copy(update={"sharding": "fsdp"})
+    return choose_path(spec, training), training
 
 
 def _cuda_memory(torch: Any) -> dict[str, Any]:
@@ -251,9 +251,14 @@ def _cuda_memory(torch: Any) -> dict[str, Any]:
 
 
 def _read(
-    session: Session, chat: ChatFormat, spec: ModelSpec, rows: Sequence[Row], chosen: tuple[PathName, str]
-) -> Material:
-    """Split and encode the rows, leave out those that are too long, and tell the figures."""
+    session: Session,
+    chat: ChatFormat,
+    spec: ModelSpec,
+    rows: Sequence[Row],
+    chosen: tuple[PathName, str],
+    budget: Budget,
+) -> tuple[Material, tuple[PathName, str]]:
+    """Split and encode the rows, leave out those that are too long, settle the path, and tell the figures."""
     settings = session.settings
     held_out = held_out_numbers(rows, settings.data.validation_split, settings.data.seed)
     limit = settings.training.sequence_length
@@ -263,15 +268,16 @@ def _read(
             f"No row of the data is left to train on: the longest allowed is {limit} tokens.",
             "Raise training.sequence_length or choose other data.",
         )
-    held = _held(chat, (rows[number] for number in sorted(held_out)), limit, settings.evaluation.rows)
+    held = held_of(chat, (rows[number] for number in sorted(held_out)), limit, settings.evaluation.rows)
     used = {*training.rows, *validation.rows}
     known = _utilisation(session, spec, training)
     material = Material(training, validation, held, len(rows) - len(used), known)
     if not material.measured:
         session.warn("No rows are held out, so nothing is measured.", "Set data.validation_split above 0.")
     plan = StepPlan(training.counts, settings.training)
-    most = plan.most_tokens(plan.most_rows)
-    parts = predict_parts(settings.training, spec, material.longest, most, session.group.size)
+    lengths = material.longest, plan.most_tokens(plan.most_rows)
+    chosen, settled = _arranged(session, spec, chosen, lengths, budget)
+    parts = predict_parts(settled, spec, *lengths, session.group.size)
     session.emit(
         "data",
         total_steps=plan.total_steps,
@@ -285,7 +291,7 @@ def _read(
         path_reason=chosen[1],
         **(asdict(known) if known else {}),
     )
-    return material
+    return material, chosen
 
 
 def _utilisation(session: Session, spec: ModelSpec, examples: Examples) -> Utilisation | None:
@@ -298,21 +304,6 @@ def _utilisation(session: Session, spec: ModelSpec, examples: Examples) -> Utili
 
     found = utilisation(session.settings, spec, measure(examples), next(iter(read_gpus().gpus), None))
     return found and replace(found, peak_flops=session.group.size * found.peak_flops)
-
-
-def _held(chat: ChatFormat, rows: Iterable[Row], limit: int, count: int) -> Held:
-    """The first `count` rows whose question the template can render in at most `limit` tokens."""
-    asked: list[tuple[Row, tuple[int, ...]]] = []
-    for row in rows:
-        if len(asked) == count:
-            break
-        try:
-            prompt = chat.prompt_ids(row.prompt, row.tools)
-        except TuneError:
-            continue
-        if len(prompt) <= limit:
-            asked.append((row, prompt))
-    return Held(tuple(row for row, _ in asked), tuple(prompt for _, prompt in asked))
 
 
 def _prepare(

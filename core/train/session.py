@@ -67,7 +67,7 @@ class StopWish:
         """Who asked, in words, or None."""
         if self._signal is not None:
             return self.signal
-        return "the request to stop" if os.path.exists(self._path) else None  # noqa: PTH110
+        return "as you asked" if os.path.exists(self._path) else None  # noqa: PTH110
 
 
 def peak_memory() -> int:

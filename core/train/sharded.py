@@ -7,6 +7,7 @@ layers' order; so gradients, checkpoints and adapters are what they are with one
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ollama_tune.core.models.values import ModelSpec
 from ollama_tune.core.plan.memory import predict_parts
 from ollama_tune.core.plan.settings import TrainingSettings
 from ollama_tune.core.plan.sharding import can_share_out
-from ollama_tune.core.train.general import GeneralPath
+from ollama_tune.core.train.general import GeneralPath, put_weights
 from ollama_tune.core.train.model import add_adapter, load_base
 from ollama_tune.core.train.world import Alone
 
@@ -27,13 +28,14 @@ def shares_out(
 ) -> bool:
     """Whether the ranks share out the model: as the settings say or, left to us, where only that fits.
 
-    `longest` and `tokens` as in `predict_parts`; `limit` is what may be used of a GPU, in bytes. All ranks
-    get the leader's answer.
+    `longest` and `tokens` as in `predict_parts`; `limit` is what may be used of this rank's GPU, in bytes;
+    the smallest counts. All ranks get the leader's answer.
     """
+    least = min(map(int, group.meet("limit", str(limit))))
 
     def fits(sharding: str) -> bool:
         asked = training.model_copy(update={"sharding": sharding})
-        return sum(part.bytes for part in predict_parts(asked, spec, longest, tokens, group.size)) <= limit
+        return sum(part.bytes for part in predict_parts(asked, spec, longest, tokens, group.size)) <= least
 
     if group.size == 1 or training.sharding != "auto":
         return group.size > 1 and training.sharding == "fsdp"
@@ -43,7 +45,7 @@ def shares_out(
 
 def make_sharded(
     folder: Path, training: TrainingSettings, name: str, reason: str, group: Alone
-) -> GeneralPath:
+) -> SharedPath:
     """As `make_general`, with a part of the frozen weights on this rank.
 
     Models are loaded into the computer's memory, by one rank of a machine after the other, so that it has to
@@ -59,7 +61,16 @@ def make_sharded(
 
     model = group.one_by_one(load)
     group.meet("sharded", "")
-    return GeneralPath(model, training, reason)
+    return SharedPath(model, training, reason)
+
+
+class SharedPath(GeneralPath):
+    """The general path with a part of the frozen weights on this rank."""
+
+    def load_adapter(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Copy them as they are: a module that loads lets go of the layers that it gathered, on this rank
+        only, and the ranks would then wait for different layers."""
+        put_weights(self.weights, tensors)
 
 
 def shard(model: Any, mesh: Any) -> None:

@@ -17,6 +17,8 @@ from ollama_tune.core.files import DISK_FULL
 from ollama_tune.core.machine.host import read_memory
 from ollama_tune.core.train.housekeeping import return_freed_memory
 
+NEED_LESS = "Start a run with a smaller batch_size or sequence_length, or with gradient_checkpointing."
+"""What helps where no rung of the ladder can be taken."""
 _KINDS = {"MemoryError", "OutOfMemoryError"}
 _WORDS = (
     "can't allocate memory",

@@ -22,7 +22,7 @@ from ollama_tune.core.train.housekeeping import keep_freed_memory
 from ollama_tune.core.train.prepared import Prepared
 from ollama_tune.core.train.recovery import Restart
 from ollama_tune.core.train.session import Session, Stopped, StopWish
-from ollama_tune.core.train.shortage import device_failure, is_disk_full, is_out_of_memory
+from ollama_tune.core.train.shortage import NEED_LESS, device_failure, is_disk_full, is_out_of_memory
 from ollama_tune.core.train.world import World
 
 STAGES = {"train": ("train",), "export": ("export",), "all": ("train", "export")}
@@ -149,7 +149,7 @@ def _fail(session: Session, error: BaseException) -> None:
     if is_out_of_memory(error):
         session.emit("out_of_memory", step=session.step, change=None)
         what = "The memory of the device was used up."
-        fix = "Start a run with a smaller batch_size or sequence_length, or with gradient_checkpointing."
+        fix = NEED_LESS
     elif is_disk_full(error):
         what = "The disk is full."
         fix = f"Free some space on the disk of {folder.path}; `ollama-tune resume {folder.name}` goes on."

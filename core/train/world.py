@@ -19,6 +19,10 @@ class Lost(TuneError):
     """A rank ended or hangs."""
 
 
+class LostMemory(Lost):
+    """Memory ran out on a rank that holds a part of the model, which the others wait for."""
+
+
 class Ended(Exception):
     """The leader is done with this rank."""
 

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import socket
 import sys
+import time
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -69,12 +70,14 @@ def _work(folder: RunFolder, environment: dict[str, str], fault: str) -> None:
 
 
 def _meet(fault: str) -> None:
-    """Let this rank run out of memory once (`short`), or fail (`broken`), in its second step."""
+    """What this rank meets: in its second step it runs out of memory (`short`) or fails (`broken`); or it
+    hears late that the run is over (`late`), when a leader that does not wait for it is gone."""
     import torch
 
     from ollama_tune.core.train.compute import Computer
+    from ollama_tune.core.train.group import CONFIRM, Group
 
-    begin, steps = Computer.begin, list[int]()
+    begin, hear, steps = Computer.begin, Group._hear_end, list[int]()
 
     def failing(self: Computer, window: Any, step: int, rank: int = 0) -> Any:
         steps.append(step)
@@ -83,4 +86,12 @@ def _meet(fault: str) -> None:
             raise torch.OutOfMemoryError(words) if fault == "short" else ValueError("a row of the data")
         return begin(self, window, step, rank)
 
-    Computer.begin = failing  # type: ignore[method-assign]
+    def late(self: Group) -> None:
+        if not self._ended and self._heart_store.has("end"):
+            time.sleep(CONFIRM + 1.0)
+        hear(self)
+
+    if fault == "late":
+        Group._hear_end = late  # type: ignore[method-assign]
+    else:
+        Computer.begin = failing  # type: ignore[method-assign]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,3 +50,16 @@ def written_out(
         margin = beta * ((better - known[0]) - (worse - known[1]))
         total = total - torch.log(torch.sigmoid(margin))
     return total
+
+
+def write_pairs(path: Path, count: int) -> Path:
+    """Questions with a better and a worse answer; a pair that is too long, and one without its other side."""
+    chance = random.Random(1)
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(count):
+            words = " ".join(chance.choice(["sky", "old", "birds"]) for _ in range(chance.randrange(1, 8)))
+            record = {"prompt": f"What is {number} {words}?", "chosen": "It is blue.", "rejected": "No, old."}
+            file.write(json.dumps(record) + "\n")
+        for extra in ({"chosen": "yes " * 200}, {"rejected": ""}):
+            file.write(json.dumps(record | {"prompt": f"Why {extra}?"[:20]} | extra) + "\n")
+    return path

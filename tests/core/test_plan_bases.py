@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import replace
 from typing import Any
@@ -12,10 +13,11 @@ import pytest
 from ollama_tune.core.machine.values import Disk, OllamaStatus
 from ollama_tune.core.models.catalogue import CatalogueModel, catalogue, spec_of
 from ollama_tune.core.models.weights import HEADERS
-from ollama_tune.core.plan.bases import LONGEST, SPARE, base_fits, fit_of, recommend_base
+from ollama_tune.core.plan.bases import LONGEST, READING, SPARE, _slow, base_fits, fit_of, recommend_base
 from ollama_tune.core.plan.gguf_types import type_offers
 from ollama_tune.core.plan.recommend import make_plan
-from tests.cases import CHAT, GIB, SHORT, machine
+from ollama_tune.core.plan.speed import CPU_BANDWIDTH
+from tests.cases import CHAT, GIB, SHORT, lengths, machine
 
 H100 = {"name": "NVIDIA H100", "compute_capability": (9, 0)}
 BOXES: list[tuple[dict[str, Any], float, float]] = [
@@ -74,6 +76,30 @@ def test_each_obstacle_is_told_with_its_figures() -> None:
     full = fit_of(model, machine(gpu=24, disk=10))
     assert "of disk, 10.0 GiB free" in full.obstacle
     assert full.disk_bytes > 2 * model.parameters
+
+
+def test_what_only_takes_long_is_told_last_and_kept_apart_from_what_cannot_be() -> None:
+    model = next(m for m in catalogue() if m.name == "Qwen3-8B")
+    slow = fit_of(model, machine(ram=64, cores=2))
+    assert slow.slow and "to train" in slow.obstacle
+    full = fit_of(model, machine(ram=64, cores=2, disk=10))
+    assert not full.slow and "of disk" in full.obstacle
+
+
+def test_few_rows_on_a_cpu_do_not_ask_for_a_model_whose_answers_are_slow() -> None:
+    here, few = machine(ram=64, cores=16, disk=400), lengths(36, 24, 7, 28)
+    chosen = fit_of(recommend_base(here, few).value, here, few)
+    assert CPU_BANDWIDTH / type_offers(spec_of(chosen.model), here, 4096)[chosen.gguf_type].bytes >= READING
+    larger = [fit for fit in base_fits(here, few) if fit.model.parameters > chosen.model.parameters]
+    assert any(fit.slow and fit.obstacle.startswith("answers slowly, ") for fit in larger)
+    assert "tokens/s" in recommend_base(here, few).reason
+
+
+def test_a_download_counts_as_time_until_it_is_here() -> None:
+    here, few = machine(gpu=80, disk=400, **H100), lengths(36, 24, 7, 28)
+    large = fit_of(recommend_base(here, few).value, here, few)
+    assert large.seconds < LONGEST / 10 and large.obstacle == ""
+    assert _slow(large, LONGEST, math.inf).endswith("with its download")
 
 
 def test_each_file_system_is_counted_by_itself() -> None:

@@ -44,7 +44,7 @@ def test_a_soft_prompt_is_planned_without_an_export_and_the_plan_says_so(method:
     assert list(made.warnings).count(obstacle) == 1
     assert obstacle in plan_warnings(made, GPU, QWEN3_4B, CHAT)
     assert not can_confirm(made, GPU) and can_confirm(plan(), GPU)
-    assert made.choices["training.rank"].reason == "a soft prompt has none"
+    assert made.choices["training.rank"].reason == "of no effect: only the soft prompt learns"
 
 
 @pytest.mark.parametrize("method", ["lora", "adalora"])

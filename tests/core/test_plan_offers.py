@@ -161,6 +161,14 @@ def test_the_smaller_model_is_a_listed_one_with_its_download() -> None:
     assert dict(other.changes) == {"model.source": listed.id, **dict.fromkeys(pinned)}
 
 
+def test_a_model_is_offered_only_where_the_disk_can_take_it() -> None:
+    full = machine(gpu=24, ram=64, disk=2)
+    offers = [dict(offer.changes) for offer in make_plan(full, LLAMA_70B, CHAT, {}).offers]
+    listed = [find_listed(changes["model.source"]) for changes in offers if "model.source" in changes]
+    assert all(model is not None and 2 * model.parameters < 2 << 30 for model in listed)
+    assert listed
+
+
 def test_the_other_device_is_offered_where_it_has_the_memory_and_a_day_is_enough() -> None:
     small_card = machine(gpu=1, ram=64, cores=16)
     made = plan(small_card, LLAMA_1B, SHORT)

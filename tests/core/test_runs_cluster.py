@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from ollama_tune.core.errors import TuneError, UsageError
-from ollama_tune.core.plan.settings import Settings
+from ollama_tune.core.plan.settings import Settings, load
 from ollama_tune.core.runs import cluster, jobs
 from ollama_tune.core.runs.folder import RunFolder
 from ollama_tune.core.runs.jobs import Launch, requirement
@@ -223,8 +223,18 @@ def test_a_step_with_too_few_rows_is_told(file: Path) -> None:
     few = job(
         file, nodes=2, gpus=8, settings=Settings().with_value("training.gradient_accumulation_steps", 4)
     )
-    assert "4 rows for 16 processes, so 12 of them wait" in few.remark()
-    assert job(file, nodes=2, gpus=8).remark() == ""
+    assert "4 rows for 16 processes, so 12 of them wait" in few.remarks()[-1]
+    assert not any("wait" in words for words in job(file, nodes=2, gpus=8).remarks())
+
+
+def test_a_file_that_was_planned_for_another_device_is_told(file: Path) -> None:
+    cpu, gpu = ({"training.device": device} for device in ("cpu", "cuda"))
+    assert "--gpu" in job(file, gpus=8, settings=Settings().with_values(cpu)).remarks()[0]
+    assert "--gpus 0" in job(file, gpus=0, settings=Settings().with_values(gpu)).remarks()[0]
+    assert job(file, gpus=8, settings=Settings().with_values(gpu)).remarks() == []
+    left_out = file.with_name("short.yaml")
+    left_out.write_text("training:\n  epochs: 1\n")
+    assert job(file, gpus=8, settings=load(left_out)).remarks() == []
 
 
 def installed(text: str | None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,7 +133,12 @@ def test_a_reused_pid_is_not_the_worker_and_gets_no_signal(folder: RunFolder) ->
     mine = json.loads(folder.worker_path.read_text())
     assert mine["pid"] == os.getpid()
     assert folder.process() is not None
-    for changed in ({"create_time": mine["create_time"] - 100}, {"boot_id": "another boot"}):
+    container = f"{mine['boot_id'].split()[0]} pid:[1]"
+    for changed in (
+        {"create_time": mine["create_time"] - 100},
+        {"boot_id": "another boot"},
+        {"boot_id": container},
+    ):
         folder.worker_path.write_text(json.dumps(mine | changed))
         assert folder.process() is None
         assert not control.terminate(folder)

@@ -6,10 +6,11 @@ import platform
 from itertools import pairwise
 from typing import Any
 
+import psutil
 import pytest
 
 from ollama_tune.core.evaluate.chat import APART, Pieces
-from ollama_tune.core.machine.heap import one_heap
+from ollama_tune.core.machine.heap import give_back, one_heap
 from ollama_tune.core.plan import fit
 from ollama_tune.core.plan.recommend import make_plan
 from tests.cases import CHAT, LLAMA_70B, machine
@@ -56,5 +57,10 @@ def test_of_what_does_not_fit_only_the_groups_that_decide_are_sorted_by_time(
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has several heaps")
-def test_threads_share_one_heap() -> None:
+def test_threads_share_one_heap_and_what_was_freed_in_it_is_given_back() -> None:
     assert one_heap()
+    pieces = [bytes([1]) * 60_000 for _ in range(400)]
+    last, _ = bytes([1]) * 60_000, pieces.clear()  # above what is free, so that nothing goes back by itself
+    before = psutil.Process().memory_info().rss
+    assert give_back() and before - psutil.Process().memory_info().rss > 10 << 20
+    assert last

@@ -146,10 +146,16 @@ def test_a_rank_that_fails_ends_the_run_without_a_row_of_the_data(model_folder: 
     assert saved is not None and saved.state.step == 1
 
 
-def test_a_model_that_is_shared_out_trains_and_answers_as_a_whole_one(model_folder: Path, rows: Path) -> None:
+def test_a_model_that_is_shared_out_trains_and_answers_as_a_whole_one_although_memory_ran_out(
+    model_folder: Path, rows: Path
+) -> None:
     wanted = run_of(model_folder, rows, path="general", epochs=1.0)
     assert Ranks(wanted, 1).wait() == [0]
     folder = run_of(model_folder, rows, path="general", epochs=1.0, sharding="fsdp", dropout=0.0)
+    assert Ranks(folder, 2, fault="short").wait() == [1, 1]
+    error = folder.events()[-1]
+    assert error.kind == "error" and "Rank 1 of 2" in error["what"] and "memory was used up" in error["what"]
+    assert error["fix"].startswith("Resume the run: 1 row at once are computed instead of 2")
     assert Ranks(folder, 2).wait() == [0, 0], folder.log_tail()
     assert_same_run(folder, wanted)
     answers, right = (

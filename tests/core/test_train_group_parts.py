@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import socket
+import subprocess
+import threading
 from itertools import chain
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
 
+from ollama_tune.core.models.spec import read_spec
+from ollama_tune.core.plan.paths import choose_path
+from ollama_tune.core.plan.settings import TrainingSettings
+from ollama_tune.core.plan.values import MemoryPart
+from ollama_tune.core.train import group, sharded
 from ollama_tune.core.train.batches import lay
 from ollama_tune.core.train.dealing import deal
 from ollama_tune.core.train.flat import BUFFER, buckets
+from ollama_tune.core.train.group import Group
 from ollama_tune.core.train.importance import LayerInputs
-from ollama_tune.core.train.world import World
+from ollama_tune.core.train.probe import Budget
+from ollama_tune.core.train.recipe import _arranged
+from ollama_tune.core.train.session import Session, StopWish
+from ollama_tune.core.train.world import Alone, Lost, World
+from tests.core.train_parts import make_run
 
 
 def window_of(seed: int, rows: int, batch: int) -> tuple[list[list[int]], list[int]]:
@@ -98,3 +114,81 @@ def test_what_two_processes_saw_of_a_layer_is_what_one_would_have_seen() -> None
     assert first.tokens == whole.tokens == 30
     torch.testing.assert_close(first._sums["a"], whole._sums["a"])
     assert first._counts == {"a": 30, "b": 3}
+
+
+def test_a_model_that_ranks_settle_to_share_out_is_told_and_foreseen_as_that(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_TUNE_HOME", str(tmp_path))
+    folder, spec = make_run(model_folder, tmp_path / "rows.jsonl"), read_spec(str(model_folder), None)
+    session, budget = Session(folder, StopWish(folder)), Budget("cpu", "cpu", "", 0, 0)
+    chosen = choose_path(spec, session.settings.training)
+    alone, settled = _arranged(session, spec, chosen, (64, 128), budget)
+    assert alone == chosen and chosen[0] == "fast" and settled.sharding == "ddp"
+    session.group.size = 2
+    monkeypatch.setattr(sharded, "shares_out", lambda *_: True)
+    (path, reason), settled = _arranged(session, spec, chosen, (64, 128), budget)
+    assert session.group.lockstep and (path, settled.sharding) == ("general", "fsdp")
+    assert "share out" in reason and choose_path(spec, settled) == (path, reason)
+
+
+def test_the_smallest_of_the_gpus_decides_whether_a_model_is_shared_out(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Two(Alone):
+        size = 2
+
+        def meet(self, name: str, value: str) -> list[str]:
+            return [value, "1000"] if name == "limit" else [value, value]
+
+    needs = {"ddp": 2000, "fsdp": 900}
+    monkeypatch.setattr(
+        sharded, "predict_parts", lambda training, *_: [MemoryPart("weights", needs[training.sharding])]
+    )
+    training = TrainingSettings(device="cuda")
+    spec = read_spec(str(model_folder), None)
+    assert sharded.shares_out(Two(), training, spec, 64, 128, 5000)
+    needs["fsdp"] = 1100
+    assert not sharded.shares_out(Two(), training, spec, 64, 128, 5000)
+    pairs = training.model_copy(update={"objective": "dpo"})
+    needs["fsdp"] = 900
+    assert not sharded.shares_out(Two(), pairs, spec, 64, 128, 5000)
+
+
+def leader_that_watches(rank_1: dict[str, Any], seen: int) -> Group:
+    """A leader of two that saw so many signs of life of rank 1, whose last one stands in the store."""
+
+    class Told:
+        def get(self, _name: str) -> bytes:
+            return json.dumps(rank_1).encode()
+
+    found = Group.__new__(Group)
+    found.leads, found.rank, found.size = True, 0, 2
+    found._loss, found._ended, found._store = None, False, cast(Any, Told())
+    found._seen, found._about = {1: (seen, 0.0)}, {1: rank_1}
+    return found
+
+
+def test_a_sign_of_life_from_before_a_failure_does_not_count_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(group, "CONFIRM", 0.2)
+    leader = leader_that_watches({"n": 6, "pid": 1, "host": "elsewhere"}, seen=5)
+    threading.Timer(0.05, lambda: setattr(leader, "_seen", {1: (6, 0.0)})).start()
+    with pytest.raises(Lost, match=r"Rank 1 of 2 .*elsewhere"):
+        leader.confirm()
+    threading.Timer(0.05, lambda: setattr(leader, "_seen", {1: (7, 0.0)})).start()
+    leader.confirm()
+
+
+def test_a_process_that_still_runs_here_gets_time_on_a_busy_box() -> None:
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    here = {"n": 1, "host": socket.gethostname()}
+    found = [
+        {**here, "pid": os.getpid()},
+        {**here, "pid": ended.pid},
+        {**here, "pid": 1, "host": "elsewhere"},
+    ]
+    patience = [leader_that_watches(about, 1)._patience(1) for about in found]
+    assert patience == [group.SILENCE, group.CONFIRM, group.CONFIRM]

@@ -67,7 +67,7 @@ def test_a_stop_ends_the_wait_and_the_last_words_are_in_the_log(disk: SmallDisk,
     timer.start()
     with pytest.raises(Stopped):
         Hold(session).write(1, lambda: None)
-    session.finish("stopped", stage="train", step=0, reason="the request to stop", resumable=True)
+    session.finish("stopped", stage="train", step=0, reason="as you asked", resumable=True)
     assert told(session) == ["paused", "stopped"]
 
 

@@ -88,7 +88,7 @@ def test_the_loop_ends_early_keeps_the_best_and_says_why_with_the_figures(model_
     assert [e["without_better"] for e in told] == [0, 0, 0, 1, 2] and told[-1]["patience"] == 2
     assert run.trainer.judge.reason(state) == (
         "The held-out loss has not fallen since step 4 (2.0000) in 2 evaluations, so training ends at step "
-        "10; the best adapter, of step 4, is kept (2.0000)."
+        "10; the best state, of step 4, is kept (2.0000)."
     )
     assert (run.folder.checkpoints / "step-000004").is_dir()
 

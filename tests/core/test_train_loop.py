@@ -51,7 +51,7 @@ def test_a_stop_within_a_step_and_a_resume_give_the_same_curve_bit_for_bit(
 ) -> None:
     first = Run(model_folder)
     first.stop_after(step)
-    with pytest.raises(Stopped, match="request to stop"):
+    with pytest.raises(Stopped, match="as you asked"):
         first.trainer.run()
     assert first.trainer.state.step == step
     first.folder.stop_path.unlink()

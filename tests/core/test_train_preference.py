@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,9 @@ from ollama_tune.core.train.loop import Trainer
 from ollama_tune.core.train.path import PathName, make_path
 from ollama_tune.core.train.preference import PreferencePath, Reference, preferring
 from ollama_tune.core.train.session import Session, Stopped, StopWish
+from ollama_tune.core.train.world import World
 from tests.core.fast_parts import changed, twins
-from tests.core.preference_parts import pairs, written_out
+from tests.core.preference_parts import pairs, write_pairs, written_out
 from tests.core.train_parts import curve, make_run, work
 from tests.tiny import build_model
 
@@ -148,6 +148,22 @@ def test_without_a_file_the_reference_is_computed_each_time(fast: Any, tmp_path:
         assert [float(path.loss(batch)) for _ in range(2)] == [wanted, wanted]
 
 
+def test_what_another_process_is_writing_is_not_known_and_other_machines_write_elsewhere(
+    fast: Any, tmp_path: Path
+) -> None:
+    reference = Reference(tmp_path / "pairs")
+    reference.keep([0, 1], [(-1.0, 0.0), (-1.0, -2.0)])
+    assert reference.read([0]) is None and reference.read([1]) == [(-1.0, -2.0)]
+    folder = make_run(tmp_path, tmp_path, training={"objective": "dpo"})
+    for rank, local in ((0, 0), (1, 1), (2, 0), (3, 1)):
+        world = World(rank, 4, local, 2, "", 0, True, "")
+        session = Session(folder, StopWish(folder))
+        session.world = world
+        preferring(session, fast, pairs(2), pairs(1))
+    files = [path.name for path in folder.path.glob("preferences-*")]
+    assert len(files) == 2 and sum(name.endswith("-2") for name in files) == 1
+
+
 def test_sums_of_runs_of_pairs_are_those_of_the_pairs(fast: Any, tmp_path: Path) -> None:
     path = preferred(fast, tmp_path)
     with torch.no_grad():
@@ -211,18 +227,6 @@ def test_a_run_goes_on_bit_for_bit_and_learns_to_prefer(
     assert steps[-1]["loss"] < 0.6 and steps[-1]["reward_accuracy"] > 0.8 and steps[-1]["reward_margin"] > 0.1
     held = [event for event in events if event.kind == "evaluation"]
     assert held[-1]["reward_accuracy"] == 1.0 and held[-1]["loss"] < held[0]["loss"]
-
-
-def write_pairs(path: Path, count: int) -> Path:
-    chance = random.Random(1)
-    with path.open("w", encoding="utf-8") as file:
-        for number in range(count):
-            words = " ".join(chance.choice(["sky", "old", "birds"]) for _ in range(chance.randrange(1, 8)))
-            record = {"prompt": f"What is {number} {words}?", "chosen": "It is blue.", "rejected": "No, old."}
-            file.write(json.dumps(record) + "\n")
-        for extra in ({"chosen": "yes " * 200}, {"rejected": ""}):
-            file.write(json.dumps(record | {"prompt": f"Why {extra}?"[:20]} | extra) + "\n")
-    return path
 
 
 def test_a_worker_learns_pairs_from_a_file_to_a_proved_export(model_folder: Path, tmp_path: Path) -> None:

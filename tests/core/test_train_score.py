@@ -63,7 +63,7 @@ def test_the_end_is_told_in_the_words_of_the_metric() -> None:
     assert told["score_rows"] == 4
     assert judge.reason(state) == (
         "The exact match has not risen since step 4 (50.0 %) in 1 evaluation, so training ends at step 6; "
-        "the best adapter, of step 4, is kept (50.0 %)."
+        "the best state, of step 4, is kept (50.0 %)."
     )
 
 

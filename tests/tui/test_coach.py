@@ -167,3 +167,15 @@ def _cpu(view: RunView) -> float:
     for _ in range(10):
         advise(view)
     return (time.process_time() - began) / 10
+
+
+def test_pairs_at_their_best_at_the_end_are_not_sent_for_more_epochs() -> None:
+    view = view_of([0.69 * 0.97**step for step in range(96)], total=96)
+    view.done["train"] = Event(0, 0.0, "done", {"stage": "train", "steps": 96})
+    for step in (0, 32, 64, 96):
+        view.validation[step] = ValidationPoint(step, 0.69 * 0.97**step, None)
+    said = advise(view)
+    assert said is not None and "more epochs may bring more" in said.advice
+    view.pairs = True
+    said = advise(view)
+    assert said is not None and "learn the better answers first" in said.advice

@@ -36,7 +36,7 @@ def short_run(folder: RunFolder, stage: str) -> None:
         if step % interval == 0:
             told = {"exact_match": None, "rows": 4, "model": "tuned"}
             log.write("evaluation", step=step, loss=LOSSES[number] + 1 / step, **told)
-    log.write("stopped", stage="train", step=4 * interval, reason="the request to stop", resumable=True)
+    log.write("stopped", stage="train", step=4 * interval, reason="as you asked", resumable=True)
     log.close()
 
 

@@ -51,9 +51,7 @@ async def test_the_offered_chat_form_goes_into_training_proof_and_ollama(
         monkeypatch.setenv("OLLAMA_HOST", server.url)
         app = TuneApp(Start(answers), warm=False)
         async with app.run_test(size=(120, 40)) as pilot:
-            for step, text in enumerate(
-                ("Enter takes “plain roles”", "40 rows", "fits", "ollama-tune run"), 2
-            ):
+            for step, text in enumerate(("offered: plain roles", "40 rows", "fits", "ollama-tune run"), 2):
                 await until_text(pilot, f"Step {step} of 9", text, seconds=60)
                 await pilot.press("enter")
             await until_text(pilot, "✓ Finished after", seconds=180)

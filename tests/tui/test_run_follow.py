@@ -85,7 +85,7 @@ def test_the_end_names_the_best_step_and_its_loss_and_the_share_of_the_card_stan
     first, last = lines_of(folder)
     assert "1,000 tokens/s   MFU 41%   0 s left" in first
     assert last == (
-        "Training ended after 120 steps; the best adapter is that of step 100, held-out loss 0.4100."
+        "Training ended after 120 steps; the best state is that of step 100, held-out loss 0.4100."
     )
 
 

@@ -23,7 +23,7 @@ def run_in(state: str) -> RunFolder:
     log = Log(folder)
     log.training(30)
     if state == "stopped":
-        log("stopped", stage="train", step=30, reason="the request to stop", resumable=True)
+        log("stopped", stage="train", step=30, reason="as you asked", resumable=True)
     elif state == "failed":
         log("error", what=f"It broke {NASTY}.", fix="Mend it.", details="")
     elif state == "exported":

@@ -156,10 +156,10 @@ async def test_a_stopped_run_says_who_stopped_it_and_how_to_go_on() -> None:
     folder = make_run()
     log = Log(folder)
     log.training(60)
-    log("stopped", stage="train", step=60, reason="the request to stop", resumable=True)
+    log("stopped", stage="train", step=60, reason="as you asked", resumable=True)
     app = open_app(folder)
     async with app.run_test() as pilot:
-        await until_text(pilot, "■ Stopped at step 60 of 200", "Stopped by the request to stop", "r Resume")
+        await until_text(pilot, "■ Stopped at step 60 of 200", "Stopped: as you asked", "r Resume")
 
 
 async def test_a_failed_run_says_what_and_what_to_do() -> None:
@@ -195,7 +195,7 @@ async def test_a_resume_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPat
     folder = make_run()
     log = Log(folder)
     log.training(30)
-    log("stopped", stage="train", step=30, reason="the request to stop", resumable=True)
+    log("stopped", stage="train", step=30, reason="as you asked", resumable=True)
     app = open_app(folder)
     async with app.run_test() as pilot:
         await until_text(pilot, "r Resume")
@@ -214,7 +214,7 @@ async def test_a_resumed_run_starts_a_real_worker_that_takes_the_run() -> None:
         await until_text(pilot, "Not started", "r Resume")
         await pilot.press("r")
         await until(pilot, lambda: app.screen.run.state is State.FAILED, 60)  # type: ignore[attr-defined]
-        await until_text(pilot, "✗ Failed at step 0", "no-model")
+        await until_text(pilot, "✗ Failed before the first step", "no-model")
 
 
 def test_the_plan_of_these_answers_is_held_against_what_was_measured() -> None:

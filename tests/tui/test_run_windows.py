@@ -253,7 +253,7 @@ async def test_the_coach_stands_below_the_figures_and_is_silent_where_the_run_en
         app = open_app(folder)
         async with app.run_test(size=(80, 24)) as pilot:
             await until_text(pilot, "Falling well")
-            log("stopped", stage="train", step=120, reason="the request to stop", resumable=True)
+            log("stopped", stage="train", step=120, reason="as you asked", resumable=True)
     app = open_app(folder)
     async with app.run_test(size=(80, 24)) as pilot:
         await until_text(pilot, "■ Stopped")

@@ -37,9 +37,7 @@ def folders(clock: Clock) -> list[RunFolder]:
         Settings().with_values(values).save(folder.settings_path)
         log = Log(folder, clock)
         if steps == 90:
-            log.training(steps)(
-                "stopped", stage="train", step=90, reason="the request to stop", resumable=True
-            )
+            log.training(steps)("stopped", stage="train", step=90, reason="as you asked", resumable=True)
         else:
             log.trained(steps)
         found.append(folder)
@@ -50,7 +48,7 @@ def folders(clock: Clock) -> list[RunFolder]:
 def test_compare(size: Size, folders: list[RunFolder], snap_compare: Compare) -> None:
     async def prepare(pilot: Pilot[Any]) -> None:
         await pilot.app.push_screen(CompareScreen(folders))
-        await until_text(pilot, "What differs", "training.rank", "step 200")
+        await until_text(pilot, "What differs", "Rank  ", "step 200")
         await at_rest(pilot)
 
     assert snap_compare(open_app(folders[0]), terminal_size=size, run_before=prepare)

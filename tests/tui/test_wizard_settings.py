@@ -9,7 +9,8 @@ import pytest
 from textual.binding import Binding
 
 from ollama_tune.core.errors import UsageError
-from ollama_tune.core.plan.settings import Settings, field_paths, load
+from ollama_tune.core.plan.recommend import make_plan
+from ollama_tune.core.plan.settings import field_paths, load, parse
 from ollama_tune.core.plan.values import Offer
 from ollama_tune.core.runs.folder import list_runs
 from ollama_tune.tui import fields
@@ -22,6 +23,7 @@ from ollama_tune.tui.state import READING, STEPS
 from ollama_tune.tui.widgets.confirm import TypedConfirmScreen
 from ollama_tune.tui.widgets.form import FieldRow, TextField
 from ollama_tune.tui.widgets.help import HelpScreen
+from tests.cases import SHORT, TINY
 from tests.tui.conftest import Corner, cpu_machine, gpu_machine, settled, shown
 
 CLEAR = ("home", *["delete"] * 40)
@@ -166,6 +168,9 @@ def test_every_setting_can_be_reached_in_the_form() -> None:
     assert set(field_paths()) - elsewhere == set(fields.FIELDS)
 
 
+PLAN = make_plan(cpu_machine(), TINY, SHORT, {"training.epochs": 2.0})
+
+
 @pytest.mark.parametrize(
     ("path", "typed", "value"),
     [
@@ -179,7 +184,7 @@ def test_every_setting_can_be_reached_in_the_form() -> None:
 )
 def test_typed_text_becomes_a_value(path: str, typed: str, value: object) -> None:
     field = fields.FIELDS[path]
-    checked = fields.check(Settings(), field, fields.value_of(field, typed))
+    checked = fields.check(PLAN, field, fields.value_of(field, typed))
     assert checked == value
     assert fields.value_of(field, fields.text_of(field, checked)) is not None or value is None
 
@@ -191,7 +196,7 @@ def test_typed_text_becomes_a_value(path: str, typed: str, value: object) -> Non
         ("training.epochs", "0", "a number above 0 and up to 1000, for example 2."),
         ("training.dropout", "1", "a number from 0 and below 1, for example 0."),
         ("training.weight_decay", "x", "a number from 0 to 1, for example 0."),
-        ("training.evaluation_interval", "-1", "a whole number from 0 up, for example 0."),
+        ("training.evaluation_interval", "-1", "a whole number from 0 up, for example "),
         ("training.max_gradient_norm", "0", "a number above 0, for example 1."),
         ("training.compute_dtype", "float16", "float16 needs a GPU"),
         ("export.name", "a/b/c/d", "Ollama name"),
@@ -200,8 +205,30 @@ def test_typed_text_becomes_a_value(path: str, typed: str, value: object) -> Non
 def test_what_is_allowed_is_said_in_one_sentence_with_an_example(path: str, typed: str, says: str) -> None:
     field = fields.FIELDS[path]
     with pytest.raises(UsageError) as caught:
-        fields.check(Settings(), field, fields.value_of(field, typed))
+        fields.check(PLAN, field, fields.value_of(field, typed))
     assert says in caught.value.what
+
+
+@pytest.mark.parametrize("method", [value for value, _ in fields.METHODS])
+def test_every_method_can_be_chosen_whatever_is_recommended(method: str) -> None:
+    assert PLAN.settings.export.name
+    assert fields.check(PLAN, fields.FIELDS["training.method"], method) == method
+    given = {path: PLAN.settings.get(path) for path in PLAN.changed} | {"training.method": method}
+    made = make_plan(cpu_machine(), TINY, SHORT, given)
+    assert parse(made.settings.model_dump()).training.method == method
+
+
+def test_what_does_not_go_with_another_value_of_the_person_is_refused() -> None:
+    named = make_plan(cpu_machine(), TINY, SHORT, {"export.name": "kitchen"})
+    with pytest.raises(UsageError, match="no place for the soft prompt") as caught:
+        fields.check(named, fields.FIELDS["training.method"], "prompt")
+    assert "The setting" not in caught.value.what
+
+
+def test_every_value_fits_into_its_field() -> None:
+    for field in fields.FIELDS.values():
+        longest = max((len(words) for _, words in field.words), default=0)
+        assert longest + len("‹  ›") <= field.width, field.path
 
 
 async def test_review_shows_everything_and_a_command_that_works_as_it_stands(corner: Corner) -> None:

@@ -71,7 +71,7 @@ def _gpu_lines(machine: Machine) -> list[str]:
     if together := together_words(machine):
         lines.append(together)
     if machine.device == "cpu":
-        lines.append("Training on the processor is fine for small models.")
+        lines.append("Training on the CPU is fine for small models.")
     return lines
 
 

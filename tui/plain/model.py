@@ -138,7 +138,8 @@ def _words(choice: ModelChoice, fit: BaseFit | None) -> str:
         parts += ["a licence has to be accepted on the hub"] if far and fit.model.gated else []
         time = human_estimate(fit.seconds)
         good = f"trains here in {human_bytes(fit.training_bytes)} of memory and about {time}"
-        parts.append(f"too much for this machine: {fit.obstacle}" if fit.obstacle else good)
+        why = "slow on" if fit.slow else "too much for"
+        parts.append(f"{why} this machine: {fit.obstacle}" if fit.obstacle else good)
     return ", ".join(filter(None, parts)) + "."
 
 

@@ -65,14 +65,14 @@ def _change(wizard: Wizard, answer: str) -> bool:
 
 def _ask_value(wizard: Wizard, field: FormField, typed: str) -> bool:
     """Take another value; what is wrong with one is said and asked again. False where nothing changed."""
-    settings, topic = wizard.rooms.plan().settings, _topic(field)
-    now = settings.get(field.path)
+    plan, topic = wizard.rooms.plan(), _topic(field)
+    now = plan.settings.get(field.path)
     while True:
         try:
             typed = typed or _typed(wizard, field, now, topic)
             if not typed:
                 return False
-            wizard.rooms.change(field.path, check(settings, field, _value(field, typed)))
+            wizard.rooms.change(field.path, check(plan, field, _value(field, typed)))
         except UsageError as error:
             wizard.talk.say(f"✗ {visible(error.what)}")
             typed = ""

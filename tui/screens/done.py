@@ -101,7 +101,7 @@ class DoneScreen(RunScreen):
     def _headline(self) -> Content:
         done = self.view.done.get("export")
         if done is None:
-            waits = "The adapter is trained; there is no file for Ollama yet. Esc goes back to Export."
+            waits = "Training is done; there is no file for Ollama yet. Esc goes back to Export."
             return Content(export_obstacle(self.folder.settings()) or waits)
         name = done.get("ollama_name")
         if name:
@@ -166,8 +166,8 @@ def learned(view: RunView, width: int) -> Content:
             figure = f" {share:>6.1%} {words}"
             lines.append(Content.assemble((f"{name:<{LABEL}}", "dim"), level(share, BAR), figure))
     if view.preferred is not None:
-        words = f"preferred  {view.preferred.words}: the better answer gained more than the worse one"
-        lines.append(Content(words))
+        words = f"{view.preferred.words}: the better answer gained more"
+        lines.append(Content.assemble((f"{'preferred':<{LABEL}}", "dim"), one_line(words, width)))
     for sample in list(view.samples.values())[:SAMPLES]:
         lines += _sample(sample, width)
     return Content("\n").join(

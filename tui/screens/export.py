@@ -375,7 +375,7 @@ class ExportScreen(RunScreen):
         """Ask once; Enter says no."""
         from ollama_tune.tui.widgets.confirm import ConfirmScreen
 
-        text = "The adapter stays as it is; no half-written file is left. You can export again at any time."
+        text = "What was trained stays; no half-written file is left. You can export again at any time."
         self.app.push_screen(ConfirmScreen("Stop the export?", text), self._stop_answered)
 
     def _stop_answered(self, yes: bool | None) -> None:

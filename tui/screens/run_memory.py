@@ -57,7 +57,7 @@ def _lines(view: RunView, box: BoxNow | None, width: int) -> Iterator[Content]:
     yield Content.styled("Memory of this run", "bold")
     yield from panel.lines(width)
     yield Content("")
-    yield from parts_table(view.predicted, devices)
+    yield from parts_table(view.predicted, [memory for memory in devices if memory.parts] or devices[:1])
     if box is not None:
         yield Content("")
         yield Content.styled("This machine now", "bold")

@@ -100,7 +100,7 @@ class SettingsScreen(StepScreen):
             return
         value = value_of(row.field, event.value) if isinstance(event.value, str) else event.value
         try:
-            checked = check(plan.settings, row.field, value)
+            checked = check(plan, row.field, value)
         except UsageError:
             self._pending[row.field.path] = value
             self.refresh_bindings()
@@ -121,7 +121,7 @@ class SettingsScreen(StepScreen):
         if path not in self._pending or plan is None:
             return True
         try:
-            check(plan.settings, row.field, self._pending[path])
+            check(plan, row.field, self._pending[path])
         except UsageError as error:
             row.complain(error.what)
             self.refresh_bindings()

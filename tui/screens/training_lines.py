@@ -127,7 +127,7 @@ def _safe(view: RunView, now: float, *, going: bool) -> Content:
 
 
 def _best(view: RunView) -> Content:
-    """The best adapter so far, and how many evaluations more may pass without a better one."""
+    """The best state so far, and how many evaluations more may pass without a better one."""
     best, waits = view.best, view.patience
     if best is None:
         return Content.styled("no evaluation yet", "dim")

@@ -47,7 +47,8 @@ def state_words(view: RunView, state: State, wishes: Wishes, now: float, width: 
     waited = (
         f" Waiting for {human_seconds(now - view.pause.t)}." if state is State.PAUSED and view.pause else ""
     )
-    return Content.assemble((word, "bold"), f" at step {view.step:,} of {view.total_steps:,}.{waited}")
+    where = f"at step {view.step:,} of {view.total_steps:,}" if view.total_steps else "before the first step"
+    return Content.assemble((word, "bold"), f" {where}.{waited}")
 
 
 def trouble_words(folder: RunFolder, view: RunView, state: State, wishes: Wishes) -> str:
@@ -62,7 +63,7 @@ def trouble_words(folder: RunFolder, view: RunView, state: State, wishes: Wishes
     if state is State.CRASHED:
         return f"✗ {GONE} {way_on(view)}\n{last_lines(folder)}"
     if state is State.STOPPED and view.stopped is not None:
-        return f"Stopped by {visible(str(view.stopped['reason']))}. {way_on(view)}"
+        return f"Stopped: {visible(str(view.stopped['reason']))}. {way_on(view)}"
     if state is State.PAUSED and view.pause is not None:
         return f"‖ {visible(str(view.pause['what']))} {visible(str(view.pause['fix']))}"
     if state is State.NEW:

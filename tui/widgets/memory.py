@@ -14,6 +14,8 @@ from ollama_tune.tui.run_values import Memory, ProbeResult
 from ollama_tune.tui.widgets.bar import level
 
 LABEL, FIGURE, WORDS, FEW_WORDS = 10, 10, 46, 28
+GAP, SHARE = 3, 4
+"""Cells between two devices in one line, and for a share in percent."""
 WIDE = 90
 LOOKS = {
     "model": ("█", "$primary"),
@@ -62,7 +64,10 @@ class MemoryPanel(Widget):
     def render(self) -> RenderResult:
         """The most important of the lines, in their order."""
         ranked = self._ranked(self.size.width)
-        least = sorted(rank for rank, _ in ranked)[: max(self.size.height, 1)][-1]
+        height = max(self.size.height, 1)
+        if len(ranked) > height < sum(bool(memory.total) for memory in self._devices):
+            return Content("\n").join(compact(self._devices, self.size.width, height))
+        least = sorted(rank for rank, _ in ranked)[:height][-1]
         return Content("\n").join([line for rank, line in ranked if rank <= least])
 
     def _ranked(self, width: int) -> list[tuple[int, Content]]:
@@ -71,7 +76,7 @@ class MemoryPanel(Widget):
         measured = [memory for memory in self._devices if memory.total]
         if not measured:
             return [(0, Content.styled("Memory: not measured yet.", "dim"))]
-        memory = measured[-1]
+        memory = next((one for one in measured if one.parts), measured[0])
         most = max(*(one.peak for one in measured), predicted, memory.used, 1)
         scale = memory.total if 4 * most >= memory.total else most
         rows = [(4, self._row("predicted", predicted, scale, width, ""))] if predicted else []
@@ -92,7 +97,8 @@ class MemoryPanel(Widget):
 
     def _device(self, memory: Memory, scale: int, width: int) -> Content:
         """One of several: its peak by part, and what it holds now."""
-        words = f"peak, now {human_bytes(memory.used)} of {human_bytes(memory.total)}"
+        words = f"now {human_bytes(memory.used)} of {human_bytes(memory.total)}"
+        words = f"peak, {words}" if width >= WIDE else words
         label = one_line(memory.device, LABEL - 1)
         return self._line(label, self._bar(memory, scale, self._room(width)), memory.peak, words)
 
@@ -146,6 +152,41 @@ class MemoryPanel(Widget):
         foreseen = grouped(self._predicted or {})
         parts = [f"{one_line(name, 24)} {human_bytes(count)}" for name, count in foreseen.items()]
         return [Content.styled(f"predicted by {', '.join(parts)}", "dim")] if parts else []
+
+
+def compact(devices: Sequence[Memory], width: int, height: int) -> list[Content]:
+    """The peaks of many devices in so few lines: some in a line each, or, where even so there is no room, in
+    words of all of them."""
+    columns = -(-len(devices) // height)
+    room = (width - (columns - 1) * GAP) // columns
+    names = max(len(memory.device) for memory in devices)
+    if room - names < SHARE + 5:
+        return [_of_all(devices)]
+    cells = [_cell(memory, names, room) for memory in devices]
+    rows = (cells[start : start + columns] for start in range(0, len(cells), columns))
+    return [Content(" " * GAP).join(row) for row in rows]
+
+
+def _cell(memory: Memory, names: int, room: int) -> Content:
+    """`GPU 0 ████····  9.9 of 24.0 GiB`, or the share alone where there is less room."""
+    share = memory.peak / max(memory.total, 1)
+    words = f"{human_bytes(memory.peak)} of {human_bytes(memory.total)}"
+    if room - names < len(words) + SHARE + 5:
+        words = f"{share:.0%}"
+    bar = level(share, room - names - 2 - max(len(words), SHARE))
+    name = f"{one_line(memory.device, names):<{names}} "
+    return Content.assemble((name, "dim"), bar, (f" {words:>{SHARE}}", "bold"))
+
+
+def _of_all(devices: Sequence[Memory]) -> Content:
+    """`16 GPUs: at the peak 9.9 to 10.4 GiB; the fullest is GPU 3 with 43%`."""
+    fullest = max(devices, key=lambda memory: memory.peak / max(memory.total, 1))
+    peaks = [memory.peak for memory in devices]
+    share = f"{fullest.peak / max(fullest.total, 1):.0%}"
+    words = f" at the peak {human_bytes(min(peaks))} to {human_bytes(max(peaks))}; the fullest is "
+    return Content.assemble(
+        (f"{len(devices)} processes:", "dim"), words, f"{one_line(fullest.device, 12)}, {share}"
+    )
 
 
 def stacked(parts: Mapping[str, int], scale: int, width: int) -> Content:

@@ -74,12 +74,11 @@ def _verdict(choice: ModelChoice, facts: Facts, room: int) -> Content:
         return Content.styled("" if far else one_line(choice.note, room), "dim")
     best = facts.base is not None and facts.base.value.id == choice.source
     words = fit.obstacle or f"{human_estimate(fit.seconds)} to train"
-    slow = fit.obstacle == f"{human_estimate(fit.seconds)} to train"
     notes = ("recommended" if best else "", "licence to accept" if far and fit.model.gated else "")
     for note in filter(None, notes):
         words += f"; {note}" if len(words) + len(note) + 4 <= room else ""
     words = words if len(words) + 2 <= room else words.removesuffix(" to train")
-    fits = ("! " if slow else "✗ ", "dim") if fit.obstacle else ("✓ ", "$text-success")
+    fits = ("! " if fit.slow else "✗ ", "dim") if fit.obstacle else ("✓ ", "$text-success")
     look, style = ("★ ", "$text-accent") if best else fits
     return Content.assemble((look, style), (one_line(words, max(room - 2, 1)), "" if best else "dim"))
 
