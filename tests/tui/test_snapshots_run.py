@@ -74,7 +74,7 @@ def test_training(size: Size, folder: RunFolder, clock: Clock, snap_compare: Com
 def test_training_in_a_small_window(folder: RunFolder, clock: Clock, snap_compare: Compare) -> None:
     Log(folder, clock).training(120).samples(step=100)
     with alive(folder):
-        assert picture(snap_compare, open_app(folder), (60, 18), "step 120 of 200", "Checkpoint at")
+        assert picture(snap_compare, open_app(folder), (60, 18), "step 120 of 200", "checkpoint step 100")
 
 
 def test_training_without_colour(
