@@ -18,6 +18,7 @@ from ollama_tune.core.models.families import ARCHITECTURES
 from ollama_tune.core.plan.paths import PADDED_FAMILIES
 from ollama_tune.core.train.batches import Batch, collate
 from ollama_tune.core.train.loss import Objective
+from ollama_tune.core.train.session import Stopped
 from tests.core.export_parts import FAMILIES, SHAPE
 from tests.core.loop_parts import TRAIN, Run
 from tests.core.memory_limit import Fault
@@ -152,7 +153,7 @@ def test_a_packed_run_is_resumed_bit_for_bit(model_folder: Path, undisturbed: Ru
     run = Run(model_folder, **PACKED)
     run.trainer.check()
     run.stop_after(2)
-    with pytest.raises(Exception, match="stop"):
+    with pytest.raises(Stopped):
         run.trainer.run()
     run.folder.stop_path.unlink()
     again = Run(model_folder, run.folder)

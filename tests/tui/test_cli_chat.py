@@ -103,9 +103,9 @@ def test_a_chat_goes_on_until_it_is_left_and_ctrl_c_ends_an_answer(run: RunFolde
         terminal.wait("/bye or Ctrl+D ends", 60)
         for text, count in (("sky?", 1), ("and?", 2)):
             terminal.press(*text, "enter", "ctrl+c", pause=0.05)
-            terminal.wait(lambda shown, count=count: shown.count("Tuned model:") == count, 60)  # type: ignore[misc]
+            terminal.wait(lambda _, count=count: terminal.raw.count(b"Tuned model:") == count, 60)  # type: ignore[misc]
             terminal.wait(lambda shown: shown.rstrip().endswith("›"), 60)
-        assert "! The answer was" in terminal.text
+        assert b"! The answer was" in terminal.raw
         terminal.press(*"/new", "enter", pause=0)
         terminal.wait("A new conversation.")
         terminal.press(*"/bye", "enter", pause=0)
