@@ -127,7 +127,7 @@ def test_a_search_in_the_background_is_killed_stopped_and_goes_on_to_the_same_ta
     wait_for(first.alive)
     end(wanted)
     wait_for(lambda: not wanted.going)
-    assert not first.alive() and not look(wanted)[0].over
+    assert not first.alive()  # it may have been quicker than the request
     table = carry_out(wanted)
     assert [point.state for point in table] == ["done"]
     assert not list_runs()[1:] and not list(wanted.folder.glob("*/checkpoints"))
