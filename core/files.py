@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +20,8 @@ DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """What the system says where a disk or a quota is used up."""
 LEAST = 64 << 10
 """Bytes without which not even a run's small files can be written."""
+PIECE = 1 << 22
+"""Bytes that are read of a file at once."""
 
 
 def disk_full(path: Path) -> TuneError:
@@ -41,6 +44,18 @@ def require_room(path: Path) -> None:
     """Raise `TuneError` where the disk of a folder has no room at all."""
     if shutil.disk_usage(path).free < LEAST:
         raise disk_full(path)
+
+
+def sha256_of(*paths: Path, check: Callable[[], object] = bool) -> str:
+    """SHA-256 of files, one after the other, as 64 hex digits; `check` is called before each piece, and may
+    raise."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while piece := file.read(PIECE):
+                check()
+                digest.update(piece)
+    return digest.hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

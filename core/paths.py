@@ -7,7 +7,7 @@ from pathlib import Path
 
 from platformdirs import PlatformDirs
 
-from ollama_tune.core.errors import TuneError
+from ollama_tune.core.files import not_made
 
 _DIRS = PlatformDirs("ollama-tune", appauthor=False)
 
@@ -18,10 +18,7 @@ def _folder(kind: str, default: str) -> Path:
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise TuneError(
-            f"The folder {path} cannot be made: {error.strerror}.",
-            "Set OLLAMA_TUNE_HOME to a folder you may write to.",
-        ) from error
+        raise not_made(path, error) from error
     return path
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from ollama_tune.core.machine import ollama
+
 ROOT = Path(__file__).parents[1]
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -23,6 +25,7 @@ def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_HOST", "127.0.0.1:9")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf-home"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(ollama, "LOCAL_PATIENCE", 30.0)  # a double of Ollama on a busy box may be slow
 
 
 @pytest.fixture(scope="session")

@@ -76,6 +76,7 @@ class OllamaDouble:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.state.closing.set()
+        self.state.speak.set()
         self._server.shutdown()
         self._thread.join(10)
         self._server.server_close()
@@ -98,18 +99,21 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    timeout = 20
+    timeout = 300
     state: State
 
     def log_message(self, format: str, *args: Any) -> None:
         return
 
     def _serve(self) -> None:
+        self.state.active.append(self.path)
         try:
             self._check_address()
             self._route()
         except Refusal as refusal:
             self._send(refusal.status, {"error": str(refusal)} if str(refusal) else None)
+        finally:
+            self.state.active.remove(self.path)
 
     do_GET = do_HEAD = do_POST = do_DELETE = _serve
 
@@ -219,7 +223,7 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(faults.slow_upload)
         if faults.stall_mid_upload and received > length // 4:
             self._record(received)
-            self.state.closing.wait(20)
+            self.state.closing.wait(300)
             raise ConnectionResetError("stalled")
         if faults.die_mid_upload and received > length // 2:
             faults.die_mid_upload -= 1

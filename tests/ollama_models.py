@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -203,7 +202,7 @@ def creation_lines(state: State, name: str, body: dict[str, Any]) -> Iterator[di
     faults = state.faults
     yield {"status": "parsing GGUF"}
     if faults.create_silence:
-        time.sleep(faults.create_silence)
+        state.speak.wait(faults.create_silence)
     if faults.create_error is not None:
         yield {"error": faults.create_error}
         return

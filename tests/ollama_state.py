@@ -109,6 +109,10 @@ class State:
     requests: list[Request] = field(default_factory=list)
     problems: list[BaseException] = field(default_factory=list)
     closing: threading.Event = field(default_factory=threading.Event)
+    speak: threading.Event = field(default_factory=threading.Event)
+    """Ends the silence of a create before its time."""
+    active: list[str] = field(default_factory=list)
+    """The paths that are being answered now."""
 
     @property
     def number(self) -> tuple[int, ...]:

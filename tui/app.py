@@ -66,6 +66,13 @@ def collect_again() -> None:
         gc.enable()
 
 
+def keep_loaded() -> None:
+    """What the rooms loaded is no garbage either: to look through it all would keep a key waiting for 20 to
+    50 ms, now and then."""
+    if gc.get_freeze_count():
+        gc.freeze()
+
+
 class TuneApp(ThemedApp, SignalApp, FailingApp, StartingApp):
     """The wizard. `probe` replaces the look at the box; `warm` says whether a worker is warmed, `simulate`
     whether the plan's memory is simulated.
@@ -100,6 +107,7 @@ class TuneApp(ThemedApp, SignalApp, FailingApp, StartingApp):
         self._reading = False
         self._save_timer: Timer | None = None
         self._unread: Timer | None = None
+        self._planned_before = False
         self.animation_level = "none"
         self.dress(self.look.theme)
 
@@ -128,6 +136,13 @@ class TuneApp(ThemedApp, SignalApp, FailingApp, StartingApp):
         run = self.folder.path if self.folder is not None and self.folder.alive() else live_run()
         words = "Your answers are kept: `ollama-tune` goes on where you were."
         self.exit(0, message=Text(goes_on(run) if run is not None else words))
+
+    @on(messages.PlanChanged)
+    def _loaded(self) -> None:
+        """With the first plan all rooms are loaded."""
+        if not self._planned_before:
+            self._planned_before = True
+            keep_loaded()
 
     def work_failed(self, group: str) -> None:
         """Slow work that ended so is no longer busy."""
@@ -238,6 +253,11 @@ class TuneApp(ThemedApp, SignalApp, FailingApp, StartingApp):
             self._save_timer.stop()
         self._save_timer = self.set_timer(SAVE_AFTER, self.save_answers)
 
+    def choose_data(self, path: str) -> None:
+        """As the parent, and saved: a path is the longest thing that is typed here."""
+        super().choose_data(path)
+        self.save_soon()
+
     def set_value(self, path: str, value: Any) -> None:
         """As the parent, and saved."""
         super().set_value(path, value)
@@ -255,7 +275,8 @@ class TuneApp(ThemedApp, SignalApp, FailingApp, StartingApp):
 
     async def open_wizard(self, answers: WizardState) -> None:
         """Go on with other answers, at their step."""
-        self.answers, self.folder = answers, None
+        self.folder = None
+        self.take_answers(answers)
         while len(self.screen_stack) > 2:
             await self.pop_screen()
         self._reading = False

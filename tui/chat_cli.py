@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ollama_tune.core.errors import TuneError, UsageError
-from ollama_tune.tui.shell import INTERRUPTED, end_json, on_terminal, telling
+from ollama_tune.tui.shell import INTERRUPTED, Terminated, end_json, on_terminal
 
 if TYPE_CHECKING:
     from ollama_tune.core.evaluate.asking import Asking
@@ -66,12 +66,11 @@ def ask(run: str, question: str, as_json: bool, **options: Any) -> None:
 
     Answers are the likeliest ones, so they are the same every time, unless a temperature is given.
     """
-    with telling(as_json):
-        text = (sys.stdin.read() if question == "-" else question).strip()
-        if not text:
-            raise UsageError("There is no question.", 'Write it behind the run, as in `ask RUN "Hello?"`.')
-        with _opened(run, options) as talk:
-            answers = talk.turn(text, None if as_json else _printer(options["base"]))
+    text = (sys.stdin.read() if question == "-" else question).strip()
+    if not text:
+        raise UsageError("There is no question.", 'Write it behind the run, as in `ask RUN "Hello?"`.')
+    with _opened(run, options) as talk:
+        answers = talk.turn(text, None if as_json else _printer(options["base"]))
     stopped = any(answer["end"] == "cancelled" for answer in answers.values())
     status = INTERRUPTED if stopped else 0
     if as_json:
@@ -80,11 +79,11 @@ def ask(run: str, question: str, as_json: bool, **options: Any) -> None:
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", required=False, metavar="[RUN]")
 @asking_options
 @click.option("--json", "as_json", is_flag=True, help="Answer each line of standard input by a line of JSON.")
-def chat(run: str, as_json: bool, **options: Any) -> None:
-    """Talk to the tuned model of a run; each model sees its own answers.
+def chat(run: str | None, as_json: bool, **options: Any) -> None:
+    """Talk to the tuned model of a run (the newest when none is named); each model sees its own answers.
 
     A line that is typed is a question. /new begins a new conversation; /bye or Ctrl+D ends; Ctrl+C stops an
     answer. Without a terminal use `ollama-tune ask`, or --json: every line of standard input is a question
@@ -112,7 +111,7 @@ def chat(run: str, as_json: bool, **options: Any) -> None:
                 _answered(talk, line, options["base"])
 
 
-def _chat_lines(run: str, options: Mapping[str, Any]) -> None:
+def _chat_lines(run: str | None, options: Mapping[str, Any]) -> None:
     """A conversation for programs: a question a line in, its answers a line out, at once."""
     with _opened(run, options) as talk:
         for line in map(str.strip, sys.stdin):
@@ -129,6 +128,8 @@ def _typed() -> str | None:
     except EOFError:
         click.echo()
         return None
+    except Terminated:
+        raise
     except KeyboardInterrupt:
         click.echo(f"\n{COMMANDS}")
         return ""
@@ -237,7 +238,7 @@ class Talk:
 
 
 @contextlib.contextmanager
-def _opened(run: str, options: Mapping[str, Any]) -> Iterator[Talk]:
+def _opened(run: str | None, options: Mapping[str, Any]) -> Iterator[Talk]:
     """The models of a run as long as the block lasts."""
     from ollama_tune.core.evaluate.client import ChatProcess
     from ollama_tune.core.evaluate.held_out import read_held_out, usual_system

@@ -7,79 +7,40 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib
-import keyword
 import os
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ollama_tune.core.errors import TuneError, UsageError
+from ollama_tune.tui.commands import Commands
 from ollama_tune.tui.look import asked_look, look_options, wants_plain
 from ollama_tune.tui.shell import (
     INTERRUPTED,
+    TERMINATED,
+    UNREAD,
+    Interrupted,
     assignments,
+    by_sigterm,
     end_json,
     follow_or_leave,
+    interruption,
     json_option,
     leave,
     on_terminal,
+    open_standard_streams,
+    orderly,
     say,
-    telling,
-    wants_json,
+    unwritable,
 )
 from ollama_tune.tui.tracking_cli import tracking_options, tracking_values
 
 if TYPE_CHECKING:
     from ollama_tune.core.runs.folder import RunFolder
-
-ELSEWHERE = {
-    "ask": "chat_cli",
-    "attach": "control_cli",
-    "chat": "chat_cli",
-    "compare": "runs_cli",
-    "data": "data_cli",
-    "delete": "control_cli",
-    "doctor": "doctor_cli",
-    "evaluate": "evaluate_cli",
-    "export": "export_cli",
-    "import": "import_cli",
-    "keys": "keys_cli",
-    "launch": "launch_cli",
-    "pause": "control_cli",
-    "plan": "plan_cli",
-    "predict": "predict_cli",
-    "probe": "probe_cli",
-    "resume": "control_cli",
-    "runs": "runs_cli",
-    "schema": "schema_cli",
-    "serve": "serve_cli",
-    "stop": "control_cli",
-    "sweep": "sweep_cli",
-    "tensorboard": "tracking_cli",
-    "track": "tracking_cli",
-    "verify": "export_cli",
-}
-"""The module of each command that is not in this one; it is imported when it is asked for."""
-
-
-class Commands(click.Group):
-    """The wizard's first frame waits for no command that nobody gave."""
-
-    def list_commands(self, context: click.Context) -> list[str]:
-        """All of them."""
-        return sorted({*super().list_commands(context), *ELSEWHERE})
-
-    def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        """From here, else from its module."""
-        if name not in ELSEWHERE:
-            return super().get_command(context, name)
-        module = importlib.import_module(f"ollama_tune.tui.{ELSEWHERE[name]}")
-        return cast("click.Command", getattr(module, name + "_" * keyword.iskeyword(name)))
 
 
 def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
@@ -92,8 +53,24 @@ def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) 
     context.exit()
 
 
+EPILOG = """\b
+Examples:
+  ollama-tune demo
+  ollama-tune plan --model bundled --data rows.jsonl --name kitchen --output run.yaml
+  ollama-tune run run.yaml --set training.epochs=3
+  ollama-tune evaluate
+
+For scripts and coding agents: every command takes --json, and `ollama-tune
+schema --agents` prints a page that says how a whole job goes.
+`ollama-tune COMMAND --help` has examples of each.
+"""
+
+
 @click.group(
-    cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
+    cls=Commands,
+    invoke_without_command=True,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.option(
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Versions."
@@ -108,6 +85,7 @@ def cli(context: click.Context, /, plain: bool, **_look: object) -> None:
     """
     if context.invoked_subcommand is None:
         context.exit(_wizard(context, plain))
+    context.with_resource(orderly())
 
 
 def _wizard(context: click.Context, plain: bool) -> int:
@@ -187,9 +165,8 @@ def run(
         folder = _new_run(file, wanted, partial(click.echo, err=events))
         try:
             start(folder, "all", warm)
-        except KeyboardInterrupt:
-            leave(folder, True)
-            sys.exit(INTERRUPTED)
+        except KeyboardInterrupt as error:
+            raise interruption(error, *leave(folder, True)) from None
     follow_or_leave(folder, detach, raw=events)
 
 
@@ -197,18 +174,16 @@ def _new_run(file: Path, values: dict[str, Any], tell: Callable[[str], None]) ->
     """The folder of the run that a file describes; tells what should be known before, and where it is."""
     from ollama_tune.core.machine.logout import outlive_logout
     from ollama_tune.core.plan.exportable import export_obstacle
-    from ollama_tune.core.plan.room import check_run, of_this_box
-    from ollama_tune.core.plan.settings import load
+    from ollama_tune.core.plan.pins import hub_news
+    from ollama_tune.core.plan.room import check_run, settings_here
     from ollama_tune.core.runs.folder import create_run
+    from ollama_tune.core.runs.turns import step_aside
     from ollama_tune.tui.exporting import remarks
 
-    said = load(file)
-    settings = said.with_values(values)
-    mine = {name.removeprefix("training."): value for name, value in values.items()}
-    chosen = of_this_box({**said.training.model_dump(exclude_unset=True), **mine})
-    settings = settings.with_values(chosen) if chosen else settings
+    step_aside()
+    settings, chosen = settings_here(file, values)
     known = (*remarks(settings.export), export_obstacle(settings), check_run(settings), outlive_logout())
-    for remark in filter(None, known):
+    for remark in (*filter(None, known), *hub_news(settings)):
         tell(f"! {remark}")
     folder = create_run(settings, settings.export.name or Path(settings.model.source).name)
     tell(f"Run folder: {folder.path}")
@@ -245,26 +220,36 @@ def paths(as_json: bool) -> None:
 
 def main() -> int:
     """Entry point of the console script; returns the exit status."""
+    open_standard_streams()
+    stdout = sys.stdout
     try:
-        with telling(wants_json(sys.argv[1:])):
-            status = cli.main(standalone_mode=False)
+        status = cli.main(standalone_mode=False)
     except TuneError as error:
-        click.echo(f"✗ {error}", err=True)
+        click.echo(f"{'' if isinstance(error, Interrupted) else '✗ '}{error}", err=True)
         return error.exit_code
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as error:
         click.echo("Nothing more was done.", err=True)
-        return INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + 13
+        return TERMINATED if by_sigterm(error) else INTERRUPTED
     except SystemExit as end:
+        if sys.stdout is not stdout:  # click replaces it where the reader is gone
+            return UNREAD
         return end.code if isinstance(end.code, int) else int(bool(end.code))
     except Exception as error:
+        if unwritable(error):
+            return _unwritten(error)
         from ollama_tune.tui.crash import report_crash
 
         click.echo(report_crash(error), err=True)
         return 1
     return status if isinstance(status, int) else 0
+
+
+def _unwritten(error: Exception) -> int:
+    """Standard output takes no more: say so where that can be read; Python's own last flush goes nowhere."""
+    with contextlib.suppress(OSError):
+        click.echo(f"✗ The output cannot be written: {getattr(error, 'strerror', error)}.", err=True)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return UNREAD if isinstance(error, BrokenPipeError) else 1

@@ -19,11 +19,15 @@ FIRST_STEPS = 12
 FIRST_SHARE = 0.08
 """Nothing is judged before so many steps, nor before this share of all: the rate still rises."""
 LATE = 0.25
-"""That a loss does not fall is said only after this share of the steps."""
+SHORT = 40
+"""That a loss does not fall, or not much, is said only after this share of the steps; and before so many
+only of a run that is over: the steps of a short run scatter more than they fall."""
 SURE = 4.0
 """Standard errors that a difference must have to count."""
 CLEAR = math.log(1.03)
 """A change by less is nothing to act on."""
+UNSURE = 0.3
+"""Two standard errors so wide (as a logarithm) hide whether a loss still falls."""
 FLAT = 0.03
 """A loss that fell by a smaller share has not learned."""
 SLOW = 0.25
@@ -111,11 +115,33 @@ class Seen:
         return self.view.scored.title if self.view.scored is not None else "held-out loss"
 
     @property
+    def early(self) -> bool:
+        """True while it cannot be said that the loss does not fall."""
+        return not self.over and self.view.step < max(LATE * self.view.total_steps, SHORT)
+
+    @property
+    def compared(self) -> bool:
+        """True where the held-out loss is known before training and since."""
+        return self.held is not None and bool(self.base) and math.isfinite(self.base or 0.0)
+
+    @property
     def held_fell(self) -> bool:
         """True where the held-out loss is clearly below the base model's."""
-        if self.held is None or not self.base or not math.isfinite(self.base):
+        return self.compared and self.held is not None and self.held.last < (1 - FLAT) * (self.base or 0.0)
+
+    @property
+    def fell(self) -> bool:
+        """True where the training loss is lower than at the start by more than chance."""
+        return self.course.start.above(self.course.now, 3) and self.course.fall >= FLAT
+
+    @property
+    def nothing(self) -> bool:
+        """True where neither loss fell, and it is known well enough: on the held-out rows, else by a training
+        loss that scatters little."""
+        if self.held_fell or self.fell:
             return False
-        return self.held.last < (1 - FLAT) * self.base
+        doubt = 2 * math.hypot(self.course.start.error, self.course.now.error)
+        return self.compared or self.course.start.value - self.course.now.value + doubt < 2 * CLEAR
 
     def level_near(self, step: float) -> Level:
         """The training loss around a step."""
@@ -137,10 +163,11 @@ def advise(view: RunView) -> Advice | None:
     if view.loss is None and not view.trained:
         return _not_a_number(view)
     blocks = blocks_of(view.losses)
-    early = view.step < max(FIRST_STEPS, FIRST_SHARE * view.total_steps) and not view.trained
-    if early or len(blocks) < 8:
-        return _started(view)
+    if len(blocks) < 8 or (view.step < FIRST_STEPS and not view.trained):
+        return _few(view) if view.trained else _started(view)
     seen = Seen.at(view, blocks)
+    if view.step < FIRST_SHARE * view.total_steps and not view.trained:
+        return _so_far(seen)
     return next(advice for check in CHECKS if (advice := check(seen)) is not None)
 
 
@@ -154,10 +181,27 @@ def _not_a_number(view: RunView) -> Advice:
 
 
 def _started(view: RunView) -> Advice:
-    if view.trained:
-        words = f"Finished after {view.step:,} steps: too few to say how it went."
-        return Advice("·", words, "Try it, and compare the answers.", "started")
     words = f"Too early to say how it goes: step {view.step:,} of {view.total_steps:,}."
+    return Advice("·", words, "Nothing to do yet.", "started")
+
+
+def _few(view: RunView) -> Advice:
+    """The end of a handful of steps: only the held-out rows can say something of them."""
+    after = f"Finished after {view.step:,} step{'s' if view.step > 1 else ''}"
+    losses = [point.loss for _, point in sorted(view.validation.items()) if point.loss is not None]
+    if len(losses) < 2 or 0 not in view.validation:
+        return Advice("·", f"{after}: too few to say how it went.", "Try it, and compare the answers.", "few")
+    words = f"{after}: held-out loss {_figure(losses[0])} before, {_figure(losses[-1])} now."
+    if losses[-1] < (1 - FLAT) * losses[0]:
+        return Advice("·", words, "More epochs may bring more. Try it, and compare the answers.", "few")
+    return Advice("!", words, "So few steps taught next to nothing: more epochs, or more rows.", "few")
+
+
+def _so_far(seen: Seen) -> Advice:
+    """Nothing to judge yet, or figures that scatter too much for it."""
+    if not seen.fell:
+        return _started(seen.view)
+    words = f"So far: loss {seen.course.start.loss:.2f} at the start, {_figure(seen.now)} now."
     return Advice("·", words, "Nothing to do yet.", "started")
 
 
@@ -199,7 +243,7 @@ def _learned(seen: Seen) -> Advice | None:
 def _overfitting(seen: Seen) -> Advice | None:
     """The held-out loss rises while the training loss falls."""
     held = seen.held
-    if held is None or held.rise < max(CLEAR, SURE * held.noise):
+    if held is None or held.rise < max(CLEAR, 0.0 if held.climbs else SURE * held.noise):
         return None
     falls = seen.level_near(held.best_step).above(seen.course.now, 2) or seen.now < 0.7 * held.last
     if not falls:
@@ -214,7 +258,8 @@ def _overfitting(seen: Seen) -> Advice | None:
 
 def _by_heart(seen: Seen) -> Advice | None:
     """The training rows are known; what is held out is not, or nothing is."""
-    if not seen.known:
+    awaited = seen.held is None and seen.view.validation_rows and not seen.over
+    if not seen.known or awaited:
         return None
     held = f"; held-out {_figure(seen.held.last)}" if seen.held is not None else ""
     words = f"The training rows are known by heart (loss {_figure(seen.now)}{held})."
@@ -224,17 +269,20 @@ def _by_heart(seen: Seen) -> Advice | None:
 def _flat(seen: Seen) -> Advice | None:
     """Nothing was learned, or next to nothing."""
     course, view = seen.course, seen.view
-    if view.step < LATE * view.total_steps and not seen.over:
+    if seen.early:
         return None
-    known = course.start.above(course.now, 3) or seen.held_fell
     steps = f"{course.start.loss:.2f} at the start, {seen.now:.2f} after {view.step:,} steps"
-    if not known or (course.fall < FLAT and not seen.held_fell):
-        words = f"Nothing is learned: loss {steps}."
-        return Advice("!", words, _try_higher(seen), "flat")
+    if seen.nothing:
+        return Advice("!", f"Nothing is learned: loss {steps}.", _try_higher(seen), "flat")
     fall, late = _shape(seen)
-    if fall < SLOW * min(view.step / max(view.total_steps, 1), 1.0) and late > SLOW_HALF:
+    if (seen.fell or seen.held_fell) and fall < _slow(view) and late > SLOW_HALF:
         return Advice("!", f"Learning is slow: loss {steps}.", _try_higher(seen), "slow")
     return None
+
+
+def _slow(view: RunView) -> float:
+    """The share by which a loss falls at the least by now where the learning rate is good."""
+    return SLOW * min(view.step / max(view.total_steps, 1), 1.0)
 
 
 def _shape(seen: Seen) -> tuple[float, float]:
@@ -249,6 +297,8 @@ def _shape(seen: Seen) -> tuple[float, float]:
 
 
 def _try_higher(seen: Seen) -> str:
+    if seen.over and seen.view.step < SHORT:
+        return f"More epochs, or a higher learning rate ({3 * seen.rate:.1g}), would go further."
     if seen.rate and seen.rate < LOW_RATE:
         return f"The learning rate ({seen.rate:.2g}) is small: try {10 * seen.rate:.1g}."
     return f"Try a higher learning rate ({3 * seen.rate:.1g}), or look at what the rows teach."
@@ -270,7 +320,7 @@ def _waiting(seen: Seen) -> Advice | None:
     waits = seen.view.patience
     if seen.over or waits is None or not waits.patience or waits.waited < max(waits.patience - 1, 1):
         return None
-    words = f"{waits.waited} of {waits.patience} measurements without a better {seen.decides}."
+    words = f"{waits.waited} of {waits.patience} evaluations without a better {seen.decides}."
     best = f"; step {seen.best_step:,}, the best, is kept" if seen.held is not None else ""
     return Advice("·", words, f"Nothing to do: one more ends the run{best}.", "waiting")
 
@@ -288,12 +338,10 @@ def _finished(seen: Seen) -> Advice | None:
 
 def _best_is(seen: Seen) -> str:
     assert seen.held is not None
-    step, still = seen.best_step, seen.course.before.above(seen.course.now, 3)
+    step, falling = seen.best_step, seen.held.falling or (seen.held.points == 1 and seen.held_fell)
+    still = falling or seen.course.before.above(seen.course.now, 3)
     if seen.view.pairs:
-        return (
-            f"Best at step {step:,}, and that state is kept. Try it; where its answers are still the old "
-            "ones, learn the better answers first (What is learned: the answers)."
-        )
+        return f"Step {step:,} is kept. No better? Then learn the better answers first (sft)."
     if seen.held.after == 0 and step == seen.held.best_step and still:
         return f"Best at the end (step {step:,}): more epochs may bring more."
     return f"Best at step {step:,}, and that state is kept. Try it."
@@ -305,16 +353,18 @@ def _falling(seen: Seen) -> Advice | None:
     lower = course.middle.above(course.now, 3) and course.middle.value - course.now.value > CLEAR
     if not (lower or (held is not None and held.falling)):
         return None
-    words = f"Falling well: loss {course.start.loss:.2f} at the start, {_figure(seen.now)} now."
-    return Advice("✓", words, "Nothing to do.", "falling")
+    well = " well" if course.fall > min(2 * _slow(seen.view), SLOW) else ""
+    words = f"Falling{well}: loss {course.start.loss:.2f} at the start, {_figure(seen.now)} now."
+    return Advice("✓" if well else "·", words, "Nothing to do.", "falling")
 
 
 def _level(seen: Seen) -> Advice:
-    """Neither up nor down; near the beginning that says nothing yet."""
-    if seen.view.step < LATE * seen.view.total_steps:
-        return _started(seen.view)
+    """Neither up nor down; near the beginning, and where the loss scatters widely, that says nothing yet."""
+    doubt = 2 * math.hypot(seen.course.middle.error, seen.course.now.error)
+    if seen.early or doubt > UNSURE:
+        return _so_far(seen)
     words = f"Levelled off: loss {_figure(seen.now)} ({seen.course.start.loss:.2f} at the start)."
-    return Advice("·", words, "Nothing to do; what the rows teach is mostly learned.", "level")
+    return Advice("·", words, "Nothing to do; more steps like these bring little.", "level")
 
 
 CHECKS: tuple[Check, ...] = (

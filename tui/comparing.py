@@ -170,6 +170,7 @@ METRICS = (
     Metric("best_step", "at step", lambda r: r.summary.best_step, "{:,.0f}".format, 0),
     Metric("last_loss", "Training loss, last", lambda r: r.train[-1].loss if r.train else None,
            "{:.4f}".format, 0),
+    Metric("preferred", "Better answers preferred", lambda r: r.summary.preferred, "{:.0%}".format, 1, True),
     Metric("exact_match_before", "Exact answers before", lambda r: r.summary.before, "{:.1%}".format, 0),
     Metric("exact_match_after", "Exact answers after", lambda r: r.summary.after, "{:.1%}".format, 1, True),
     Metric("steps", "Steps", lambda r: r.summary.step or None, "{:,.0f}".format, 0),
@@ -197,6 +198,8 @@ def remarks(runs: Sequence[Compared]) -> list[str]:
     changed, said = differing(runs), []
     if any(path in changed for path in SAME_ROWS):
         said.append("The held-out rows are not the same: losses and exact answers cannot be compared.")
+    elif other_losses(runs):
+        said.append("Preferences (DPO) have a loss of their own, by beta: compare exact answers, not losses.")
     elif "model.source" in changed or "model.revision" in changed:
         said.append("Other models cut text into other tokens: compare exact answers rather than losses.")
     if "evaluation.rows" in changed:
@@ -205,6 +208,13 @@ def remarks(runs: Sequence[Compared]) -> list[str]:
     if unread:
         said.append(f"The run.yaml of {' and '.join(unread)} cannot be read: its settings are not compared.")
     return said
+
+
+def other_losses(runs: Sequence[Compared]) -> bool:
+    """Whether the losses are of different kinds: of answers and of preferences, or those by other betas."""
+    changed = differing(runs)
+    kinds = {run.settings.training.objective for run in runs if run.settings is not None}
+    return len(kinds) > 1 or (kinds == {"dpo"} and "training.beta" in changed)
 
 
 def setting_rows(runs: Sequence[Compared]) -> list[Row]:
@@ -248,6 +258,7 @@ def best_of(metric: Metric, runs: Sequence[Compared]) -> int | None:
     values = [metric.value(run) for run in runs]
     known = [(metric.better * value, number) for number, value in enumerate(values) if value is not None]
     incomparable = metric.held_out and any(path in differing(runs) for path in SAME_ROWS)
+    incomparable = incomparable or (metric.key == "best_loss" and other_losses(runs))
     if not metric.better or len(known) < 2 or incomparable:
         return None
     known.sort(reverse=True)

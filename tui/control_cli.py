@@ -23,7 +23,7 @@ def _words(folder: RunFolder) -> dict[str, Any]:
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, metavar="[RUN]")
 @click.option("--plain", is_flag=True, help="Lines instead of the screen.")
 @click.option("--json", "as_json", is_flag=True, help="The run's events, one JSON object a line.")
 @look_options
@@ -54,7 +54,7 @@ def attach(context: click.Context, /, name: str | None, plain: bool, as_json: bo
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, metavar="[RUN]")
 @click.option("--wait", default=300.0, show_default=True, help="Seconds to wait for the checkpoint.")
 @json_option
 def stop(name: str | None, wait: float, as_json: bool) -> None:
@@ -79,7 +79,7 @@ def stop(name: str | None, wait: float, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, metavar="[RUN]")
 @json_option
 def pause(name: str | None, as_json: bool) -> None:
     """Make a run write a checkpoint after its step and wait; it keeps its memory.
@@ -102,7 +102,7 @@ def pause(name: str | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, metavar="[RUN]")
 @click.option("--detach", is_flag=True, help="Start and return.")
 @click.option("--json", "as_json", is_flag=True, help="The run's new events, one JSON object a line.")
 def resume(name: str | None, detach: bool, as_json: bool) -> None:
@@ -126,7 +126,7 @@ def resume(name: str | None, detach: bool, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", metavar="RUN")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 def delete(name: str, yes: bool, as_json: bool) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -134,7 +135,8 @@ class Held:
     and came `after` the best, and the logarithm half way (`middle`).
 
     `rise` is how far the last two stand above the best, as a logarithm; `noise` is their scatter. `falling`
-    says that the newest is clearly lower than the one before.
+    says that the newest is clearly lower than the one before, `climbs` that each of three or more since the
+    best is higher than the one before.
     """
 
     best: float
@@ -146,6 +148,7 @@ class Held:
     rise: float
     noise: float
     falling: bool
+    climbs: bool
 
     @classmethod
     def of(cls, points: Sequence[tuple[int, float]]) -> Held:
@@ -164,6 +167,7 @@ class Held:
             rise=rise,
             noise=noise_of(values[max(best - 1, 0) :]),
             falling=len(values) > 1 and best == len(values) - 1 and values[-2] - values[-1] > FALLS,
+            climbs=len(values) - best > 3 and values[best:] == sorted(values[best:]),
         )
 
 
@@ -179,7 +183,7 @@ def _between(points: Sequence[tuple[int, float]], values: Sequence[float], step:
 @dataclass(frozen=True)
 class Jumps:
     """Where the largest gradient norm of some steps is many times that of the steps around them: how often,
-    and the worst one with what is usual there."""
+    and the worst one with what was usual before it at the least: norms that jump seldom come back."""
 
     count: int
     largest: float
@@ -192,10 +196,14 @@ class Jumps:
             math.exp(median([block.value for block in blocks[max(at - AROUND, 0) : at + AROUND + 1]]))
             for at in range(len(blocks))
         ]
-        found = [(block.high / low, block.high, low) for block, low in zip(blocks, usual, strict=True)]
-        jumps = [jump for jump in found if jump[0] > times]
-        _, largest, low = max(jumps, default=(0.0, 0.0, 0.0))
-        return cls(len(jumps), largest, low)
+        before = list(accumulate(usual, min))
+        found = [
+            (block.high / least, block.high, least)
+            for block, now, least in zip(blocks, usual, before, strict=True)
+            if block.high > times * now
+        ]
+        _, largest, low = max(found, default=(0.0, 0.0, 0.0))
+        return cls(len(found), largest, low)
 
     @property
     def times(self) -> float:

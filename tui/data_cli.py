@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 import sys
-from collections.abc import Container, Iterator
+from collections.abc import Container
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ollama_tune.core.errors import TuneError, UsageError
-from ollama_tune.tui.shell import out, telling
+from ollama_tune.tui.shell import out
 
 if TYPE_CHECKING:
     from ollama_tune.core.data.chat.render import ChatFormat
@@ -72,7 +72,7 @@ def data(file: str, model: str | None, row: int | None, as_json: bool, **options
     """
     from ollama_tune.tui import data_report
 
-    with _one_object() if as_json else contextlib.nullcontext():
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         report = make_report(file, _reading(**options), model, row)
         text = json.dumps(data_report.as_json(report), indent=2) if as_json else ""
     if as_json:
@@ -167,13 +167,6 @@ def _view(chat: ChatFormat, profile: DatasetProfile, number: int) -> RowView:
 
     row = profile.rows[number - 1]
     return RowView(number, row, *seen_by(chat, row), worse_of(chat, row))
-
-
-@contextlib.contextmanager
-def _one_object() -> Iterator[None]:
-    """Nothing but the object on stdout; any error as the object."""
-    with telling(True), contextlib.redirect_stdout(sys.stderr):
-        yield
 
 
 def _print_anything() -> None:

@@ -61,12 +61,24 @@ def check_data(
 
     said = _reading(path, reading)
     try:
-        return messages.DatasetChecked(path, reading, scan_in_child(path, said, progress, cancelled))
+        profile = scan_in_child(path, said, progress, cancelled)
+        return messages.DatasetChecked(path, reading, _with_news(profile, said))
     except TuneError as error:
         failed = messages.DatasetChecked(path, reading, error=error)
     with contextlib.suppress(TuneError):
         return replace(failed, columns=peek(path, said).columns)
     return failed
+
+
+def _with_news(profile: DatasetProfile, reading: Reading) -> DatasetProfile:
+    """The profile, and the word that the hub has another version of the data by now, where it has."""
+    with IMPORTING:
+        from ollama_tune.core.data.values import OTHER_VERSION, Problem
+        from ollama_tune.core.plan.pins import data_news
+
+    news = data_news(profile.source, reading.revision)
+    told = (Problem(OTHER_VERSION, news, profile.total, ()),) if news else ()
+    return replace(profile, problems=(*profile.problems, *told))
 
 
 def _reading(path: str, values: Mapping[str, Any]) -> Reading:

@@ -12,7 +12,7 @@ from ollama_tune.core.runs.folder import RunFolder, State, create_run
 from ollama_tune.core.text import human_bytes, human_seconds
 from ollama_tune.tui.follow import Follower, Print, follow, sample_lines
 from ollama_tune.tui.printing import NotProved
-from ollama_tune.tui.shell import error_object
+from ollama_tune.tui.shell import error_object, interruption, leave
 
 GOAL = 0.9
 
@@ -35,9 +35,12 @@ def run_demo(out: Print) -> tuple[int, dict[str, Any]]:
     out(f"  memory         {human_bytes(plan.memory.needed)} needed, {human_bytes(plan.memory.free)} free")
     folder = create_run(settings, "demo")
     out(f"Run folder: {folder.path}")
-    start(folder, "all")
     follower = Follower(out)
-    state = follow(folder, follower)
+    try:
+        start(folder, "all")
+        state = follow(folder, follower)
+    except KeyboardInterrupt as interrupted:
+        raise interruption(interrupted, *leave(folder, True)) from None
     seconds = time.monotonic() - began
     error, values = _report(folder, follower, state, seconds, out)
     told = error_object(error) if error else {"outcome": "ok"}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ollama_tune.tui.shell import INTERRUPTED, end_json, out, telling
+from ollama_tune.tui.shell import end_json, interruption, out
 
 if TYPE_CHECKING:
     from ollama_tune.core.evaluate.evaluation import Evaluation
@@ -36,7 +35,7 @@ An error is {"outcome": "error", "what": ..., "fix": ...}.
 
 
 @click.command(epilog=EPILOG)
-@click.argument("run")
+@click.argument("run", required=False, metavar="[RUN]")
 @click.option("--data", metavar="DATA", help="Measure on all rows of this file, folder or hub data set.")
 @click.option("--against", default="base", show_default=True, help="base, another run, or ollama:NAME.")
 @click.option(
@@ -46,28 +45,29 @@ An error is {"outcome": "error", "what": ..., "fix": ...}.
 @click.option("--max-tokens", type=click.IntRange(1, 32_768), help="The longest answer. [default: the run's]")
 @click.option("--output", metavar="DIR", type=click.Path(path_type=Path), help="A new folder for the report.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object; progress goes to standard error.")
-def evaluate(run: str, as_json: bool, output: Path | None, **options: Any) -> None:
+def evaluate(run: str | None, as_json: bool, output: Path | None, **options: Any) -> None:
     """Measure the tuned model of a run beside another on rows that it has not learned.
 
-    The rows are those that the run kept apart. Every figure comes with a 95 % interval, every difference
-    with a test. A report with charts and the best and worst rows is written into the run's folder.
+    Without a name it is the newest run. The rows are those that the run kept apart. Every figure comes with
+    a 95 % interval, every difference with a test. A report with charts and the best and worst rows is
+    written into the run's folder.
     """
-    with telling(as_json):
-        try:
-            found, folder = _evaluated(run, output, options, partial(click.echo, err=as_json))
-        except KeyboardInterrupt:
-            click.echo("Stopped. The same command goes on where it was.", err=True)
-            sys.exit(INTERRUPTED)
-        if as_json:
-            from ollama_tune.core.evaluate.report import report_json
+    try:
+        found, folder = _evaluated(run, output, options, partial(click.echo, err=as_json))
+    except KeyboardInterrupt as error:
+        raise interruption(error, "Stopped.", "The same command goes on where it was.") from None
+    if as_json:
+        from ollama_tune.core.evaluate.report import report_json
 
-            end_json(0, outcome="ok", **report_json(found), folder=str(folder))
+        end_json(0, outcome="ok", **report_json(found), folder=str(folder))
     for line in result_lines(found):
         out(line)
     out(f"Report: {folder / 'report.md'}")
 
 
-def _evaluated(run: str, output: Path | None, options: dict[str, Any], tell: Any) -> tuple[Evaluation, Path]:
+def _evaluated(
+    run: str | None, output: Path | None, options: dict[str, Any], tell: Any
+) -> tuple[Evaluation, Path]:
     from ollama_tune.core.evaluate.evaluation import Wish, evaluate
     from ollama_tune.core.evaluate.report import check_output, write_report
     from ollama_tune.core.runs.folder import find_run

@@ -48,6 +48,6 @@ class ExplainedScreen(Screen[Result]):
     def action_explain(self) -> None:
         """Show the help of the focus, the keys that work now, and the help of the screen."""
         from ollama_tune.tui.keys import keys_now
-        from ollama_tune.tui.widgets.help import HelpScreen
+        from ollama_tune.tui.widgets.help import show_help
 
-        self.app.push_screen(HelpScreen(*self.help_topic(), keys_now(self), self.screen_topic()))
+        show_help(self.app, *self.help_topic(), keys_now(self), self.screen_topic())

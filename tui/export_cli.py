@@ -11,13 +11,12 @@ import click
 
 from ollama_tune.core.errors import TuneError, UsageError
 from ollama_tune.tui.shell import (
-    INTERRUPTED,
     Interrupted,
     end_json,
     error_object,
     has_terminal,
+    interruption,
     leave,
-    telling,
 )
 
 if TYPE_CHECKING:
@@ -63,18 +62,17 @@ def export(source: str | None, base: str | None, yes: bool, as_json: bool, **opt
       ollama-tune export ./lora-out --base Qwen/Qwen3-4B --name kitchen
       ollama-tune export RUN --no-push --json
     """
-    with telling(as_json):
-        adopted = _is_adapter(source)
-        folder = _folder(source, base, options["name"], adopted)
-        try:
-            found = _look(folder)
-            request = _request(folder, found, options, adopted)
-            _allowed(found, request, yes)
-        except BaseException:
-            if adopted:
-                _forget(folder)
-            raise
-        _export(folder, request, as_json)
+    adopted = _is_adapter(source)
+    folder = _folder(source, base, options["name"], adopted)
+    try:
+        found = _look(folder)
+        request = _request(folder, found, options, adopted)
+        _allowed(found, request, yes)
+    except BaseException:
+        if adopted:
+            _forget(folder)
+        raise
+    _export(folder, request, as_json)
 
 
 def _is_adapter(source: str | None) -> bool:
@@ -173,11 +171,11 @@ def _export(folder: RunFolder, request: ExportSettings, as_json: bool) -> NoRetu
     begin_export(folder, request)
     try:
         state = follow(folder, follower, skip=seen)
-    except KeyboardInterrupt:
-        leave(folder, True)
+    except KeyboardInterrupt as error:
+        end = interruption(error, *leave(folder, True, quiet=as_json))
         if as_json:
-            end_json(INTERRUPTED, **error_object(_stopped()), run=str(folder.path))
-        sys.exit(INTERRUPTED)
+            end_json(end.exit_code, **error_object(end), run=str(folder.path))
+        raise end from None
     _report(folder, state, follower.verification, as_json)
 
 
@@ -239,9 +237,8 @@ def verify(name: str | None, as_json: bool) -> None:
     from ollama_tune.tui.follow import card_lines
     from ollama_tune.tui.printing import proof_json, read_proof
 
-    with telling(as_json):
-        folder = find_run(name)
-        proof = read_proof(folder)
+    folder = find_run(name)
+    proof = read_proof(folder)
     if as_json:
         end_json(exit_status(proof), **proof_json(proof), run=str(folder.path))
     for line in card_lines(proof):

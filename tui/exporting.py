@@ -47,6 +47,11 @@ class Look:
         return f"{gguf_type} needs llama.cpp's quantizer (xllamacpp or libgguf), and none is installed here."
 
 
+def without_export(folder: RunFolder) -> list[str]:
+    """The commands that answer with what was trained, for a run whose result cannot be exported."""
+    return [f"ollama-tune {verb} {folder.name}" for verb in ("chat", "evaluate")]
+
+
 def look(folder: RunFolder, machine: Machine) -> Look:
     """Read the run's base model and say what each type means on this box; slow, so only from a thread."""
     from ollama_tune.core.models.describe import describe

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from ollama_tune.core.errors import UsageError
+from ollama_tune.core.plan.stopping import OF_LABELS, TITLES
 
 if TYPE_CHECKING:
     from ollama_tune.core.plan.values import Plan
@@ -34,15 +35,9 @@ METHODS = (
     ("ptuning", "a soft prompt (p-tuning)"),
     ("full", "all weights"),
 )
-STOPPING = (
-    ("loss", "loss"),
-    ("exact_match", "exact match"),
-    ("token_f1", "token F1"),
-    ("rouge_l", "ROUGE-L"),
-    ("bleu", "BLEU"),
-    ("chrf", "chrF"),
-    ("accuracy", "accuracy (labels)"),
-    ("macro_f1", "macro F1 (labels)"),
+STOPPING = tuple(
+    (metric, f"{title} (labels)" if metric in OF_LABELS else title)
+    for metric, title in {**TITLES, "loss": "loss"}.items()
 )
 OBJECTIVES = (("sft", "the answers"), ("dpo", "preferences (DPO)"))
 PATHS = (("auto", "chosen by the model"), ("fast", "fast: own code"), ("general", "general: peft"))
@@ -132,7 +127,7 @@ MORE = (
     FormField("training.weight_decay", "Weight decay"),
     FormField("training.max_gradient_norm", "Gradient limit", "longest gradient"),
     FormField("training.evaluation_interval", "Measure every", "steps; 0: eight times a run"),
-    FormField("training.early_stopping", "Stop early", "measurements without gain; 0: never"),
+    FormField("training.early_stopping", "Stop early", "evaluations without gain; 0: never"),
     FormField("training.early_stopping_metric", "Best by", "on held-out rows", STOPPING, 22),
     FormField("training.checkpoint_minutes", "Checkpoint every", "minutes"),
     FormField("training.seed", "Seed", "order and start values"),

@@ -25,13 +25,15 @@ ADVICE_SECONDS = 10.0
 
 
 class Raw:
-    """Prints events as they stand in the log, each on a line of its own."""
+    """Prints events as they stand in the log, each on a line of its own. `told` is the number of the last."""
 
     def __init__(self, out: Print) -> None:
         self._out = out
+        self.told = -1
 
     def show(self, event: Event) -> None:
         """Print the event."""
+        self.told = event.n
         self._out(json.dumps({"n": event.n, "t": event.t, "kind": event.kind, **event.data}))
 
 

@@ -13,6 +13,7 @@ import click
 
 from ollama_tune.core.errors import UsageError
 from ollama_tune.tui.shell import json_option, write_output
+from ollama_tune.tui.tracking_cli import tracking_options, tracking_values
 
 if TYPE_CHECKING:
     from ollama_tune.core.runs.jobs import Job, Launch
@@ -67,6 +68,7 @@ An error is {"outcome": "error", "code": ..., "what": ..., "fix": ...}.
     "-o", "--output", type=click.Path(path_type=Path), help="The file; left out: beside the run.yaml."
 )
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
+@tracking_options
 @json_option
 def launch(file: Path, engine: str, output: Path | None, force: bool, as_json: bool, **asked: Any) -> None:
     """Write the file that starts a run on a cluster, and say how it is submitted.
@@ -81,6 +83,7 @@ def launch(file: Path, engine: str, output: Path | None, force: bool, as_json: b
         if asked[name] and engine not in engines:
             raise UsageError(f"--{name} means nothing to {engine}.", f"It is for {', '.join(engines)}.")
     output = output or file.with_name(f"{file.stem}{ENDINGS[engine]}")
+    asked["values"] = tracking_values(asked.pop("tensorboard"), asked.pop("trackers"))
     job = _job(file, output, asked)
     made = _made(engine, job)
     if not force and (output.exists() or output.is_symlink()):
@@ -103,7 +106,7 @@ def _job(file: Path, output: Path, asked: dict[str, Any]) -> Job:
     home = os.environ.get("OLLAMA_TUNE_HOME")
     job = Job(
         file=file.absolute(),
-        settings=load(file),
+        settings=load(file).with_values(asked["values"]),
         output=output.absolute(),
         folder=Path.cwd(),
         python=sys.executable,

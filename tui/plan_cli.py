@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ollama_tune.tui.shell import assignments, telling, write_output
+from ollama_tune.tui.shell import assignments, write_output
 
 if TYPE_CHECKING:
     from ollama_tune.core.machine.values import Gpu
@@ -64,13 +64,12 @@ def plan(
     The model may be a folder with nothing but a config.json; tokens are then estimated. The memory of a plan
     for a GPU is confirmed by simulating a step with the installed libraries, which takes some seconds.
     """
-    with telling(as_json):
-        made = _made(model, data, gpu, assignments(values) | _named(name))
-        if not as_json:
-            _print(made)
-        found = made if no_simulation else _confirmed(made, quiet=as_json)
-        if output is not None:
-            write_output(output, made.plan.settings.to_yaml())
+    made = _made(model, data, gpu, assignments(values) | _named(name))
+    if not as_json:
+        _print(made)
+    found = made if no_simulation else _confirmed(made, quiet=as_json)
+    if output is not None:
+        write_output(output, made.plan.settings.to_yaml())
     if as_json:
         _print_json(found)
     if output is not None:

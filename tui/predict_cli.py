@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ollama_tune.tui.shell import assignments, telling
+from ollama_tune.tui.shell import assignments
 
 if TYPE_CHECKING:
     from ollama_tune.core.plan.predict import Prediction
@@ -17,6 +17,14 @@ Examples:
   ollama-tune predict --model ~/Llama-3.1-8B --set quantization=nf4 --set rank=16 \\
       --set sequence_length=2048 --set gradient_checkpointing=layers --json
   ollama-tune predict --model ./model --set rank=64 --method formula
+
+\b
+With --json one object is printed, in bytes:
+  allocated_bytes, reserved_bytes  what PyTorch's tensors and its cache take
+  nvml_bytes                       what nvidia-smi shows: compare this with the card
+  parts                            of what is allocated, by name
+  method, notes                    how it was found, and what should be known
+An error is {"outcome": "error", "code": ..., "what": ..., "fix": ...}.
 """
 
 
@@ -67,10 +75,9 @@ def predict(model: Path, values: tuple[str, ...], method: str, as_json: bool) ->
     from ollama_tune.core.plan.predict import predict_peak, read_model_config
     from ollama_tune.core.plan.request import parse_request
 
-    with telling(as_json):
-        request = parse_request(assignments(values))
-        config = read_model_config(model, any_form=True)
-        found = predict_peak(config, request, "formula" if method == "formula" else "simulation")
+    request = parse_request(assignments(values))
+    config = read_model_config(model, any_form=True)
+    found = predict_peak(config, request, "formula" if method == "formula" else "simulation")
     click.echo(json.dumps(found.to_json(), indent=2) if as_json else "\n".join(lines(found)))
 
 

@@ -66,6 +66,14 @@ def table_lines(search: RateSearch, tried: Sequence[Tried], found: Outcome | Non
     return lines
 
 
+def waiting_line(name: str) -> str:
+    """What the short runs wait for, and why."""
+    return (
+        f"They wait until {name} has ended, for two at once would share cores and memory; then they go on by "
+        "themselves."
+    )
+
+
 def outcome_line(found: Outcome) -> str:
     """The best rate with its reason."""
     return f"Take {found.rate:g}: {found.reason}"

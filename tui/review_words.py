@@ -43,11 +43,13 @@ def what(plan: Plan, spec: ModelSpec | None, lengths: Lengths | None) -> list[Sa
 
 def _data(settings: Settings, lengths: Lengths | None) -> str:
     source = BUNDLED if settings.data.path == BUNDLED else tilde(settings.data.path)
-    share = settings.data.validation_split
+    share, objective = settings.data.validation_split, settings.training.objective
     if lengths is None:
         return f"{source}, {share:.0%} of the rows are held out to measure on"
-    held_out = round(lengths.rows * share)
-    return f"{source}, {_count(lengths.rows, 'row')}; {held_out:,} of them are held out to measure on"
+    used = lengths.learned(objective).rows
+    others = f" of {_count(lengths.rows, 'row')}; the others are left out" if used < lengths.rows else ""
+    rows = f"{_count(used, 'pair' if objective == 'dpo' else 'row')}{others}"
+    return f"{source}, {rows}; {round(used * share):,} of them are held out to measure on"
 
 
 def _count(number: int, name: str) -> str:
@@ -138,15 +140,24 @@ def more(plan: Plan) -> list[Said]:
     """What only experts ask: what is trained, what time and memory rest on, how sure the values are."""
     from ollama_tune.core.plan.sources import count_sources
 
-    lines = [("Trained", _trained(plan.settings.training)), ("Time", f"rests on {visible(plan.work.ground)}")]
+    training, ground = plan.settings.training, visible(plan.work.ground)
+    lines = [("Trained", trained_words(training)), ("Time", f"rests on {ground}")]
     if plan.memory.remark:
         lines.append(("Memory", visible(f"{plan.memory.method}; {plan.memory.remark}")))
     return [*lines, ("Chosen", visible(count_sources(plan)))]
 
 
-def _trained(training: TrainingSettings) -> str:
-    held = "4 bit" if training.quantization == "nf4" else "full precision"
+def trained_words(training: TrainingSettings) -> str:
+    """Which numbers learn, how fast, and on what: `LoRA, rank 16, alpha 32, learning rate 0.0002; ...`."""
     kind = WITH_ADAPTER.get(training.method)
-    size = f", rank {training.rank}, alpha {training.alpha}" if kind else ""
     name = kind or dict(METHODS)[training.method]
-    return f"{name}{size}, learning rate {training.learning_rate:g}; base weights in {held}"
+    parts = (
+        (bool(kind), f"rank {training.rank}, alpha {training.alpha}"),
+        (training.dora, "DoRA"),
+        (training.rslora, "rsLoRA"),
+        (training.freeze_layers > 0, f"first {training.freeze_layers} layers as they are"),
+        (training.neftune > 0, f"embedding noise {training.neftune:g}"),
+        (True, f"learning rate {training.learning_rate:g}"),
+    )
+    held = "4 bit" if training.quantization == "nf4" else "full precision"
+    return f"{', '.join([name, *(words for said, words in parts if said)])}; base weights in {held}"

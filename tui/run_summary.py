@@ -20,7 +20,7 @@ from ollama_tune.tui.coach import Advice, advise
 from ollama_tune.tui.run_follower import RunFollower
 from ollama_tune.tui.run_view import RunView
 
-VERSION = 1
+VERSION = 2
 """Changes with the figures below and with what the coach says: older files are not read."""
 
 
@@ -48,6 +48,7 @@ class RunSummary:
     exported: bool = False
     name: str = ""
     problem: str = ""
+    preferred: float | None = None
     advice: Advice | None = None
 
     @classmethod
@@ -75,6 +76,7 @@ class RunSummary:
             exported=exported is not None,
             name=str(exported.get("ollama_name") or "") if exported is not None else "",
             problem=str(view.error["what"]) if view.error is not None else "",
+            preferred=view.preferred.accuracy if view.preferred is not None else None,
             advice=advise(view),
         )
 
@@ -143,6 +145,7 @@ class ListedRun:
         self.summary = RunSummary()
         self.state = State.NEW
         self._follower: RunFollower | None = None
+        self._trained: str | None = None
         known = None if folder.alive() else summaries.get(folder)
         if known is None:
             self._follow()
@@ -183,6 +186,22 @@ class ListedRun:
             return self.folder.settings().model.source
         except TuneError:
             return "?"
+
+    def trained(self) -> str:
+        """What learned, and from what, as its settings say; empty where these cannot be read."""
+        if self._trained is None:
+            self._trained = _trained(self.folder)
+        return self._trained
+
+
+def _trained(folder: RunFolder) -> str:
+    from ollama_tune.tui.review_words import trained_words
+
+    try:
+        training = folder.settings().training
+    except TuneError:
+        return ""
+    return f"{trained_words(training)}{'; preferences (DPO)' if training.objective == 'dpo' else ''}"
 
 
 def read_runs() -> Iterator[ListedRun]:

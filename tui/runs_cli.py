@@ -7,7 +7,7 @@ import json
 import click
 
 from ollama_tune.core.errors import UsageError
-from ollama_tune.tui.shell import out, telling
+from ollama_tune.tui.shell import out
 
 MOST = 4
 
@@ -60,10 +60,9 @@ def compare(names: tuple[str, ...], as_json: bool) -> None:
     from ollama_tune.core.runs.folder import find_run
     from ollama_tune.tui.comparing import comparison_json, comparison_lines, read_compared
 
-    with telling(as_json):
-        if not 2 <= len(names) <= MOST:
-            raise UsageError(f"{len(names)} runs were named.", "Name two to four: see `ollama-tune runs`.")
-        compared = [read_compared(find_run(name)) for name in names]
+    if not 2 <= len(names) <= MOST:
+        raise UsageError(f"{len(names)} runs were named.", "Name two to four: see `ollama-tune runs`.")
+    compared = [read_compared(find_run(name)) for name in names]
     if as_json:
         click.echo(json.dumps(comparison_json(compared), indent=2))
         return

@@ -6,7 +6,9 @@ import contextlib
 import itertools
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +22,10 @@ if TYPE_CHECKING:
     from ollama_tune.core.runs.folder import RunFolder, State
 
 INTERRUPTED = 130
-
+TERMINATED = 143
+UNREAD = 141
+"""Exit statuses where a signal ended a command: SIGINT, SIGTERM, SIGPIPE."""
+STOP_SECONDS = 300.0
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 
@@ -60,7 +65,7 @@ def telling(as_json: bool) -> Iterator[None]:
     except (BrokenPipeError, click.exceptions.Exit):
         raise
     except (Exception, KeyboardInterrupt) as error:
-        if not as_json:
+        if not as_json or unwritable(error):
             raise
         known = _known(error)
         click.echo(json.dumps(error_object(known)))
@@ -75,6 +80,8 @@ def _known(error: BaseException) -> TuneError:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "ollama-tune"
         return UsageError(error.format_message(), f"See `{command} --help`.")
+    if by_sigterm(error):
+        return Ended("Ended by SIGTERM; nothing more was done.", "Give the command again when you like.")
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
         return Interrupted("Interrupted; nothing more was done.", "Give the command again when you like.")
     from ollama_tune.tui.crash import report_crash
@@ -88,6 +95,62 @@ class Interrupted(TuneError):
 
     exit_code = INTERRUPTED
     code = "interrupted"
+
+
+class Ended(Interrupted):
+    """The same, by SIGTERM."""
+
+    exit_code = TERMINATED
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: whatever a command does ends as by Ctrl+C, but a run that it only watches goes on."""
+
+
+def by_sigterm(error: BaseException) -> bool:
+    """Whether SIGTERM is behind an error: click makes another of an interruption."""
+    return isinstance(error, Terminated) or isinstance(error.__cause__, Terminated)
+
+
+@contextlib.contextmanager
+def orderly() -> Iterator[None]:
+    """Ends in order on SIGTERM too: what a command began, it ends, and says so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: object) -> NoReturn:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def interruption(error: KeyboardInterrupt, what: str, fix: str) -> Interrupted:
+    """The end of a command by a signal as an error, with the exit status of that signal."""
+    return (Ended if isinstance(error, Terminated) else Interrupted)(what, fix)
+
+
+def open_standard_streams() -> None:
+    """Where a standard stream was closed (`<&-`), nothing is read or written there from now on.
+
+    The null device takes its number, the lowest that is free; else the next file that is opened would.
+    """
+    for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
+        if getattr(sys, name) is None:
+            stream = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115  # as long as Python runs
+            setattr(sys, name, stream)
+
+
+def unwritable(error: BaseException) -> bool:
+    """Whether an error came from printing: what is printed goes to a full disk, or to what is gone."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return isinstance(error, OSError) and place is not None and place.tb_frame.f_code is click.echo.__code__
 
 
 class CrashError(TuneError):
@@ -123,8 +186,8 @@ def on_terminal() -> bool:
 
 
 def assignments(values: tuple[str, ...]) -> dict[str, Any]:
-    """`FIELD=VALUE` texts as a mapping; values are read as YAML (numbers, true, lists)."""
-    import yaml
+    """`FIELD=VALUE` texts as a mapping; numbers, truths and lists are written as in a run.yaml."""
+    from ollama_tune.core.plan.yaml_lines import read_value
 
     found: dict[str, Any] = {}
     for text in values:
@@ -132,8 +195,8 @@ def assignments(values: tuple[str, ...]) -> dict[str, Any]:
         if not equals:
             raise UsageError(f"--set {text!r} has no '='.", "Write it as training.rank=32.")
         try:
-            found[name.strip()] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError) as error:
+            found[name.strip()] = read_value(value)
+        except ValueError as error:
             raise UsageError(f"The value in --set {text!r} cannot be read.", "Quote it.") from error
     return found
 
@@ -154,34 +217,41 @@ def follow_or_leave(
         return
     from ollama_tune.tui.follow import Follower, Raw, follow
 
+    shown = Raw(out) if raw else Follower(out)
     try:
-        state = follow(folder, Raw(out) if raw else Follower(out), skip=skip)
-    except KeyboardInterrupt:
-        leave(folder, stop_on_interrupt)
-        sys.exit(INTERRUPTED)
+        state = follow(folder, shown, skip=skip)
+    except KeyboardInterrupt as error:
+        stop = stop_on_interrupt and not isinstance(error, Terminated)
+        end = interruption(error, *leave(folder, stop, quiet=raw))
+        if isinstance(shown, Raw) and stop and folder.path.is_dir():
+            follow(folder, shown, skip=max(skip, shown.told + 1))
+            sys.exit(end.exit_code)
+        raise end from None
     else:
         _end(folder, state, quiet=raw)
 
 
-def leave(folder: RunFolder, stop_run: bool) -> None:
-    """After Ctrl+C: stop the run or leave it alone, and say how to go on.
+def leave(folder: RunFolder, stop_run: bool, *, quiet: bool = False) -> tuple[str, str]:
+    """After Ctrl+C: stop the run or leave it alone; returns what became of it and how to go on.
 
     One that is only starting has been told to stop already (`launch.start`).
     """
     from ollama_tune.core.runs.control import delete, request_stop, wait_until_free
 
-    if stop_run and (folder.alive() or folder.stop_path.exists()):
+    if not (stop_run and (folder.alive() or folder.stop_path.exists())):
+        return f"{folder.name} goes on.", f"Come back with `ollama-tune attach {folder.name}`."
+    if not quiet:
         click.echo("Stopping after this step …", err=True)
-        with contextlib.suppress(UsageError):
-            request_stop(folder)
-        if wait_until_free(folder, 300) and not folder.events():
-            delete(folder)
-            click.echo("Nothing was started.", err=True)
-            return
-        command = "export" if folder.status().stage == "export" else "resume"
-        click.echo(f"Go on with `ollama-tune {command} {folder.name}`.", err=True)
-    else:
-        click.echo(f"{folder.name} goes on. Come back with `ollama-tune attach {folder.name}`.", err=True)
+    with contextlib.suppress(UsageError):
+        request_stop(folder)
+    if not wait_until_free(folder, STOP_SECONDS):
+        return f"{folder.name} has not ended yet.", "It stops after its step."
+    if not folder.events():
+        delete(folder)
+        return "Nothing was started.", "Give the command again when you like."
+    if folder.status().stage == "export":
+        return "The export was stopped.", f"Go on with `ollama-tune export {folder.name}`."
+    return f"{folder.name} is stopped.", f"Go on with `ollama-tune resume {folder.name}`."
 
 
 def _end(folder: RunFolder, state: State, *, quiet: bool = False) -> None:

@@ -50,15 +50,21 @@ class StartingApp(ConfirmingApp):
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="start")
     def _start_run(self, settings: Settings) -> None:
+        from ollama_tune.core.plan.stopping import require_measurable
         from ollama_tune.core.runs.folder import create_run
         from ollama_tune.core.runs.launch import start
+        from ollama_tune.core.runs.turns import step_aside
 
+        step_aside()
         warm = self._warm
         lack = self.shortage_now(settings, warm.pid if warm is not None else None)
         if lack is not None:
             self.post_message(messages.StartFailed(lack))
             return
+        lengths = self.facts.lengths
         try:
+            require_measurable(settings.training.early_stopping_metric, lengths.kind if lengths else "")
+            tasks.require_there(settings)
             folder = create_run(settings, settings.export.name or Path(settings.model.source).name)
             start(folder, "train", self.take_warm())
         except TuneError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ollama_tune.core.errors import TuneError, UsageError
-from ollama_tune.tui.shell import INTERRUPTED, assignments, end_json, out, say
+from ollama_tune.tui.shell import assignments, end_json, interruption, out, say
 
 if TYPE_CHECKING:
     from ollama_tune.core.plan.settings import Settings
@@ -58,7 +57,8 @@ def sweep(
 
     The cheap way is --rates 3: short runs of a few dozen steps with a third of the file's learning rate, with
     that rate and with three times it (--rates 5: a ninth and nine times too), of which only the logs are
-    kept. It needs no Optuna and trains nothing to its end; the wizard offers the same.
+    kept. It needs no Optuna, trains nothing to its end, and waits while one of your runs works; the wizard
+    offers the same.
 
     \b
     --json prints one object:
@@ -80,31 +80,36 @@ def sweep(
           --over training.rank=8,16,32 --trials 12
       ollama-tune sweep run.yaml --rates 3 --dry-run
     """
+    from ollama_tune.core.plan.room import settings_here
+
+    if rates is not None and (over or trials):
+        raise UsageError("--rates tries learning rates alone.", "Leave --over and --trials out.")
+    settings, _ = settings_here(file, assignments(values))
+    if rates is None:
+        _try_values(settings, over, trials, dry_run, as_json)
+    else:
+        _try_rates(settings, int(rates), dry_run, as_json)
+
+
+def _try_values(
+    settings: Settings, over: Sequence[str], trials: int | None, dry_run: bool, as_json: bool
+) -> None:
+    """The trials, each a run of its own, and the best one to its end."""
     from ollama_tune.core.runs.sweep import make_sweep
 
-    settings = _settings(file, assignments(values))
-    tell = partial(click.echo, err=as_json)
-    if rates is not None:
-        if over or trials:
-            raise UsageError("--rates tries learning rates alone.", "Leave --over and --trials out.")
-        _try_rates(settings, int(rates), dry_run, as_json, tell)
-        return
     wanted = make_sweep(settings, over, trials)
     if dry_run:
         _say_plan(wanted, as_json)
         return
     try:
-        found, folder = _carry_out(wanted, tell)
-    except KeyboardInterrupt:
+        found, folder = _carry_out(wanted, partial(click.echo, err=as_json))
+    except KeyboardInterrupt as error:
         _rest(wanted)
-        click.echo("Stopped. The same command goes on where it was.", err=True)
-        sys.exit(INTERRUPTED)
+        raise interruption(error, "Stopped.", "The same command goes on where it was.") from None
     _say_result(wanted, found, folder, as_json)
 
 
-def _try_rates(
-    settings: Settings, points: int, dry_run: bool, as_json: bool, tell: Callable[[str], None]
-) -> None:
+def _try_rates(settings: Settings, points: int, dry_run: bool, as_json: bool) -> None:
     """The short runs, in this process; what they cost is said before."""
     from ollama_tune.core.plan.prepare import prepare_for
     from ollama_tune.core.plan.settings import field_paths
@@ -119,12 +124,12 @@ def _try_rates(
         cost = {"steps": search.short, "seconds": seconds, "spread": spread}
         say(cost_line(search, seconds, spread), as_json, {"outcome": "ok", "rates": search.rates, **cost})
         return
+    tell = partial(click.echo, err=as_json)
     tell(cost_line(search, seconds, spread))
     try:
         tried = carry_out(search, tell)
-    except KeyboardInterrupt:
-        click.echo("Stopped. The same command goes on where it was.", err=True)
-        sys.exit(INTERRUPTED)
+    except KeyboardInterrupt as error:
+        raise interruption(error, "Stopped.", "The same command goes on where it was.") from None
     best = outcome(search, tried)
     for line in ("", *table_lines(search, tried, best), ""):
         tell(line)
@@ -133,17 +138,6 @@ def _try_rates(
     told = {"outcome": "ok", "folder": str(search.folder), "steps": search.short}
     rows = [tried_json(point) for point in tried]
     say(outcome_line(best), as_json, {**told, "rates": rows, "best": best.rate, "reason": best.reason})
-
-
-def _settings(file: Path, values: dict[str, Any]) -> Settings:
-    """The settings of all trials, with what the file leaves to this box."""
-    from ollama_tune.core.plan.room import of_this_box
-    from ollama_tune.core.plan.settings import load
-
-    said = load(file)
-    mine = {name.removeprefix("training."): value for name, value in values.items()}
-    chosen = of_this_box({**said.training.model_dump(exclude_unset=True), **mine})
-    return said.with_values({**values, **chosen})
 
 
 def _carry_out(wanted: Sweep, tell: Callable[[str], None]) -> tuple[list[Trial], RunFolder]:
@@ -230,7 +224,8 @@ def _say_plan(wanted: Sweep, as_json: bool) -> None:
         seconds = {"least": least, "usual": usual, "most": most}
         told = {"trials": wanted.trials, "combinations": points, "full_run_seconds": work.seconds}
         end_json(0, outcome="ok", **told, seconds=seconds, spread=work.spread)
-    out(f"{wanted.trials} trials; one full run takes about {human_seconds(work.seconds)}.")
+    count = "1 trial" if wanted.trials == 1 else f"{wanted.trials} trials"
+    out(f"{count}; one full run takes about {human_seconds(work.seconds)}.")
     for number, point in enumerate(points or [], 1):
         out(f"{number:>5}  {words(point)}")
     for dimension in () if points else wanted.dimensions:

@@ -70,6 +70,29 @@ def shortage(settings: Settings, facts: Facts, probe: Probe, own: int | None) ->
     return machine, shortage(settings, facts.spec, machine, facts.lengths.longest)
 
 
+def stamp(path: str) -> tuple[int, int] | None:
+    """What changes with a file: its time and size. None where there is no such file."""
+    try:
+        found = Path(path).stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_mtime_ns, found.st_size
+
+
+def require_there(settings: Settings) -> None:
+    """Raise `TuneError` where the model's folder or the data went away after they were read.
+
+    Better than a run folder whose run fails at once; what has no whole path is a name on the hub.
+    """
+    for path, what, step in (("model.source", "model", "Model"), ("data.path", "data", "Data")):
+        place = Path(str(settings.get(path)))
+        if place.is_absolute() and not place.exists():
+            raise TuneError(
+                f"The {what} {place} was there when it was read, and is gone now.",
+                f"Put it back, or choose another in the step {step}. Nothing was started.",
+            )
+
+
 def without(own: int | None, machine: Machine) -> Machine:
     """The box as if the warm worker's RAM were free: the run that it is for needs that itself."""
     free = machine.host.ram_available + (resident(own) if own is not None else 0)
@@ -148,9 +171,10 @@ def described(
         from ollama_tune.core.data.chat.render import ChatFormat
         from ollama_tune.core.models.about import about
         from ollama_tune.core.models.describe import describe
+        from ollama_tune.core.plan.pins import model_news
 
     spec = describe(source, revision)
-    found = about(spec)
+    found = replace(about(spec), newer=model_news(source, revision))
     if found.offer is not None and form != found.offer.name:
         return spec, found, None
     template = found.offer.template if found.offer is not None else None

@@ -63,16 +63,17 @@ def tensorboard(run: str, directory: Path | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", required=False, metavar="[RUN]")
 @click.option("--to", "name", required=True, type=click.Choice(NAMES), help="Where to.")
 @click.option("--project", help="The project there.  [default: that of the run's settings]")
 @json_option
-def track(run: str, name: str, project: str | None, as_json: bool) -> None:
+def track(run: str | None, name: str, project: str | None, as_json: bool) -> None:
     """Send the figures of a run, finished or going, to a tracker; never rows of the data or prompts.
 
-    What the tracker has already is not sent twice. For a run that is going the rest follows as it comes.
-    Each needs its package, as in `pip install 'ollama-tune[wandb]'`. Where the service is and who you are
-    there, its own client knows: MLFLOW_TRACKING_URI; WANDB_API_KEY or WANDB_MODE=offline; TRACKIO_SPACE_ID.
+    Without a name it is the newest run. What the tracker has already is not sent twice. For a run that is
+    going the rest follows as it comes. Each needs its package, as in `pip install 'ollama-tune[wandb]'`.
+    Where the service is and who you are there, its own client knows: MLFLOW_TRACKING_URI; WANDB_API_KEY or
+    WANDB_MODE=offline; TRACKIO_SPACE_ID.
 
     \b
     --json prints one object:
@@ -89,7 +90,7 @@ def track(run: str, name: str, project: str | None, as_json: bool) -> None:
     _send(run, name, {"project": project} if project else {}, as_json)
 
 
-def _send(run: str, name: str, values: dict[str, str], as_json: bool) -> None:
+def _send(run: str | None, name: str, values: dict[str, str], as_json: bool) -> None:
     from ollama_tune.core.plan.settings import TrackingSettings
     from ollama_tune.core.runs.folder import find_run
     from ollama_tune.core.runs.trackers import require

@@ -67,6 +67,17 @@ class FactsApp(KeyOrderApp):
         self._check_data_again()
         self._list_models()
 
+    def take_answers(self, answers: WizardState) -> None:
+        """Go on with other answers; what was found out for the old ones, but for this box, is forgotten."""
+        self.answers = answers
+        for group in ("model", "data", "rows", "plan"):
+            self.workers.cancel_group(self, group)
+        known = self.facts
+        kept = ("machine", "in_use", "unloaded", "base", "fits", "models", "logout")
+        busy = {name: words for name, words in known.busy.items() if name in ("machine", "unload", "models")}
+        facts = {name: getattr(known, name) for name in kept}
+        self.facts = Facts(**facts, busy=busy | {"data": "Reading the data …"})
+
     # What the screens ask for
 
     def look_at_box(self) -> Machine:
@@ -118,6 +129,13 @@ class FactsApp(KeyOrderApp):
             self.answers = replace(self.answers.read_as({}), data=path)
         self._known("", profile=None, columns=(), data_error=None)
         self._check_data_again()
+
+    def read_changed_data(self) -> bool:
+        """Read the data again, in the same way, where the file has changed since; True then."""
+        changed = self.facts.profile is not None and tasks.stamp(self.answers.data) != self._stamp
+        if changed:
+            self._check_data_again()
+        return changed
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="logout")
     def read_logout(self) -> None:
@@ -186,6 +204,7 @@ class FactsApp(KeyOrderApp):
         """The rows that are shown stay until the new ones are there."""
         self._known("", data_error=None, lengths=None, length_problems=(), plan=None, plan_error=None)
         self._busy("data", "Reading the data …")
+        self._stamp = tasks.stamp(self.answers.data)
         self._check_data(self.answers.data, self.answers.reading_values())
 
     def _measure_again(self) -> None:
@@ -241,7 +260,11 @@ class FactsApp(KeyOrderApp):
 
     @on(messages.RowsMeasured)
     def _rows_measured(self, message: messages.RowsMeasured) -> None:
-        found: dict[str, Any] = {"lengths": message.lengths, "plan_error": message.error}
+        profile, lengths = self.facts.profile, message.lengths
+        known = (
+            replace(lengths, kind=profile.kind) if profile is not None and lengths is not None else lengths
+        )
+        found: dict[str, Any] = {"lengths": known, "plan_error": message.error}
         found["fitted"] = message.chat or self.facts.fitted
         self._known("rows" if message.last else "", length_problems=message.problems, **found)
         self._plan_again()

@@ -1,4 +1,5 @@
 set -u
+export OLLAMA_TUNE_TRACK=yes
 python=$HOME/ollama-tune/venv/bin/python
 told=$("$python" -m ollama_tune.core.runs.cluster begin "$HOME/ollama-tune/run.yaml" @NAME@ @VALUES@) || exit
 stage=${told%% *} run=${told#* }

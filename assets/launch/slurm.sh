@@ -8,8 +8,11 @@ cd -- @FOLDER@ || exit 1
 python=@PYTHON@
 name=@NAME@-slurm-$SLURM_JOB_ID
 
+# The worker starts what sends its figures to trackers, and has time for a checkpoint when it is told to end.
+export OLLAMA_TUNE_TRACK=yes TORCH_ELASTIC_SHUTDOWN_TIMEOUT=@GRACE@
+
 # The run folder is made at the first start and found again after a requeue.
-told=$("$python" -m ollama_tune.core.runs.cluster begin @FILE@ "$name") || exit
+told=$("$python" -m ollama_tune.core.runs.cluster begin @FILE@ "$name" @VALUES@) || exit
 stage=${told%% *} run=${told#* }
 [ "$stage" = none ] && exit 0
 
@@ -34,9 +37,10 @@ while [ -n "$interrupted" ]; do
   status=$?
 done
 
-# Out of time, and not done: into the queue again. A job that was cancelled is no longer RUNNING, one without
-# a single step would come back for ever.
-if [ -n "$ending" ] && [[ $(scontrol show job -o "$SLURM_JOB_ID") == *JobState=RUNNING* ]]; then
-  "$python" -m ollama_tune.core.runs.cluster again "$name" && exec scontrol requeue "$SLURM_JOB_ID"
+# Out of time, or the machines are wanted for another job, and not done: into the queue again. A job that was
+# cancelled is no longer RUNNING, one without a single step would come back for ever.
+if [ "$ending$status" != 0 ] && [[ $(scontrol show job -o "$SLURM_JOB_ID") == *JobState=RUNNING* ]]; then
+  "$python" -m ollama_tune.core.runs.cluster again "$name" ${ending:+--asked} &&
+    exec scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

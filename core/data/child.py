@@ -33,14 +33,20 @@ class Cancelled(Exception):
 
 
 def run_in_child(
-    module: str, order: News, on_progress: Progress, cancelled: Callable[[], bool], stopped: str
+    module: str,
+    order: News,
+    on_progress: Progress,
+    cancelled: Callable[[], bool],
+    stopped: str,
+    *,
+    nice: int = NICE,
 ) -> News:
-    """What the child says at its end.
+    """What the child says at its end; it runs at that niceness.
 
     `on_progress` gets the child's progress, and `cancelled` is asked every 100 ms. Raises `Cancelled` once
     the child has ended, and the child's own `TuneError`; `stopped` is what to say where it broke off.
     """
-    with tempfile.TemporaryFile() as errors, _started(module, order, errors) as child:
+    with tempfile.TemporaryFile() as errors, _started(module, order | {"nice": nice}, errors) as child:
         told = dict(_news(child, on_progress, cancelled))
         child.wait()
         if "error" in told:
@@ -110,9 +116,10 @@ def _news(
 def work(do: Callable[[News], News]) -> None:
     """The child's side: do what the order says, and say what came out or what was wrong."""
     signal.signal(signal.SIGTERM, _stop)
-    os.nice(NICE)
+    order = json.load(sys.stdin)
+    os.nice(order["nice"])
     try:
-        said = do(json.load(sys.stdin))
+        said = do(order)
     except TuneError as error:
         said = {"error": (error.what, error.fix, error.details)}
     say(said)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,10 @@ class Problem:
     switchable: bool = False
 
 
+OTHER_VERSION = "other-version"
+"""The kind of problem that data of the hub has where the hub has another version by now."""
+
+
 @dataclass(frozen=True)
 class Reading:
     """How a person wants a file to be read, where its content leaves a choice; empty means: tell by content.
@@ -158,6 +162,13 @@ class Column:
     part: str = ""
 
 
+RowKind = Literal["", "chat", "classification", "text"]
+"""What rows are, in the words of `data.form`; empty where nobody looked."""
+
+KIND_BY = 50
+"""Rows that tell whether all are texts that nobody asks for."""
+
+
 @dataclass(frozen=True)
 class DatasetProfile:
     """What a file holds: its format and schema in words, the usable rows, and the problems found.
@@ -183,6 +194,14 @@ class DatasetProfile:
     def usable(self) -> int:
         """How many rows can be trained on."""
         return len(self.rows)
+
+    @property
+    def kind(self) -> RowKind:
+        """What the rows are, by their labels and the first of them."""
+        if self.labels:
+            return "classification"
+        first = self.rows[:KIND_BY]
+        return "text" if first and all(len(row.messages) == 1 for row in first) else "chat"
 
 
 @dataclass(frozen=True)
@@ -212,7 +231,8 @@ class Lengths:
     rows of 1 to 64 tokens, 65 to 128, and so on to the longest; empty where they were not counted.
 
     Rows that hold a better and a worse answer have `pairs` too: there a row is a pair and has the tokens of
-    both, and `sides` are the lengths of the two rows that it is made of, each counted by itself.
+    both, and `sides` are the lengths of the two rows that it is made of, each counted by itself. `kind` is
+    what the rows are, where that is known.
     """
 
     rows: int
@@ -227,6 +247,7 @@ class Lengths:
     exact: bool = True
     pairs: Lengths | None = None
     sides: Lengths | None = None
+    kind: RowKind = ""
 
     @property
     def of_rows(self) -> Lengths:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from ollama_tune.core.evaluate.figures import Kind
 from ollama_tune.core.evaluate.kept import Kept, key_of, mark_of
 from ollama_tune.core.evaluate.material import Model, Rows, Task, Tasks
 from ollama_tune.core.evaluate.ollama_side import AGAIN, ask, known_model, tasks_for, turns
+from ollama_tune.core.files import sha256_of
 from ollama_tune.core.models.locate import resolve
 from ollama_tune.core.models.tokenizer_files import read_json
 from ollama_tune.core.runs.chat import run_chat
@@ -134,18 +134,10 @@ def _fingerprint(side: Side, base: Path) -> list[Any]:
     training = side.folder.settings().training
     files = [(file.name, file.stat()) for file in sorted(base.glob("*.safetensors"))]
     named: list[Any] = [(name, about.st_size, about.st_mtime_ns) for name, about in files]
-    named.append(_digest(base / "config.json"))
+    named.append(sha256_of(base / "config.json"))
     if side.tuned:
-        named += [(file.name, _digest(file)) for file in sorted(side.folder.tuned.glob("*.*"))]
+        named += [(file.name, sha256_of(file)) for file in sorted(side.folder.tuned.glob("*.*"))]
     return [*named, training.device, training.compute_dtype, training.quantization, training.path]
-
-
-def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        while piece := opened.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def measure(sides: Sequence[Measured], kept: Kept, tell: Tell) -> None:

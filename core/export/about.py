@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Any
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.export.order import Order
 from ollama_tune.core.export.values import ExportStopped, Stopped
+from ollama_tune.core.files import sha256_of
 from ollama_tune.core.runs.launch import environment
 
-PIECE = 1 << 22
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -48,14 +47,12 @@ def digest_of(place: Path, stopped: Stopped = lambda: False) -> str:
 
     Raises `ExportStopped` between two pieces.
     """
-    digest = hashlib.sha256()
+
+    def check() -> None:
+        if stopped():
+            raise ExportStopped
+
     try:
-        for path in sorted(place.glob("*.safetensors")) if place.is_dir() else [place]:
-            with path.open("rb") as file:
-                while piece := file.read(PIECE):
-                    if stopped():
-                        raise ExportStopped
-                    digest.update(piece)
+        return sha256_of(*(sorted(place.glob("*.safetensors")) if place.is_dir() else [place]), check=check)
     except OSError as error:
         raise TuneError(f"{place} cannot be read: {error.strerror}.", "Train or copy it again.") from error
-    return digest.hexdigest()

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ollama_tune.core.errors import TuneError
-from ollama_tune.core.export.adapter_config import BROKEN_ADAPTER, read_lora_config
+from ollama_tune.core.export.adapter_config import BROKEN_ADAPTER, WEIGHTS, read_lora_config
 from ollama_tune.core.export.weights import Weights
 from ollama_tune.core.text import one_line
 
 if TYPE_CHECKING:
     import torch
 
-FILE = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 _HELD = 4
@@ -45,7 +44,7 @@ _WHOLE = re.compile(
 _CONVERT = (
     'python -c "import torch, safetensors.torch as s; '
     f"w = torch.load('{PICKLE}', map_location='cpu', weights_only=True); "
-    f"s.save_file({{k: v.contiguous().clone() for k, v in w.items()}}, '{FILE}')\""
+    f"s.save_file({{k: v.contiguous().clone() for k, v in w.items()}}, '{WEIGHTS}')\""
 )
 
 
@@ -260,14 +259,14 @@ class Adapter:
 
 
 def _file(folder: Path) -> Path:
-    path = folder / FILE
+    path = folder / WEIGHTS
     if not path.is_file() and (folder / PICKLE).is_file():
         raise TuneError(
             f"The adapter in {folder} is stored as pickle ({PICKLE}), which can run programs hidden in it.",
             f"If you trust it, convert it in that folder with: {_CONVERT}",
         )
     if not path.is_file():
-        raise TuneError(f"The adapter in {folder} has no weights ({FILE}).", BROKEN_ADAPTER)
+        raise TuneError(f"The adapter in {folder} has no weights ({WEIGHTS}).", BROKEN_ADAPTER)
     return path
 
 

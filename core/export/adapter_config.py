@@ -14,7 +14,8 @@ from ollama_tune.core.models.tokenizer_files import read_json
 from ollama_tune.core.text import one_line
 
 BROKEN_ADAPTER = "Train again, or export with the base model and the adapter that belong together."
-CONFIG = "adapter_config.json"
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""The two files of an adapter, as PEFT names them."""
 _MERGE_ELSEWHERE = (
     "Merge it with the program that trained it, and export the merged folder as a model of its own."
 )

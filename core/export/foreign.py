@@ -11,8 +11,8 @@ from typing import Any
 
 from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.errors import TuneError, UsageError
-from ollama_tune.core.export.adapter import FILE, Adapter
-from ollama_tune.core.export.adapter_config import CONFIG
+from ollama_tune.core.export.adapter import Adapter
+from ollama_tune.core.export.adapter_config import CONFIG, WEIGHTS
 from ollama_tune.core.export.outputs import TOKENIZER_FILES
 from ollama_tune.core.files import sync_folder, write_atomic
 from ollama_tune.core.models.describe import describe
@@ -147,7 +147,7 @@ def _copy(adapter: Path, target: Path) -> None:
     """Copy what an export reads; a training that still writes into the old folder must not change it."""
     part = target.with_name(f".{target.name}.part")
     part.mkdir(mode=0o700)
-    for name in (CONFIG, FILE, "chat_template.jinja", *TOKENIZER_FILES):
+    for name in (CONFIG, WEIGHTS, "chat_template.jinja", *TOKENIZER_FILES):
         if (adapter / name).is_file():
             shutil.copyfile(adapter / name, part / name)
             sync_folder(part / name)

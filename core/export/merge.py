@@ -170,10 +170,6 @@ class MergedRows:
         """The same rows of the base model; zeros where its vocabulary is smaller."""
         return _in_order(plan, start, stop, self._own_rows)
 
-    def delta_rows(self, plan: TensorPlan, start: int, stop: int) -> torch.Tensor:
-        """What the adapter changes in those rows."""
-        return self.rows(plan, start, stop) - self.base_rows(plan, start, stop)
-
     def _own_rows(self, key: str, module: str, start: int, stop: int) -> torch.Tensor:
         import torch
 

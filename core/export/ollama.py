@@ -28,12 +28,11 @@ from ollama_tune.core.export.wire import (
     count_of,
     hint,
     limited,
-    object_of,
     patiently,
     split_lines,
     words_of,
 )
-from ollama_tune.core.machine.ollama import authorization, is_local
+from ollama_tune.core.machine.ollama import authorization, is_local, object_of
 from ollama_tune.core.text import one_line
 
 SHORT = 10.0

@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 
 from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.errors import TuneError
-from ollama_tune.core.export.adapter import EMBEDDING, FILE, canonical
-from ollama_tune.core.export.adapter_config import CONFIG
+from ollama_tune.core.export.adapter import EMBEDDING, canonical
+from ollama_tune.core.export.adapter_config import CONFIG, WEIGHTS
 from ollama_tune.core.export.merge import MergedRows, open_merged
 from ollama_tune.core.export.meter import Meter
 from ollama_tune.core.export.quantize import one_thread_each
@@ -206,7 +206,7 @@ def copy_adapter(
     `output` appears when it is complete and replaces an older one of its name. Returns it.
     """
     chat = chat or ChatFormat.from_folder(adapter if (adapter / TOKENIZER_FILES[0]).is_file() else base)
-    sources = [adapter / CONFIG, adapter / FILE]
+    sources = [adapter / CONFIG, adapter / WEIGHTS]
     meter = Meter(sum(path.stat().st_size for path in sources), progress, stopped)
     with atomic_folder(output) as part:
         for path in sources:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ollama_tune.core.data.values import Message
 from ollama_tune.core.errors import TuneError, UsageError
-from ollama_tune.core.export.adapter import FILE
+from ollama_tune.core.export.adapter_config import WEIGHTS
 from ollama_tune.core.export.gguf import open_source, require_space
 from ollama_tune.core.export.mix import FILE_TYPES, file_bytes
 from ollama_tune.core.export.order import Emit, Order, progress
@@ -123,7 +123,7 @@ def _size(order: Order, importance: bool) -> tuple[int, int]:
 
 def _extra_bytes(order: Order) -> int:
     """Bytes of what is written besides the file; an adapter GGUF holds 32-bit numbers."""
-    adapter = (order.adapter / FILE).stat().st_size if order.adapter else 0
+    adapter = (order.adapter / WEIGHTS).stat().st_size if order.adapter else 0
     merged = sum((order.base / name).stat().st_size for name in weight_names(order.base))
     sizes = {"merged": merged + adapter, "adapter": adapter, "adapter_gguf": 2 * adapter}
     return sum(sizes[form] for form in order.wanted.also)

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -51,9 +53,19 @@ _A_LAYER = ("layer_types", "no_rope_layers", "mlp_layer_types")
 
 def check_structure(base: Path, adapter: Path | None, chat: ChatFormat, stopped: Stopped) -> Check:
     """The check `structure`; `skipped` where the base cannot be made smaller without being another build."""
-    with tempfile.TemporaryDirectory(prefix="ollama-tune-") as folder:
+    with tempfile.TemporaryDirectory(prefix="ollama-tune-", ignore_cleanup_errors=True) as folder:
+        left = threading.Event()
+
+        def build() -> list[dict[int, float]]:
+            """After a stop this goes on for a moment, and clears away what it wrote since."""
+            try:
+                return _build(base, adapter, Path(folder))
+            finally:
+                if left.is_set():
+                    shutil.rmtree(folder, ignore_errors=True)
+
         try:
-            truth = patiently(lambda: _build(base, adapter, Path(folder)), stopped)
+            truth = patiently(build, stopped, cancel=left.set)
             distances = _distances(Path(folder), adapter is not None, chat, truth, stopped)
         except ExportStopped:
             raise
@@ -91,7 +103,9 @@ def _ids() -> list[int]:
 def _build(base: Path, adapter: Path | None, folder: Path) -> list[dict[int, float]]:
     """Write the twin and its adapter into `folder`; returns its log-probabilities after each of `PLACES`."""
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     text = json.dumps(_smaller(require_json(base / "config.json")))
     (folder / "config.json").write_text(text)
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

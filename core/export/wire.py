@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -11,6 +10,7 @@ import httpx
 
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.export.values import ExportStopped, Stopped
+from ollama_tune.core.machine.ollama import object_of
 from ollama_tune.core.text import one_line
 
 MAX_ANSWER = 16 << 20
@@ -126,15 +126,6 @@ def split_lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
             raise TuneError("Ollama's answer has a line without end.", f"Look at its log; {KEPT}")
     if rest.strip():
         yield rest
-
-
-def object_of(content: bytes) -> dict[str, Any]:
-    """The JSON object in an answer; anything else counts as an empty one."""
-    try:
-        tree = json.loads(content)
-    except (ValueError, RecursionError):
-        return {}
-    return tree if isinstance(tree, dict) else {}
 
 
 def count_of(value: Any) -> int:

@@ -15,25 +15,22 @@ DEVELOPMENT = (0, 0, 0)
 class Generation:
     """The versions from `since` up to the next row.
 
-    `native_template`: the Jinja template in a GGUF file is used, so that none has to be sent.
-    `shows_prompts`: `_debug_render_only` gives the rendered prompt. `copies`: how often the file lies on
-    the server's disk while a model is made of it.
+    `native_template`: the Jinja template in a GGUF file is used, so that none has to be sent. `copies`: how
+    often the file lies on the server's disk while a model is made of it.
     """
 
     since: tuple[int, int, int]
     usable: bool
     native_template: bool
-    shows_prompts: bool
     copies: int
     text: str
 
 
-TOO_OLD = Generation((0, 0, 0), False, False, False, 1, "makes no models of uploaded files")
-FIRST = Generation((0, 5, 5), True, False, False, 1, "needs a template of its own kind")
-GO_TEMPLATES = Generation((0, 11, 5), True, False, True, 1, "needs a template of its own kind")
-CONVERTING = Generation((0, 30, 0), True, True, True, 2, "uses the file's template and rewrites the file")
-CURRENT = Generation((0, 34, 1), True, True, True, 1, "uses the file's template and keeps the file as it is")
-GENERATIONS = (TOO_OLD, FIRST, GO_TEMPLATES, CONVERTING, CURRENT)
+TOO_OLD = Generation((0, 0, 0), False, False, 1, "makes no models of uploaded files")
+GO_TEMPLATES = Generation((0, 5, 5), True, False, 1, "needs a template of its own kind")
+CONVERTING = Generation((0, 30, 0), True, True, 2, "uses the file's template and rewrites the file")
+CURRENT = Generation((0, 34, 1), True, True, 1, "uses the file's template and keeps the file as it is")
+GENERATIONS = (TOO_OLD, GO_TEMPLATES, CONVERTING, CURRENT)
 
 
 def generation(version: str) -> Generation:

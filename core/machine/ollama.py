@@ -128,7 +128,7 @@ def _ask_here(url: str, local: bool, patience: float) -> OllamaStatus:
         with contextlib.closing(server):
             server.request("GET", place.path + path, headers=authorization())
             answer = server.getresponse()
-            return answer.status, _object(answer.read(MAX_ANSWER))
+            return answer.status, object_of(answer.read(MAX_ANSWER))
 
     try:
         return _status(url, local, get)
@@ -218,11 +218,11 @@ def request(client: httpx.Client, method: str, path: str, body: dict[str, Any] |
             content += piece
             if len(content) > MAX_ANSWER:
                 break
-    return answer.status_code, _object(content)
+    return answer.status_code, object_of(content)
 
 
-def _object(content: bytes) -> dict[str, Any]:
-    """The JSON object; an empty one for anything else."""
+def object_of(content: bytes) -> dict[str, Any]:
+    """The JSON object in an answer; anything else counts as an empty one."""
     try:
         tree = json.loads(content)
     except (ValueError, RecursionError):

@@ -25,7 +25,8 @@ class About:
 
     `tokenizer` is its kind and size in words. `gated` is how the hub gives the model out: `auto` or
     `manual` after a licence, empty when free or not known. `offer` is a chat form for a base model.
-    `to_download` are the bytes of weights that are not here yet; they go to `folder`.
+    `to_download` are the bytes of weights that are not here yet; they go to `folder`. `newer` says that the
+    hub has another version by now, where it was asked.
     """
 
     tokenizer: str
@@ -33,6 +34,7 @@ class About:
     offer: TemplateOffer | None
     to_download: int
     folder: Path
+    newer: str = ""
 
 
 def about(spec: ModelSpec) -> About:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ollama_tune.core.errors import BusyError, TuneError
-from ollama_tune.core.files import write_atomic
+from ollama_tune.core.files import sha256_of, write_atomic
 from ollama_tune.core.models import locate
 from ollama_tune.core.models.hub_errors import hub_errors, transport_error
 from ollama_tune.core.models.locate import HUB_FACTS, is_complete, is_described, is_hub_id
@@ -308,12 +307,7 @@ def _stream(url: str, part: Path, progress: Callable[[int], None]) -> None:
 def _verify(part: Path, info: ModelInfo | DatasetInfo, file: RepoSibling) -> None:
     """Check size and, where the hub tells it, SHA-256; a wrong part is deleted, to be fetched anew."""
     right = file.size is None or part.stat().st_size == file.size
-    if right and file.lfs is not None:
-        digest = hashlib.sha256()
-        with part.open("rb") as content:
-            while block := content.read(2**20):
-                digest.update(block)
-        right = digest.hexdigest() == file.lfs.sha256
+    right = right and (file.lfs is None or sha256_of(part) == file.lfs.sha256)
     if not right:
         part.unlink()
         raise TuneError(f"{file.rfilename} of {info.id} arrived damaged.", "Try again.")

@@ -41,6 +41,17 @@ def repository_folder(root: Path, source: str) -> Path:
     return root / f"models--{source.replace('/', '--')}"
 
 
+def commit_of(folder: Path) -> str:
+    """The commit that a folder of one of the two caches holds; empty for any other folder."""
+    held = folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name)
+    return folder.name if held else ""
+
+
+def is_commit(revision: str | None) -> bool:
+    """Whether a revision names one commit for all times, as no branch or tag does."""
+    return bool(revision and _COMMIT.fullmatch(revision))
+
+
 def snapshots(source: str, revision: str | None = None) -> list[Path]:
     """The folders of a hub id on this machine with a config: complete ones first, then ours.
 

@@ -57,7 +57,6 @@ class BaseFit:
     seconds: float
     gguf_type: GgufType
     serving_bytes: int
-    disk_bytes: int
     slow: bool = False
 
 
@@ -95,8 +94,7 @@ def fit_of(model: CatalogueModel, machine: Machine, lengths: Lengths = USUAL) ->
         (machine.disk, work.checkpoint_bytes + export_bytes(spec, kind)),
         (machine.ollama_disk or machine.disk, work.ollama_bytes),
     ]
-    total = sum(size for _, size in disks)
-    fit = BaseFit(model, "", memory.needed, memory.free, work.seconds, kind, offer.needed, total)
+    fit = BaseFit(model, "", memory.needed, memory.free, work.seconds, kind, offer.needed)
     if obstacle := _obstacle(fit, offer.fits) or _short_disk(disks):
         return replace(fit, obstacle=obstacle)
     on_cpu = offer.fits and ollama_room(machine).place == "RAM"

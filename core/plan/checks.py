@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ollama_tune.core.data.values import Lengths
+from ollama_tune.core.data.values import Lengths, RowKind
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.machine.generations import generation
 from ollama_tune.core.machine.values import Disk, Machine, OllamaStatus
 from ollama_tune.core.models.architectures import read_config
 from ollama_tune.core.models.values import ModelSpec
 from ollama_tune.core.plan import method_rules, rules
+from ollama_tune.core.plan.duration import train_rows
 from ollama_tune.core.plan.exportable import export_obstacle
 from ollama_tune.core.plan.gguf_types import ollama_room, serving_context, type_offers
 from ollama_tune.core.plan.gpus import by_free, rows_a_step, taken, world_of
@@ -19,7 +20,7 @@ from ollama_tune.core.plan.impossible import SOFT_PROMPTS
 from ollama_tune.core.plan.names import check_ollama_name
 from ollama_tune.core.plan.paths import fast_obstacle
 from ollama_tune.core.plan.settings import ALL_LINEAR
-from ollama_tune.core.plan.stopping import require_metric
+from ollama_tune.core.plan.stopping import metric_obstacle, require_metric
 from ollama_tune.core.plan.values import Plan
 from ollama_tune.core.text import human_bytes, one_line
 
@@ -39,6 +40,7 @@ class Asked:
     machine: Machine
     spec: ModelSpec
     lengths: Lengths
+    kind: RowKind
 
     @property
     def longest(self) -> int:
@@ -48,8 +50,9 @@ class Asked:
 
 def plan_warnings(plan: Plan, machine: Machine, spec: ModelSpec, lengths: Lengths) -> list[str]:
     """Everything a person should know before the run starts, the gravest first; empty when all is well."""
-    asked = Asked(plan, machine, spec, lengths.learned(plan.settings.training.objective))
-    checks = (_memory, _gpus, _method, _held_by_ollama, _disks, _rows, _export, _context, _ollama)
+    learned = lengths.learned(plan.settings.training.objective)
+    asked = Asked(plan, machine, spec, learned, lengths.kind)
+    checks = (_memory, _metric, _gpus, _method, _held_by_ollama, _disks, _rows, _export, _context, _ollama)
     return [text for check in checks for text in check(asked)]
 
 
@@ -81,6 +84,20 @@ def _gpus(asked: Asked) -> Iterator[str]:
     if rows_a_step(training) < world:
         rows = rows_a_step(training)
         yield f"A step has {rows} rows for {world} GPUs, so {world - rows} of them wait; set training.gpus."
+
+
+def _metric(asked: Asked) -> Iterator[str]:
+    """A figure to stop by that this data does not have."""
+    settings, lengths = asked.plan.settings, asked.lengths
+    metric = settings.training.early_stopping_metric
+    held = lengths.rows - train_rows(lengths, settings.data.validation_split)
+    if found := metric_obstacle(metric, asked.kind):
+        yield " ".join(found)
+    elif metric != "loss" and not settings.data.validation and not held:
+        yield (
+            f"No row is held out, so training.early_stopping_metric {metric} decides nothing and the last "
+            "state is kept; set data.validation_split above 0."
+        )
 
 
 def _method(asked: Asked) -> Iterator[str]:

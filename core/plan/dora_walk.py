@@ -14,11 +14,6 @@ if TYPE_CHECKING:
     from ollama_tune.core.plan.layer_walk import LayerWalk
 
 
-def magnitudes(walk: LayerWalk) -> int:
-    """Trained weights of a layer besides A and B: one for each row of a weight."""
-    return sum(outside for _, outside in walk.targets.values()) if walk.request.dora else 0
-
-
 def kept(walk: LayerWalk, names: Iterable[str] | None = None) -> float:
     """What a layer's modules (or some of them) keep for backward besides what plain LoRA keeps.
 

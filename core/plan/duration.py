@@ -13,14 +13,13 @@ from ollama_tune.core.models.values import ModelSpec
 from ollama_tune.core.plan.answers import answer_rows
 from ollama_tune.core.plan.gguf_types import export_bytes, ollama_copies, written_bytes
 from ollama_tune.core.plan.gpus import rows_a_step, taken
-from ollama_tune.core.plan.layer_walk import DTYPE_BYTES
 from ollama_tune.core.plan.memory import linear_parameters, weight_bytes
-from ollama_tune.core.plan.methods import layer_parameters, trained_parameters, virtual_tokens
+from ollama_tune.core.plan.methods import adapter_parameters, trained_parameters, virtual_tokens
 from ollama_tune.core.plan.padding import sequences
 from ollama_tune.core.plan.paths import way_of
 from ollama_tune.core.plan.settings import Settings, TrainingSettings
 from ollama_tune.core.plan.shape import Shape
-from ollama_tune.core.plan.sharding import layer_weights
+from ollama_tune.core.plan.sharding import layer_bytes
 from ollama_tune.core.plan.speed import REACHED, Rate, expected_rate, rate_of, remember
 from ollama_tune.core.plan.stopping import OF_LABELS, SCORED_ROWS
 from ollama_tune.core.plan.values import WorkEstimate
@@ -131,7 +130,7 @@ def token_flops(settings: Settings, spec: ModelSpec, lengths: Lengths) -> tuple[
     mean = lengths.mean(training.sequence_length)
     trained = lengths.trained_tokens / max(lengths.tokens, 1)
     head = spec.vocabulary_size * spec.hidden_size * trained
-    adapter = layer_parameters(training, spec)
+    adapter = adapter_parameters(training, spec)
     learned = adapter + (share * linear_parameters(spec) + head if training.method == "full" else 0)
     attention = mean * spec.heads * spec.head_dim * spec.layers
     layers = 2.0 * (linear_parameters(spec) + adapter) + 2 * attention
@@ -200,7 +199,7 @@ def _gather_seconds(training: TrainingSettings, spec: ModelSpec, rate: Rate) -> 
     """
     if training.sharding != "fsdp" or rate.gpus == 1:
         return 0.0
-    held = layer_weights(Shape.of(spec)) * DTYPE_BYTES[training.compute_dtype]
+    held = layer_bytes(Shape.of(spec), training)
     return held * (rate.gpus - 1) / rate.gpus / rate.link
 
 

@@ -65,7 +65,14 @@ def _search(draft: Draft, rows_a_step: int) -> tuple[Values, Values]:
         candidates = (values for group in groups for values in _by_time(draft, group))
         spared = (values for values in candidates if _leaves_spare(_memory(draft, values)))
         return first, next(spared, smallest)
-    return first, smallest
+    return first, _smaller_yet(draft, smallest)
+
+
+def _smaller_yet(draft: Draft, smallest: Values) -> Values:
+    """The last resort where nothing fits: averages in 8 bit however little they save, if that is enough."""
+    on_gpu = draft.settings.training.device == "cuda"
+    rounded = smallest | {"training.optimizer": _open(draft, "optimizer", ["adamw_8bit"])[0]}
+    return rounded if on_gpu and _memory(draft, rounded).fits else smallest
 
 
 def _by_time(draft: Draft, alike: list[Values]) -> list[Values]:

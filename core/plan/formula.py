@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ollama_tune.core.plan.layer_walk import LayerWalk
+from ollama_tune.core.plan.methods import state_bytes
 from ollama_tune.core.plan.request import MemoryRequest
 from ollama_tune.core.plan.shape import Shape
 
@@ -45,12 +46,8 @@ class Formula:
         return linear * NF4_BYTES + (shape.parameters - linear) * rest
 
     def states(self) -> float:
-        """The optimizer's states on the GPU; paged ones are elsewhere."""
-        optimizer, count = self.request.optimizer, self.walk.trained_weights
-        if optimizer.endswith("8bit"):
-            scales = 2 * 4 / 256
-            return count * (scales if optimizer.startswith("paged") else 2 + scales)
-        return 0 if optimizer == "paged_adamw" else 2 * count * self.walk.trained_size
+        """The optimizer's states on the GPU."""
+        return self.walk.trained_weights * state_bytes(self.request.optimizer, self.walk.trained_size)
 
     def static(self) -> Parts:
         """What lives through the whole training."""

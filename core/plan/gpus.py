@@ -17,10 +17,13 @@ MUCH_LESS = 0.5
 
 
 def taken(training: TrainingSettings, gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
-    """The GPUs that a run with these settings takes of those that are found: all, or the first so many."""
+    """The GPUs that a run with these settings takes of those that are found: all, or the first so many.
+
+    Of instances that MIG cut from cards it takes one: NCCL does not connect them.
+    """
     if training.device != "cuda":
         return ()
-    return tuple(gpus[: training.gpus or None])
+    return tuple(gpus[: 1 if any(gpu.mig for gpu in gpus) else training.gpus or None])
 
 
 def world_of(training: TrainingSettings, machine: Machine) -> int:
@@ -46,11 +49,12 @@ def of_one(training: AnyTraining, world: int) -> AnyTraining:
 
 
 def suitable(gpus: Sequence[Gpu]) -> int:
-    """How many of the first GPUs suit each other: none has much less memory than the first, or is older."""
+    """How many of the first GPUs suit each other: none has much less memory than the first, is older, or is
+    an instance that MIG cut from a card."""
     for count, gpu in enumerate(gpus):
         first = gpus[0]
         older = (gpu.compute_capability or (99, 0))[0] < (first.compute_capability or (0, 0))[0]
-        if gpu.free < MUCH_LESS * first.free or older:
+        if gpu.free < MUCH_LESS * first.free or older or (gpu.mig and count):
             return count
     return len(gpus)
 
@@ -69,6 +73,8 @@ def together_words(machine: Machine) -> str:
     if count == len(gpus):
         return f"All {count} train together, unless the settings say otherwise."
     first = "The first trains" if count == 1 else f"The first {count} train together"
+    if gpus[count].mig:
+        return f"{first}: instances that MIG cut from cards do not train together."
     return f"{first}; the next has far less memory free, or is older, and would hold back."
 
 

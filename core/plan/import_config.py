@@ -15,19 +15,20 @@ import yaml
 
 from ollama_tune.core.errors import UsageError
 from ollama_tune.core.plan.import_data import ROWS, Source
+from ollama_tune.core.plan.import_defaults import DEFAULTS
 from ollama_tune.core.plan.import_preferences import OBJECTIVE, WAYS
 from ollama_tune.core.plan.import_rules import Found, Outcome
-from ollama_tune.core.plan.import_tables import DEFAULTS, PREFIXES, TABLES
+from ollama_tune.core.plan.import_tables import PREFIXES, TABLES
 from ollama_tune.core.plan.settings import VERSION, Settings, field_paths, parse, release
 from ollama_tune.core.plan.yaml_lines import Marked, read_marked
 
 TITLES = {"llamafactory": "LLaMA-Factory", "axolotl": "Axolotl", "trl": "TRL"}
 MARKS = {
     "llamafactory": "cutoff_len dataset_dir finetuning_type lora_rank lora_target quantization_bit stage"
-    " template val_size",
+    " template val_size model_name_or_path",
     "axolotl": "adapter base_model datasets micro_batch_size sample_packing sequence_len val_set_size",
-    "trl": "dataset_name dataset_train_split lora_r lora_target_modules max_length max_seq_length r use_peft"
-    " model_name target_modules",
+    "trl": "dataset_name model_name_or_path dataset_train_split lora_r lora_target_modules max_length"
+    " max_seq_length r use_peft model_name target_modules",
 }
 """Fields by which a config is told."""
 ENOUGH = 2

@@ -103,7 +103,7 @@ def _described(name: str, folder: Path) -> Iterator[Told]:
         if field in ("file_name", "hf_hub_url", "ms_hub_url"):
             yield place, value, Found("taken", why="It is data.path.")
         elif field in ("subset", "split"):
-            yield place, value, Found("taken", {f"data.{field}": value})
+            yield place, value, _whole(f"data.{field}", value)
         elif field == "columns" and isinstance(value, Mapping):
             yield from _columns(place, value)
         elif field in ("formatting", "tags", "ranking"):
@@ -129,6 +129,14 @@ def _column(part: str, name: Any) -> Found:
     return Found("taken", {f"data.columns.{part}": str(name)})
 
 
+def _whole(path: str, value: Any) -> Found:
+    """A name as it stands; of a part of a split (`train[:10%]`) the split."""
+    name, bracket, _ = str(value).partition("[")
+    if path in ("data.split", "data.validation") and bracket:
+        return Found("approximated", {path: name}, "A split is taken whole.")
+    return Found("taken", {path: value})
+
+
 def axolotl(source: Source) -> Iterator[Told]:
     """`datasets` is a list; the first one is taken."""
     for field in ("test_datasets", "dataset_exact_deduplication"):
@@ -152,7 +160,7 @@ def _axolotl_field(field: str, value: Any, source: Source) -> Found:
     columns = {"field_messages": "conversation", "field": "text", "field_system": "system"}
     columns |= {"field_chosen": "chosen", "field_rejected": "rejected"}
     if field in direct:
-        return Found("taken", {direct[field]: value})
+        return _whole(direct[field], value)
     if field in columns:
         return _column(columns[field], value)
     if field == "path":
@@ -197,7 +205,7 @@ def trl(source: Source) -> Iterator[Told]:
             value = source.take(field)
             yield field, value, Found("taken", {"data.path": source.place(value)})
     for field in [name for name in names if name in source.fields]:
-        yield field, source.fields[field], Found("taken", {names[field]: source.take(field)})
+        yield field, source.fields[field], _whole(names[field], source.take(field))
 
 
 ROWS: Mapping[str, Callable[[Source], Iterator[Told]]] = {

@@ -13,7 +13,9 @@ from ollama_tune.core.plan.import_rules import Found, Rule, dropped, missing, ta
 OBJECTIVE = "training.objective"
 METHOD = "This method is not in a run.yaml of this release."
 _DPO = Found("taken", {OBJECTIVE: "dpo"})
-_OTHER_LOSS = Found("missing", why="The loss of preferences here is the sigmoid of the DPO paper.")
+_OTHER_LOSS = Found(
+    "missing", why="The loss here is the usual one of answers; of preferences the sigmoid of the DPO paper."
+)
 _REFERENCE = dropped("The reference is the model without its adapter, computed once a pair.")
 _NONE_ADDED = missing("Nothing is added to the loss of a pair here.", same=(0, 0.0))
 
@@ -26,7 +28,8 @@ def _beta(value: Any) -> Found:
 def _loss(value: Any) -> Found:
     """TRL's one loss, or a list of one."""
     only = value[0] if isinstance(value, list) and len(value) == 1 else value
-    return _DPO if only == "sigmoid" else _OTHER_LOSS
+    usual = Found("dropped", why="This is the loss here.")
+    return {"sigmoid": _DPO, "nll": usual, "chunked_nll": usual}.get(str(only), _OTHER_LOSS)
 
 
 PREFERENCES: Mapping[str, Mapping[str, Rule]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -60,13 +61,16 @@ def missing(why: str, same: tuple[Any, ...] = ()) -> Rule:
 
 
 def name_list(path: str, everything: tuple[str, ...]) -> Rule:
-    """Module names as a list or with commas; the words in `everything` mean all linear layers."""
+    """Module names as a list or with commas; the words in `everything` mean all linear layers. A pattern
+    (a regular expression) is no name."""
 
     def rule(value: Any) -> Found:
         parts = value if isinstance(value, list) else str(value).split(",")
         names = [str(part).strip() for part in parts if str(part).strip()]
         if any(name in everything for name in names):
             return Found("taken", {path: "all-linear"})
+        if not all(re.fullmatch(r"[\w.-]+", name) for name in names):
+            return Found("missing", why=f"A pattern is not read: {path} takes names of layers.")
         return Found("taken", {path: names})
 
     return rule

@@ -5,10 +5,10 @@ Names and defaults are those of the tools' public documentation and argument cla
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from ollama_tune.core.plan.import_preferences import METHOD, PREFERENCES, trl_rate
+from ollama_tune.core.plan.import_preferences import METHOD, PREFERENCES
 from ollama_tune.core.plan.import_rules import (
     UNSAID,
     Found,
@@ -39,6 +39,8 @@ PREPARED = "Rows are prepared here without settings for it."
 PUBLISHED = "Nothing is sent to a hub; `ollama-tune export` puts the model into Ollama."
 LOSS = "The loss here is the usual one on the answers."
 STEPS = "The number of steps is not known here: write a share of them into training.warmup."
+LORA = "The adapter here is LoRA."
+FROZEN = ("full", "training.freeze_layers is the number of a model's first layers that stay as they are.")
 ROWS = "The number of rows is not known here: write a share of them into data.validation_split."
 
 _SCHEDULES = named(
@@ -67,6 +69,7 @@ _OPTIMIZERS = named(
     },
     {
         "paged_adamw": ("adamw", "Its states are held in 32 bit here too, and not paged."),
+        "adamw_torch_8bit": ("adamw_8bit", "Its averages are held in 8 bit here too, in other blocks."),
         "paged_adamw_32bit": ("adamw", "Its states are held in 32 bit here too, and not paged."),
     },
 )
@@ -185,13 +188,21 @@ _TRAINER: Mapping[str, Rule] = {
     "max_grad_norm": take("training.max_gradient_norm"),
     "model_name_or_path": take("model.source"),
     "model_revision": take("model.revision"),
+    "load_best_model_at_end": missing("The best state is kept here.", same=(True, "true")),
+    "metric_for_best_model": words(
+        dict.fromkeys(("loss", "eval_loss"), Found("taken", {"training.early_stopping_metric": "loss"})),
+        Found("missing", why="training.early_stopping_metric has other names."),
+    ),
 }
 
 LLAMAFACTORY: Mapping[str, Rule] = {
     **COMMON,
     **_TRAINER,
     **PREFERENCES["llamafactory"],
-    "finetuning_type": named(WHAT, {"lora": "lora", "full": "full"}),
+    "finetuning_type": named(
+        WHAT, {"lora": "lora", "full": "full"}, {"oft": ("lora", LORA), "freeze": FROZEN}
+    ),
+    **_each("use_eaft_loss use_dft_loss use_asft_loss", missing(LOSS)),
     "template": lambda value: Found(
         "approximated", why="The chat template of the model's own tokenizer is used."
     ),
@@ -225,7 +236,8 @@ LLAMAFACTORY: Mapping[str, Rule] = {
     **_each("tokenized_path cache_dir include_num_input_tokens_seen", dropped(PREPARED)),
     **_each("rope_scaling shift_attn mixture_of_depths tool_format", missing(METHOD)),
     **_each("pissa_init pissa_iter pissa_convert use_galore use_badam use_apollo", missing(METHOD)),
-    **_each("freeze_trainable_layers use_llama_pro use_muon", missing(METHOD)),
+    **_each("use_llama_pro use_muon", missing(METHOD)),
+    **_each("freeze_trainable_layers freeze_trainable_modules", missing(FROZEN[1])),
 }
 
 AXOLOTL: Mapping[str, Rule] = {
@@ -286,6 +298,9 @@ AXOLOTL: Mapping[str, Rule] = {
     **_each("saves_per_epoch save_first_step", dropped(BY_TIME)),
     **_each("eval_table_size eval_max_new_tokens", dropped(TOLD)),
     **_each("lora_fan_in_fan_out", dropped("Read from the model.")),
+    "bnb_config_kwargs": missing("4-bit weights are NF4 here.", same=({"bnb_4bit_use_double_quant": True},)),
+    "lora_target_parameters": missing("Only linear layers get an adapter."),
+    "optim_args": missing("The optimizer takes no further values here."),
     **_each("relora gptq peft pretraining_dataset reward_model embedding_lr", missing(METHOD)),
     **_each("cosine_min_lr_ratio lr_groups unfrozen_parameters noisy_embedding_alpha", missing(METHOD)),
 }
@@ -317,7 +332,10 @@ TRL: Mapping[str, Rule] = {
     "full_finetuning": flag(WHAT, "full", "lora"),
     "eos_token": missing("The model's own tokens are used as they are."),
     "chat_template_path": missing("The chat template of the model's own tokenizer is used."),
-    **_each("eval_packing dataset_kwargs pad_to_multiple_of padding_free", dropped(PREPARED)),
+    "target_parameters": missing("Only linear layers get an adapter."),
+    **_each(
+        "eval_packing packing_strategy dataset_kwargs pad_to_multiple_of padding_free", dropped(PREPARED)
+    ),
     **_each("gradient_checkpointing_kwargs activation_offloading", dropped(HOW_SPREAD)),
 }
 
@@ -343,53 +361,3 @@ PREFIXES: Mapping[str, Rule] = {
     **_each("galore_ apollo_ badam_ oft_ pref_ dpo_ kto_ ppo_ qat fp8 trl ebft vllm", missing(METHOD)),
 }
 """Fields of one kind by how their names begin, where no table has them."""
-Default = Any | Callable[[Mapping[str, Any]], Any]
-
-
-def whole_or_adapter(values: Mapping[str, Any]) -> str:
-    """All weights are trained where a config names no adapter, and nothing of one."""
-    adapted = values.get(QUANTIZATION) == "nf4" or "training.rank" in values
-    return "lora" if adapted else "full"
-
-
-_ALWAYS: Mapping[str, Default] = {
-    "data.validation_split": 0.0,
-    "training.early_stopping": 0,
-    "training.seed": 42,
-    "data.seed": 42,
-}
-_TRAINER_DEFAULTS: Mapping[str, Default] = {
-    **_ALWAYS,
-    "training.learning_rate": 5e-5,
-    "training.epochs": 3.0,
-    "training.batch_size": 8,
-    "training.gradient_accumulation_steps": 1,
-    "training.schedule": "linear",
-    "training.warmup": 0.0,
-}
-DEFAULTS: Mapping[str, Mapping[str, Default]] = {
-    "llamafactory": {
-        **_TRAINER_DEFAULTS,
-        "training.rank": 8,
-        "training.alpha": lambda values: 2 * values["training.rank"],
-        "training.sequence_length": 2048,
-        RECOMPUTE: "layers",
-    },
-    "axolotl": {
-        **_ALWAYS,
-        WHAT: whole_or_adapter,
-        "training.epochs": 1.0,
-        "training.gradient_accumulation_steps": 1,
-        "training.warmup": 0.03,
-        "training.sequence_length": 512,
-    },
-    "trl": {
-        **_TRAINER_DEFAULTS,
-        WHAT: whole_or_adapter,
-        "training.learning_rate": trl_rate,
-        "training.dropout": 0.05,
-        "training.sequence_length": 1024,
-        RECOMPUTE: "layers",
-    },
-}
-"""What a tool does where its config says nothing, if it is not what is done here."""

@@ -5,29 +5,34 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ollama_tune.core.plan.settings import Settings
+    from ollama_tune.core.plan.settings import Settings, TrainingSettings
 
 SOFT_PROMPTS = ("prompt", "ptuning")
 """Methods that train vectors before the text instead of weights."""
 
-
 Row = tuple[bool, str, str]
+"""Whether it is asked for, the fields (of `training` where no section is named), and why not."""
 
 
 def impossible(settings: Settings) -> list[tuple[tuple[str, ...], str]]:
     """What is asked for and no run can do: the dotted fields that do not go together, what to change first,
     and why not with what to set instead."""
-    rows = [(names.split(), why) for asked, names, why in _rows(settings) if asked]
-    return [(tuple(n if "." in n else f"training.{n}" for n in names), why) for names, why in rows]
+    training = settings.training
+    rows = [
+        *_on_the_cpu(training),
+        *_forms(training),
+        *_soft_prompts(settings),
+        *_full(settings),
+        *_measured(settings),
+        *_preferences(training),
+        *_shared_out(training),
+    ]
+    found = [(names.split(), why) for asked, names, why in rows if asked]
+    return [(tuple(n if "." in n else f"training.{n}" for n in names), why) for names, why in found]
 
 
-def _rows(settings: Settings) -> list[Row]:
-    """Whether it is asked for, the fields (of `training` where no section is named), and why not."""
-    training, also = settings.training, settings.export.also
-    cpu, full = training.device == "cpu", training.method == "full"
-    other, soft = training.method != "lora", training.method in SOFT_PROMPTS
-    held_out = settings.data.validation_split or settings.data.validation
-    sharded = training.sharding == "fsdp"
+def _on_the_cpu(training: TrainingSettings) -> list[Row]:
+    cpu = training.device == "cpu"
     return [
         (
             cpu and training.compute_dtype == "float16",
@@ -39,13 +44,20 @@ def _rows(settings: Settings) -> list[Row]:
             "optimizer device",
             "optimizer paged_adamw_8bit needs a GPU to move its states from; use adamw_8bit",
         ),
+    ]
+
+
+def _forms(training: TrainingSettings) -> list[Row]:
+    """What only method lora has: forms of its adapter, and the fast path."""
+    fast, other = training.path == "fast", training.method != "lora"
+    return [
         (
-            training.path == "fast" and training.dora,
+            fast and training.dora,
             "path dora",
             "path fast does not compute dora; use path auto or general",
         ),
         (
-            training.path == "fast" and other,
+            fast and other,
             "path method",
             f"path fast trains method lora only, not {training.method}; use path auto or general",
         ),
@@ -54,6 +66,13 @@ def _rows(settings: Settings) -> list[Row]:
             "dora rslora method",
             f"dora and rslora are forms of method lora, not of {training.method}; set them to no",
         ),
+    ]
+
+
+def _soft_prompts(settings: Settings) -> list[Row]:
+    training, export = settings.training, settings.export
+    soft = training.method in SOFT_PROMPTS
+    return [
         (
             soft and training.packing,
             "packing method",
@@ -66,53 +85,67 @@ def _rows(settings: Settings) -> list[Row]:
             f"method {training.method} trains no layer; set freeze_layers to 0",
         ),
         (
-            soft and bool(settings.export.name or also),
+            soft and bool(export.name or export.also),
             "export.name export.also method",
             f"Ollama's files have no place for the soft prompt of method {training.method}; leave "
             "export.name and export.also empty",
         ),
+    ]
+
+
+def _full(settings: Settings) -> list[Row]:
+    full = settings.training.method == "full"
+    return [
         (
-            full and training.quantization != "none",
+            full and settings.training.quantization != "none",
             "quantization method",
             "method full trains the weights themselves, which 4 bit cannot hold; use quantization none, or "
             "method lora",
         ),
         (
-            full and any(form != "merged" for form in also),
+            full and any(form != "merged" for form in settings.export.also),
             "export.also method",
             "method full makes no adapter to write besides the file; leave adapter out of export.also",
         ),
+    ]
+
+
+def _measured(settings: Settings) -> list[Row]:
+    held_out = bool(settings.data.validation_split or settings.data.validation)
+    metric = settings.training.early_stopping_metric
+    return [
         (
-            training.early_stopping_metric != "loss" and not settings.evaluation.rows and bool(held_out),
+            metric != "loss" and not settings.evaluation.rows and held_out,
             "early_stopping_metric evaluation.rows",
             "early_stopping_metric needs questions to ask; set evaluation.rows above 0, or choose loss",
         ),
+    ]
+
+
+def _preferences(training: TrainingSettings) -> list[Row]:
+    dpo = training.objective == "dpo"
+    return [
         (
-            training.objective == "dpo" and training.method in ("full", "prompt", "ptuning"),
+            dpo and training.method in ("full", *SOFT_PROMPTS),
             "objective method",
             "objective dpo compares with the model without its adapter, which is not there with method "
             f"{training.method}; use method lora or adalora",
         ),
         (
-            training.objective == "dpo" and training.packing,
+            dpo and training.packing,
             "packing objective",
             "objective dpo computes both answers of a pair together, so pairs are not packed; use packing no",
         ),
-        (
-            sharded and training.quantization != "none",
-            "sharding quantization",
-            "sharding fsdp shares out whole weights, not 4-bit ones; use quantization none, or sharding ddp",
-        ),
+    ]
+
+
+def _shared_out(training: TrainingSettings) -> list[Row]:
+    sharded = training.sharding == "fsdp"
+    return [
         (
             sharded and (training.method != "lora" or training.dora),
             "sharding method dora",
             "sharding fsdp trains method lora, without dora; use sharding ddp",
-        ),
-        (
-            sharded and training.objective == "dpo",
-            "sharding objective",
-            "sharding fsdp computes as much on every GPU, but objective dpo spares what is known; use "
-            "sharding ddp",
         ),
         (
             sharded and training.path == "fast",

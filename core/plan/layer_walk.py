@@ -80,23 +80,15 @@ class LayerWalk:
 
     @cached_property
     def adapts_experts(self) -> bool:
-        """Whether the experts get an adapter: peft then makes their weights anew, with it, in each pass.
-
-        It gives them none where it is told the layers.
-        """
-        chosen = isinstance(self.request.targets, str) and not self.request.freeze_layers
-        return bool(self.shape.experts) and not self.full and chosen
+        """Whether the experts get an adapter: peft then makes their weights anew, with it, in each pass."""
+        chosen = self.shape.adapts_experts(self.request.targets, self.request.freeze_layers)
+        return chosen and not self.full and self.request.experts
 
     @cached_property
     def adapter_weights(self) -> int:
         """Weights of the adapter in one layer."""
-        rank = self.request.rank
-        experts = self.shape.expert_adapter(rank) if self.adapts_experts else 0
-        return (
-            experts
-            + dora_walk.magnitudes(self)
-            + rank * sum(inside + outside for inside, outside in self.targets.values())
-        )
+        asked, experts = self.request, self.adapts_experts
+        return self.shape.adapter(asked.rank, asked.targets, dora=asked.dora, experts=experts)
 
     @cached_property
     def layers(self) -> int:
@@ -107,7 +99,7 @@ class LayerWalk:
     def trained_weights(self) -> int:
         """Weights that are trained, in all layers."""
         if self.full:
-            return self.shape.parameters - self.shape.frozen_weights(self.request.freeze_layers)
+            return self.shape.thawed_weights(self.request.freeze_layers)
         return self.layers * self.adapter_weights
 
     @cached_property

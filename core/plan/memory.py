@@ -42,14 +42,6 @@ _PARTS = ("weights", "adapter", "gradients", "optimizer", "activations", "loss")
 _UNSURE = ("other", "workspaces", "context")
 
 
-def adapter_parameters(spec: ModelSpec, rank: int, targets: str | list[str] = "all-linear") -> int:
-    """Trained parameters: rank x (inputs + outputs) of every target, in every layer."""
-    shape = Shape.of(spec)
-    experts = shape.expert_adapter(rank) if isinstance(targets, str) else 0
-    linear = rank * sum(inside + outside for inside, outside in shape.targets(targets).values())
-    return shape.L * (linear + experts)
-
-
 def linear_parameters(spec: ModelSpec) -> int:
     """Weights of the layers' linear modules (what NF4 shrinks), without embeddings and head."""
     return min(Shape.of(spec).linear_parameters(), spec.parameters)

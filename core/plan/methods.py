@@ -12,8 +12,6 @@ from ollama_tune.core.plan.shape import Shape
 
 AVERAGES = 3
 """Numbers that AdaLoRA holds for each of its weights: the last importance and two averages of it."""
-STATE_BYTES = {"adamw": 8.0, "adamw_8bit": 2 + 8 / 256, "paged_adamw_8bit": 8 / 256}
-"""Bytes on the device of an optimizer's states for each weight."""
 
 
 def initial_rank(rank: int) -> int:
@@ -30,33 +28,33 @@ def as_lora(training: TrainingSettings) -> dict[str, Any]:
     """What is otherwise where a method is counted as LoRA: its rank, or no adapted layer at all."""
     if training.method in SOFT_PROMPTS:
         return {"targets": []}
-    return {"rank": initial_rank(training.rank)} if training.method == "adalora" else {}
+    if training.method == "adalora":
+        return {"rank": initial_rank(training.rank), "experts": False}
+    return {}
 
 
 def trained_parameters(training: TrainingSettings, spec: ModelSpec) -> int:
     """Parameters that learn."""
     if training.method == "full":
-        return spec.parameters - Shape.of(spec).frozen_weights(training.freeze_layers)
+        return Shape.of(spec).thawed_weights(training.freeze_layers)
     if training.method in SOFT_PROMPTS:
         return prompt_parameters(training, spec)
-    return layer_parameters(training, spec)
+    return adapter_parameters(training, spec)
 
 
-def layer_parameters(training: TrainingSettings, spec: ModelSpec) -> int:
+def adapter_parameters(training: TrainingSettings, spec: ModelSpec) -> int:
     """Parameters of an adapter, which every token goes through; other methods have none.
 
-    AdaLoRA has a singular value a rank besides. It leaves experts as they are, as PEFT does with frozen
-    layers.
+    AdaLoRA has a singular value a rank besides, and leaves experts as they are.
     """
     if training.method in (*SOFT_PROMPTS, "full"):
         return 0
     shape, adalora = Shape.of(spec), training.method == "adalora"
     rank = initial_rank(training.rank) if adalora else training.rank
-    adapted = shape.targets(training.targets).values()
-    linear = rank * sum(inside + outside + adalora for inside, outside in adapted)
-    spared = adalora or training.freeze_layers or not isinstance(training.targets, str)
-    experts = 0 if spared else shape.expert_adapter(rank)
-    return (shape.L - training.freeze_layers) * (linear + experts)
+    experts = shape.adapts_experts(training.targets, training.freeze_layers) and not adalora
+    layer = shape.adapter(rank, training.targets, dora=training.dora, experts=experts)
+    values = rank * len(shape.targets(training.targets)) if adalora else 0
+    return (shape.L - training.freeze_layers) * (layer + values)
 
 
 def prompt_parameters(training: TrainingSettings, spec: ModelSpec) -> int:
@@ -64,6 +62,17 @@ def prompt_parameters(training: TrainingSettings, spec: ModelSpec) -> int:
     width = spec.hidden_size
     network = 3 * (width * width + width) if training.method == "ptuning" else 0
     return training.virtual_tokens * width + network
+
+
+def state_bytes(optimizer: str, size: int = 4) -> float:
+    """Bytes on the device of an optimizer's states for each trained weight of `size` bytes.
+
+    Those in 8 bit have a scale for every 256 numbers; paged ones are elsewhere, but for their scales.
+    """
+    paged = optimizer.startswith("paged")
+    if optimizer.endswith("8bit"):
+        return (0 if paged else 2) + 2 * 4 / 256
+    return 0 if paged else 2 * size
 
 
 def extra_parts(training: TrainingSettings, spec: ModelSpec) -> Counter[str]:
@@ -76,5 +85,5 @@ def extra_parts(training: TrainingSettings, spec: ModelSpec) -> Counter[str]:
     if training.method not in SOFT_PROMPTS:
         return Counter()
     count = prompt_parameters(training, spec)
-    states = round(STATE_BYTES[training.optimizer] * count)
+    states = round(state_bytes(training.optimizer) * count)
     return Counter(adapter=4 * count, gradients=4 * count, optimizer=states)

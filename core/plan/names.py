@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from pathlib import Path
 
 from ollama_tune.core.errors import UsageError
@@ -60,4 +61,6 @@ def suggest_name(spec: ModelSpec, data_path: str) -> str:
 
 
 def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
+    """In the letters that a name may have; those with accents lose them."""
+    plain = "".join(c for c in unicodedata.normalize("NFKD", text.lower()) if not unicodedata.combining(c))
+    return re.sub(r"[^a-z0-9.]+", "-", plain).strip("-.")

@@ -12,7 +12,7 @@ from ollama_tune.core.models.catalogue import CatalogueModel, catalogue, spec_of
 from ollama_tune.core.models.locate import is_complete, snapshots
 from ollama_tune.core.models.values import ModelSpec
 from ollama_tune.core.plan import rules
-from ollama_tune.core.plan.memory import adapter_parameters
+from ollama_tune.core.plan.methods import adapter_parameters
 from ollama_tune.core.plan.values import Offer, Plan
 from ollama_tune.core.rounding import round_up
 from ollama_tune.core.text import human_bytes, human_count, human_estimate, one_line
@@ -177,7 +177,7 @@ class Offers:
             return self._rows_lost(changes[path])
         if path == "training.rank":
             trained = human_count(self._lengths.trained_tokens)
-            held = adapter_parameters(self._spec, changes[path], plan.settings.training.targets)
+            held = adapter_parameters(plan.settings.training, self._spec)
             return f"the adapter has {human_count(held)} parameters for {trained} trained tokens"
         if path == "training.method":
             return "an adapter learns as well from most data"

@@ -18,7 +18,7 @@ from ollama_tune.core.data.tokens.lengths import (
     sample_lengths,
 )
 from ollama_tune.core.data.tokens.sides import measure_rows
-from ollama_tune.core.data.values import Lengths, Reading
+from ollama_tune.core.data.values import DatasetProfile, Lengths, Reading
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.machine.host import read_host
 from ollama_tune.core.machine.probe import probe_machine
@@ -29,6 +29,7 @@ from ollama_tune.core.models.chat_templates import chosen_template
 from ollama_tune.core.models.describe import describe
 from ollama_tune.core.models.locate import is_hub_id
 from ollama_tune.core.models.values import ModelSpec
+from ollama_tune.core.plan.pins import hub_news
 from ollama_tune.core.plan.predict import read_model_config
 from ollama_tune.core.plan.recommend import make_plan
 from ollama_tune.core.plan.settings import BUNDLED, parse
@@ -68,7 +69,7 @@ def prepare_for(model: str, data: str, changed: Mapping[str, Any], gpu: Gpu | No
     machine = probe_machine() if gpu is None else _box_with(gpu)
     mine = {} if data == BUNDLED else {"data.path": data}
     plan = make_plan(machine, spec, lengths, mine | dict(changed))
-    notes = [*notes, *counted]
+    notes = [*notes, *counted, *hub_news(plan.settings)]
     if gpu is not None:
         free = human_bytes(gpu.free)
         notes.append(f"Planned for {gpu.name} with {free} free; that box's disk and Ollama are not checked.")
@@ -148,6 +149,13 @@ def _lengths(spec: ModelSpec, data: str, reading: Reading, form: str | None) -> 
     Many rows are counted by the run itself, or by the wizard in the background; what was counted is kept.
     """
     profile = load_dataset(data, reading)
+    lengths, notes = _counted(spec, data, profile, form)
+    return replace(lengths, kind=profile.kind), notes
+
+
+def _counted(
+    spec: ModelSpec, data: str, profile: DatasetProfile, form: str | None
+) -> tuple[Lengths, list[str]]:
     if not (spec.folder / "tokenizer.json").is_file():
         note = "Tokens are estimated from the rows' bytes, as the model's tokenizer is not here."
         return estimate_lengths(profile.rows), [note]

@@ -9,7 +9,7 @@ from typing import Any
 from ollama_tune.core.data.values import Lengths
 from ollama_tune.core.machine.values import Machine
 from ollama_tune.core.models.values import ModelSpec
-from ollama_tune.core.plan import method_rules, preference_rules, rules
+from ollama_tune.core.plan import method_rules, pins, preference_rules, rules
 from ollama_tune.core.plan.checks import plan_warnings
 from ollama_tune.core.plan.draft import Draft
 from ollama_tune.core.plan.duration import estimate
@@ -25,7 +25,6 @@ _READING: tuple[tuple[str, Any, str], ...] = (
     ("split", "", "the split that is named for training, or the only one"),
     ("validation", "", "a split that is named for it, else a share of the rows"),
     ("subset", "", "the data set's usual one"),
-    ("revision", "", "the newest version of the data"),
     ("form", "", "told by the content of the rows"),
     ("columns", {}, "told by the names and contents of the columns"),
     ("labels", {}, "as they stand in the data"),
@@ -88,11 +87,12 @@ def solve(draft: Draft) -> Plan:
 
 def _choose_rows(draft: Draft) -> None:
     draft.choose("model.source", Choice(draft.spec.source, "the model that was chosen", "you"))
-    draft.choose("model.revision", Choice(None, "the newest version of the model", rules.PRACTICE))
+    draft.choose("model.revision", pins.model_revision(draft.spec.folder))
     draft.choose("model.chat_template", Choice(None, "the form that the model brings", rules.PRACTICE))
     draft.choose("data.path", Choice("bundled", "the examples that ollama-tune brings", rules.PRACTICE))
     for name, value, reason in _READING:
         draft.choose(f"data.{name}", Choice(value, reason, rules.DATA))
+    draft.choose("data.revision", pins.data_revision(draft.settings.data.path))
     draft.choose("data.validation_split", rules.validation_split(draft.lengths.rows))
     draft.choose("data.seed", Choice(7, "any number; the same one holds the same rows out", rules.PRACTICE))
     draft.choose("training.device", rules.device(draft.machine))
@@ -101,7 +101,7 @@ def _choose_rows(draft: Draft) -> None:
 def _choose_adapter(draft: Draft) -> None:
     draft.choose("training.method", Choice("lora", "learns as well as all weights from such data", rules.LWR))
     draft.choose("training.targets", Choice("all-linear", "better than attention layers alone", rules.LWR))
-    draft.choose("training.rank", rules.rank(draft.spec, draft.lengths))
+    draft.choose("training.rank", rules.rank(draft.spec, draft.settings.training, draft.lengths))
     draft.choose("training.alpha", Choice(32, "with alpha 32 one learning rate suits every rank", rules.LWR))
     draft.choose("training.dropout", Choice(0.0, "only against overfitting: 0.05 or 0.1", rules.PRACTICE))
     draft.choose("training.freeze_layers", Choice(0, "0: every layer learns", rules.PRACTICE))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from ollama_tune.core.errors import UsageError
 from ollama_tune.core.plan.yaml_lines import Marked, Place
@@ -16,6 +17,7 @@ from ollama_tune.core.text import one_line
 MOST = 5
 """So many mistakes are told at once."""
 CHANGE = "Change it and try again."
+QUOTE = "Put it into quotes, if that is what you mean."
 IMPOSSIBLE = "impossible"
 """The kind of error of settings that exclude each other; its `found` is what `impossible` returns."""
 
@@ -74,7 +76,7 @@ def refusal(
         path = ".".join(place)
         line = marked.line(place) if marked else None
         unknown = each["type"] == "extra_forbidden"
-        made = _unknown(path, names, line) if unknown else _wrong(path, each["msg"], line)
+        made = _unknown(path, names, line) if unknown else _wrong(path, each, line)
         found.setdefault(path, made)
     return SettingsError(sorted(found.values(), key=lambda each: each.line or 0), marked)
 
@@ -114,10 +116,13 @@ def _unknown(path: str, names: Sequence[str], line: int | None) -> Mistake:
     return Mistake(path, f"There is no setting {one_line(path, 80)!r}.", nearest(path, names), line)
 
 
-def _wrong(path: str, message: str, line: int | None) -> Mistake:
-    text = message.removeprefix("Value error, ")
+def _wrong(path: str, error: ErrorDetails, line: int | None) -> Mistake:
+    text = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "model_type":
+        text = "it is a section, with settings of its own below it"
     subject = f"The setting {path} is" if path else "The settings are"
-    return Mistake(path, f"{subject} wrong: {text}.", CHANGE, line)
+    bare = error["type"] == "string_type" and isinstance(error["input"], (bool, int, float))
+    return Mistake(path, f"{subject} wrong: {text}.", QUOTE if bare else CHANGE, line)
 
 
 def nearest(path: str, names: Sequence[str]) -> str:

@@ -75,6 +75,8 @@ class MemoryRequest(TrainingSettings):
     """With more than one the gradients stay in memory while the next batch is computed."""
     method: Literal["lora", "full"] = "lora"
     """`lora` trains an adapter, `full` every weight."""
+    experts: bool = True
+    """An adapter on all linear layers reaches the experts, too; peft's AdaLoRA does not."""
     adapter_dtype: AdapterDtype | None = None
     """Number format of the trained weights; empty: float32 adapters, with `full` the compute_dtype."""
     autocast: bool = True
@@ -106,8 +108,8 @@ class MemoryRequest(TrainingSettings):
             raise ValueError("path fast trains adapters only, without dora or kbit_preparation")
         if self.padded and self.laid:
             raise ValueError(f"path {self.path} lays rows end to end here, so they are not padded")
-        if self.sharding == "fsdp" and (self.quantization != "none" or self.method == "full"):
-            raise ValueError("sharding fsdp is for frozen whole weights; use quantization none, method lora")
+        if self.sharding == "fsdp" and self.method == "full":
+            raise ValueError("sharding fsdp is for frozen weights; use method lora")
         if self.device == "cpu":
             raise ValueError("device cpu has no simulation; predictions are for cuda")
         if self.method == "full" and self.quantization != "none":

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from ollama_tune.core.data.files.hub import commit_here, hub_id
+from ollama_tune.core.data.load import load_dataset
 from ollama_tune.core.machine.probe import probe_machine
 from ollama_tune.core.machine.processes import in_use
 from ollama_tune.core.machine.unload import settled
@@ -15,7 +18,8 @@ from ollama_tune.core.models.describe import describe
 from ollama_tune.core.models.values import ModelSpec
 from ollama_tune.core.plan.memory import predict
 from ollama_tune.core.plan.rules import gpu_dtype
-from ollama_tune.core.plan.settings import Settings
+from ollama_tune.core.plan.settings import Settings, load
+from ollama_tune.core.plan.stopping import require_measurable
 from ollama_tune.core.text import human_bytes
 
 NAMED = 3
@@ -62,11 +66,35 @@ def of_this_box(training: Mapping[str, Any], probe: Callable[[], Machine] = prob
     return {f"training.{name}": found[name] for name in sorted(open_fields)}
 
 
+def settings_here(
+    file: Path, values: Mapping[str, Any], probe: Callable[[], Machine] = probe_machine
+) -> tuple[Settings, dict[str, str]]:
+    """A run.yaml with these values by dotted path, fit for this box; and what was chosen as it says nothing
+    of it, as `of_this_box`."""
+    said = load(file)
+    mine = {name.removeprefix("training."): value for name, value in values.items()}
+    chosen = of_this_box({**said.training.model_dump(exclude_unset=True), **mine}, probe)
+    return said.with_values({**values, **chosen}), chosen
+
+
+def require_figure(settings: Settings) -> None:
+    """Read the rows, where an early stopping by something else than the loss asks what they are.
+
+    Raises `TuneError` where the figure cannot be had of them. Data that has to be fetched first is not.
+    """
+    metric, data = settings.training.early_stopping_metric, settings.data
+    if metric == "loss" or (hub_id(data.path) and not commit_here(data.path, data.revision)):
+        return
+    require_measurable(metric, load_dataset(data.path, data.reading()).kind)
+
+
 def check_run(settings: Settings) -> str:
     """As `shortage` for a `run.yaml`, whose rows are not counted yet: as if they were as long as allowed.
 
-    Raises `TuneError` where the model cannot be read, or is a base model whose chat form is not settled.
+    Raises `TuneError` where the model cannot be read, or is a base model whose chat form is not settled, and
+    where the rows do not have the figure that the best state is chosen by.
     """
+    require_figure(settings)
     spec = describe(settings.model.source, settings.model.revision)
     chosen_template(spec.folder, settings.model.chat_template)
     return shortage(settings, spec, look_again(), settings.training.sequence_length)

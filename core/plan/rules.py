@@ -16,7 +16,7 @@ from ollama_tune.core.machine.values import Machine
 from ollama_tune.core.models.families import ARCHITECTURES
 from ollama_tune.core.models.values import ModelSpec
 from ollama_tune.core.plan.gguf_types import K_TYPES, Room, TypeOffer, ollama_room, type_offers
-from ollama_tune.core.plan.memory import adapter_parameters
+from ollama_tune.core.plan.methods import adapter_parameters
 from ollama_tune.core.plan.names import suggest_name
 from ollama_tune.core.plan.padding import grouped_padding, packed_rows, random_padding
 from ollama_tune.core.plan.paths import SHARED, fast_obstacle, general_pads, way_of
@@ -154,9 +154,10 @@ def epochs(train_rows: int, rows_a_step: int) -> Choice:
     )
 
 
-def rank(spec: ModelSpec, lengths: Lengths) -> Choice:
+def rank(spec: ModelSpec, training: TrainingSettings, lengths: Lengths) -> Choice:
     """As many adapter parameters as trained tokens, between rank 16 and 128."""
-    per_rank = max(adapter_parameters(spec, 1), 1)
+    plain = training.model_copy(update={"method": "lora", "dora": False, "rank": 1})
+    per_rank = max(adapter_parameters(plain, spec), 1)
     wanted = power_of_two_above(lengths.trained_tokens / per_rank)
     value = min(max(wanted, LEAST_RANK), 128)
     held = human_count(per_rank * value)
@@ -217,14 +218,17 @@ def mixture_of_experts(spec: ModelSpec) -> bool:
 def sequence_lengths(spec: ModelSpec, lengths: Lengths, *, packing: bool = False) -> list[int]:
     """Lengths to try, best first: all rows whole, then 99 % and 95 % of them; multiples of 64.
 
-    A packed sequence is longer where rows of such lengths would not fill one.
+    A packed sequence is longer where rows of such lengths would not fill one, but never longer than where
+    more rows are whole: the next length is tried because memory is short.
     """
     limit = spec.context_length if spec.context_length >= 16 else 1 << 20
     rows = lengths.of_rows
     wanted = (rows.longest, rows.percentile_99, rows.percentile_95)
     found = [max(min(round_up(length, 64), limit), 16) for length in wanted]
     if packing:
-        found = [_filling(lengths, length, limit) for length in found]
+        most = limit
+        for at, length in enumerate(found):
+            found[at] = most = _filling(lengths, length, most)
     return list(dict.fromkeys(found))
 
 

@@ -28,7 +28,7 @@ from ollama_tune.core.files import write_atomic
 from ollama_tune.core.plan.former import migrate
 from ollama_tune.core.plan.impossible import impossible
 from ollama_tune.core.plan.refusal import IMPOSSIBLE, Mistake, SettingsError, nearest, refusal
-from ollama_tune.core.plan.yaml_lines import Marked, read_marked
+from ollama_tune.core.plan.yaml_lines import Marked, Plain, read_marked
 
 VERSION: Literal[1] = 1
 BUNDLED = "bundled"
@@ -302,8 +302,11 @@ class Settings(_Section):
         return self.with_values({path: value})
 
     def with_values(self, values: dict[str, Any]) -> Settings:
-        """A checked copy with several values changed at once."""
+        """A checked copy with several values changed at once; another source or path has no revision yet."""
         tree = self.model_dump()
+        for section, name, none in (("model", "source", None), ("data", "path", "")):
+            if values.get(f"{section}.{name}", tree[section][name]) != tree[section][name]:
+                tree[section]["revision"] = none
         for path, value in values.items():
             _set(tree, path, value)
         return parse(tree)
@@ -322,13 +325,6 @@ def field_paths() -> list[str]:
     """Every dotted path a user can set, in the order of `run.yaml`."""
     sections = {name: field.annotation for name, field in Settings.model_fields.items() if name != "version"}
     return [f"{s}.{f}" for s, kind in sections.items() for f in kind.model_fields]  # type: ignore[union-attr]
-
-
-def field_help(path: str) -> str:
-    """The documentation of a field, from its docstring."""
-    section, name = path.split(".")
-    model = Settings.model_fields[section].annotation
-    return str(model.model_fields[name].description or "")  # type: ignore[union-attr]
 
 
 def release() -> str:
@@ -355,7 +351,7 @@ def parse(tree: Any, marked: Marked | None = None) -> Settings:
             f"{where}The settings are not a table of sections.", "Compare with a run.yaml of a run folder."
         )
     _check_version(tree.get("version", VERSION), marked)
-    tree = migrate(tree)
+    tree = migrate({name: section for name, section in tree.items() if section is not None})
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
@@ -372,5 +368,5 @@ def _check_version(found: Any, marked: Marked | None) -> None:
 
 def load(path: Path) -> Settings:
     """Read a `run.yaml`; every problem is a `UsageError` that names the file, the line or the field."""
-    marked = read_marked(path)
+    marked = read_marked(path, Plain)
     return parse(marked.tree, marked)

@@ -87,10 +87,11 @@ class Shape:
             logits_scale=spec.model_type == "granite",
         )
 
-    def frozen_weights(self, layers: int) -> int:
-        """Weights of the embedding and of so many layers; none of no layer."""
+    def thawed_weights(self, frozen: int) -> int:
+        """Weights that full fine-tuning trains: with frozen layers neither these nor the embedding."""
         ends = self.V * self.H * (1 if self.tied else 2)
-        return self.V * self.H + layers * ((self.parameters - ends) // self.L) if layers else 0
+        held = self.V * self.H + frozen * ((self.parameters - ends) // self.L) if frozen else 0
+        return self.parameters - held
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any]) -> Shape:
@@ -178,11 +179,20 @@ class Shape:
         """Weights of all experts of a layer."""
         return 3 * self.experts * self.H * self.expert_width
 
-    def expert_adapter(self, rank: int) -> int:
+    def adapts_experts(self, targets: str | list[str], frozen: int) -> bool:
+        """Whether the experts get an adapter: peft gives them none where it is told modules or layers."""
+        return bool(self.experts) and isinstance(targets, str) and not frozen
+
+    def adapter(self, rank: int, targets: str | list[str], *, dora: bool, experts: bool) -> int:
+        """Weights of an adapter in one layer: rank x (inputs + outputs) of every target; with DoRA a
+        magnitude besides for each output."""
+        sizes = self.targets(targets).values()
+        linear = sum(rank * (inside + outside) + dora * outside for inside, outside in sizes)
+        return linear + (self._expert_adapter(rank) if experts else 0)
+
+    def _expert_adapter(self, rank: int) -> int:
         """Weights of peft's adapter on the experts of a layer and on what chooses them; gate and up are one
         tensor, whose adapter has twice the rank."""
-        if not self.experts:
-            return 0
         return rank * (self.experts * (3 * self.H + 5 * self.expert_width) + self.H + self.experts)
 
     def counted(self) -> int:

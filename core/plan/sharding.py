@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
+from ollama_tune.core.plan.formula import NF4_BYTES
 from ollama_tune.core.plan.layer_walk import DTYPE_BYTES
 from ollama_tune.core.plan.settings import TrainingSettings
 from ollama_tune.core.plan.shape import Shape
 
 MIB = 1 << 20
 FLAT_BUFFER = 32 * MIB
-"""Gradients travel in one flat tensor of at most so many bytes."""
+"""Weights and gradients travel in flat tensors of at most so many bytes: fast, and small beside a model."""
 GATHERED = 3.5
 """Layers whose weights are whole at once: the one that is computed, the next, and what was just received of
 both; 2.4 to 3.4 measured on two to four processes."""
@@ -28,8 +29,7 @@ LINKS = 300 * MIB
 def can_share_out(training: TrainingSettings) -> bool:
     """Whether the model's layers can be shared out (fsdp) with these settings."""
     plain = training.method == "lora" and not training.dora and training.path != "fast"
-    plain = plain and training.objective == "sft"
-    return plain and training.quantization == "none" and training.device == "cuda"
+    return plain and training.device == "cuda"
 
 
 def layer_weights(shape: Shape) -> int:
@@ -37,9 +37,16 @@ def layer_weights(shape: Shape) -> int:
     return shape.parameters - shape.V * shape.H * (1 if shape.tied else 2)
 
 
+def layer_bytes(shape: Shape, training: TrainingSettings) -> float:
+    """The bytes of these weights, as they are held and as they travel."""
+    linear = shape.linear_parameters() if training.quantization == "nf4" else 0
+    linear = min(linear, layer_weights(shape))
+    return linear * NF4_BYTES + (layer_weights(shape) - linear) * DTYPE_BYTES[training.compute_dtype]
+
+
 def held_weights(shape: Shape, training: TrainingSettings, world: int) -> int:
     """Bytes of layers that one of so many processes holds at most: its part of all, and those gathered."""
-    whole = layer_weights(shape) * DTYPE_BYTES[training.compute_dtype]
+    whole = layer_bytes(shape, training)
     gathered = min(GATHERED * whole / shape.L, whole)
     return round(min(whole / world + gathered, whole))
 
@@ -50,8 +57,7 @@ def of_many(found: Mapping[str, int], shape: Shape, training: TrainingSettings, 
     if world == 1:
         return dict(parts)
     if training.sharding == "fsdp":
-        whole = layer_weights(shape) * DTYPE_BYTES[training.compute_dtype]
-        parts["weights"] -= round(whole) - held_weights(shape, training, world)
+        parts["weights"] -= round(layer_bytes(shape, training)) - held_weights(shape, training, world)
     parts["gradients"] += min(parts["adapter"], FLAT_BUFFER)
     if training.device == "cuda":
         parts["workspaces"] += LINKS

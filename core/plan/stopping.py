@@ -6,9 +6,10 @@ import importlib.util
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ollama_tune.core.errors import TuneError
+from ollama_tune.core.errors import TuneError, UsageError
 
 if TYPE_CHECKING:
+    from ollama_tune.core.data.values import RowKind
     from ollama_tune.core.plan.settings import StoppingMetric
 
 SCORED_ROWS = 64
@@ -26,6 +27,34 @@ TITLES: Mapping[str, str] = {
     "macro_f1": "macro F1",
 }
 """As they stand in a sentence."""
+
+
+LABELS_ONLY = (
+    "training.early_stopping_metric is {metric}, which is measured on rows with a label; these have none.",
+    "Choose exact_match or loss, or read the data as a classification (data.form).",
+)
+ASKED_ONLY = (
+    "training.early_stopping_metric is {metric}, which compares answers; nobody asks for these plain texts.",
+    "Choose loss.",
+)
+
+
+def metric_obstacle(metric: StoppingMetric, kind: RowKind) -> tuple[str, str] | None:
+    """Why a metric cannot be had of such rows, and what to do; None where it can, or nobody looked at them.
+
+    The better answers of pairs are answers like others.
+    """
+    if metric == "loss" or not kind:
+        return None
+    found = ASKED_ONLY if kind == "text" and metric not in OF_LABELS else LABELS_ONLY
+    possible = kind == "classification" or (kind == "chat" and metric not in OF_LABELS)
+    return None if possible else (found[0].format(metric=metric), found[1])
+
+
+def require_measurable(metric: StoppingMetric, kind: RowKind) -> None:
+    """Raise `UsageError` where a metric cannot be had of such rows."""
+    if found := metric_obstacle(metric, kind):
+        raise UsageError(*found)
 
 
 def require_metric(metric: StoppingMetric) -> None:

@@ -5,6 +5,7 @@ Only plain values come out (PyYAML's safe loader). A file is read whole or not a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,11 +39,45 @@ class Marked:
         return self.lines.get(place)
 
 
-def read_marked(path: Path) -> Marked:
+class Plain(yaml.SafeLoader):
+    """YAML 1.2's numbers and truths: `no`, `010`, `1:30` and dates are the text that stands there, and 1e-4
+    is a number. Tools that read YAML 1.1 take them for false, 8, 90, a date and text."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+
+
+for tag, form, first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("float", r"[-+]?[0-9]+[eE][-+]?[0-9]+", "-+0123456789"),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+."),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("merge", r"<<", "<"),
+):
+    pattern = re.compile(rf"^(?:{form})$")
+    Plain.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", pattern, list(first))
+
+
+def read_value(text: str) -> Any:
+    """The value that a person wrote behind a name on a command line: a list, a table or a quoted text as in a
+    file, else a number, a truth or the whole text as it stands. Raises `ValueError` where it is none."""
+    text = text.strip()
+    try:
+        if text[:1] in ("[", "{", '"', "'"):
+            return yaml.load(text, Loader=Plain)  # noqa: S506  # a safe one
+        loader = Plain("")
+        tag = loader.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
+        return loader.construct_object(yaml.ScalarNode(tag, text))
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(text) from error
+
+
+def read_marked(path: Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Marked:
     """Read a YAML file; every problem is a `UsageError` that names the file and, if it has one, the line."""
     text = _text(path)
     try:
-        return _marked(path, text)
+        return _marked(path, loader(text))
     except yaml.YAMLError as error:
         raise _unreadable(path, text, error) from error
     except ValueError as error:
@@ -65,8 +100,7 @@ def _text(path: Path) -> str:
         raise UsageError(f"{path} is not a text file.", "Save it as UTF-8 text.") from error
 
 
-def _marked(path: Path, text: str) -> Marked:
-    loader = yaml.SafeLoader(text)
+def _marked(path: Path, loader: yaml.SafeLoader) -> Marked:
     try:
         node = loader.get_single_node()
         if node is None:

@@ -20,20 +20,23 @@ from typing import Any, NoReturn
 import yaml
 
 from ollama_tune.core.errors import TuneError, UsageError
+from ollama_tune.core.files import not_made
 from ollama_tune.core.paths import runs_dir
-from ollama_tune.core.plan.room import of_this_box
-from ollama_tune.core.plan.settings import Settings, load
+from ollama_tune.core.plan.room import settings_here
+from ollama_tune.core.plan.settings import Settings
 from ollama_tune.core.runs.control import continue_run, stages_left
 from ollama_tune.core.runs.events import Event
-from ollama_tune.core.runs.folder import RunFolder, absolute
+from ollama_tune.core.runs.folder import RunFolder
 from ollama_tune.core.runs.launch import WORKER
-from ollama_tune.core.runs.trackers import require
+from ollama_tune.core.runs.ready import ready
 
 NOTHING = "none"
 """The word for a run that is done."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 PR_SET_PDEATHSIG = 1
 """The number of a request to Linux (`prctl`): a signal when the parent ends."""
+SIGNALLED = "signal"
+"""In the reason of a run that was stopped by one."""
 WORK = ("step", "checkpoint", "export")
 """Kinds of events that show that a worker came further than the one before it."""
 
@@ -46,30 +49,20 @@ def begin(file: Path, name: str, values: Mapping[str, Any]) -> tuple[RunFolder, 
     """
     folder = folder_of(name)
     if not folder.settings_path.exists():
-        make(folder, settings_for_here(file, values))
+        make(folder, settings_here(file, values)[0])
     folder.stop_path.unlink(missing_ok=True)
     continue_run(folder)
     return folder, stage_left(folder.events())
 
 
-def settings_for_here(file: Path, values: Mapping[str, Any]) -> Settings:
-    """A run.yaml with these values; the device and number format that it leaves open fit this box."""
-    said = load(file).with_values(dict(values))
-    chosen = of_this_box(said.training.model_dump(exclude_unset=True))
-    return said.with_values(chosen) if chosen else said
-
-
 def make(folder: RunFolder, settings: Settings) -> None:
     """Write a run's folder (mode 0700) and `run.yaml`; two machines that do it at once do no harm."""
-    require(settings.tracking.to)
+    settings = ready(settings)
     try:
         folder.path.mkdir(mode=0o700, exist_ok=True)
-        absolute(settings).save(folder.settings_path)
+        settings.save(folder.settings_path)
     except OSError as error:
-        raise TuneError(
-            f"The run folder {folder.path} cannot be made: {error.strerror}.",
-            "Set OLLAMA_TUNE_HOME to a folder that every machine of the job may write to.",
-        ) from error
+        raise not_made(folder.path, error) from error
 
 
 def stage_left(events: Sequence[Event]) -> str:
@@ -80,9 +73,16 @@ def stage_left(events: Sequence[Event]) -> str:
     return "all" if len(left) > 1 else left[0] if left else NOTHING
 
 
-def again(name: str) -> str:
-    """What a job that ran out of time would still do; `TuneError` where it came no further at all."""
+def again(name: str, *, asked: bool) -> str:
+    """What a job that was cut off would still do; `TuneError` where it came no further at all.
+
+    Where it was not `asked` to end before its time is over, a worker that a signal stopped was cut off: the
+    cluster wants its machines back. One that failed, or was stopped by a person, was not.
+    """
     events = folder_of(name).events()
+    last = events[-1] if events else None
+    if not asked and not (last and last.kind == "stopped" and SIGNALLED in last["reason"]):
+        return NOTHING
     left = stage_left(events)
     begun = max((n for n, event in enumerate(events) if event.kind == "start"), default=0)
     if left != NOTHING and not any(event.kind in WORK for event in events[begun:]):
@@ -120,7 +120,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     first.add_argument("file", type=Path)
     first.add_argument("name")
     first.add_argument("--set", dest="values", action="append", default=[], metavar="FIELD=VALUE")
-    commands.add_parser("again").add_argument("name")
+    back = commands.add_parser("again")
+    back.add_argument("name")
+    back.add_argument("--asked", action="store_true")
     child = commands.add_parser("child")
     child.add_argument("parent", type=int)
     child.add_argument("arguments", nargs=argparse.REMAINDER)
@@ -129,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         be_child(given.parent, given.arguments)
     try:
         if given.command == "again":
-            return int(again(given.name) == NOTHING)
+            return int(again(given.name, asked=given.asked) == NOTHING)
         pairs = (text.partition("=") for text in given.values)
         folder, stage = begin(given.file, given.name, {path: yaml.safe_load(said) for path, _, said in pairs})
     except TuneError as error:

@@ -80,12 +80,20 @@ def stages_left(events: list[Event]) -> list[str]:
 
 
 def delete(folder: RunFolder) -> None:
-    """Remove a run and everything in it; refused while a worker holds it."""
+    """Remove a run and everything in it; refused while a worker holds it.
+
+    Its `run.yaml` goes last: a run whose removal was cut short stays in the list and can be removed again.
+    """
     try:
         lock = RunLock(folder, sign=False)
     except BusyError as error:
         raise BusyError(error.what, f"Stop it first with `ollama-tune stop {folder.name}`.") from error
     try:
+        for entry in folder.path.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry != folder.settings_path:
+                entry.unlink()
         shutil.rmtree(folder.path)
     except OSError as error:
         raise TuneError(

@@ -2,11 +2,11 @@
 
 Kinds and their fields (units: bytes, seconds, tokens; every event also has `n`, `t`, `kind`):
 
-    start         stage ("train" | "export"), stages[] (all that this worker does), pid, device, versions{},
-                  model, total_steps, resumed_from (step or null), train_rows, validation_rows, left_out,
-                  path, path_reason. Written at once; what is known only after reading the data is null
-                  here and follows in `data`. Steps after `resumed_from` are done again and come again:
-                  `effective` leaves out what they were before.
+    start         stage ("train" | "export"), stages[] (all that this worker does), run (its name), pid,
+                  device, versions{}, model, total_steps, resumed_from (step or null), train_rows,
+                  validation_rows, left_out, path, path_reason. Written at once; what is known only after
+                  reading the data is null here and follows in `data`. Steps after `resumed_from` are done
+                  again and come again: `effective` leaves out what they were before.
     data          total_steps, train_rows, validation_rows, left_out, tokens (one epoch), longest (row),
                   predicted{name: bytes} (the peak of memory, by part), path, path_reason, and where the
                   card's rate is known: flops_per_token, peak_flops (a second), card

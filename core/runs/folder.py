@@ -19,13 +19,12 @@ import yaml
 from ollama_tune.core.errors import BusyError, TuneError, UsageError
 from ollama_tune.core.files import DISK_FULL, disk_full, not_made, require_room, write_atomic
 from ollama_tune.core.paths import runs_dir
-from ollama_tune.core.plan.settings import BUNDLED, ExportSettings, Settings, load, parse
-from ollama_tune.core.plan.stopping import require_metric
+from ollama_tune.core.plan.settings import ExportSettings, Settings, load, parse
 from ollama_tune.core.plan.yaml_lines import read_marked
 from ollama_tune.core.runs.events import Event, effective, last_event, read_events
 from ollama_tune.core.runs.identity import boot_id, myself, same_process
 from ollama_tune.core.runs.lock import is_held
-from ollama_tune.core.runs.trackers import require
+from ollama_tune.core.runs.ready import ready
 
 SILENCE = 60.0
 TAIL = 20
@@ -271,11 +270,9 @@ class RunLock:
 def create_run(settings: Settings, label: str, home: Path | None = None) -> RunFolder:
     """Make a new run folder (mode 0700) with its `run.yaml`; `label` ends its name, e.g. the model's.
 
-    It lies among all runs, or in a folder `home` of somebody who keeps runs for himself.
-    Raises `TuneError` where a tracker or a metric that the settings name is not installed.
+    It lies among all runs, or in a folder `home` of somebody who keeps runs for himself. Errors as `ready`.
     """
-    require(settings.tracking.to)
-    require_metric(settings.training.early_stopping_metric)
+    settings = ready(settings)
     require_room(home or runs_dir())
     stamp = datetime.datetime.now().strftime("%Y-%m-%d-%H%M")
     base = f"{stamp}-{re.sub(r'[^a-z0-9.]+', '-', label.lower()).strip('-.')[:40] or 'run'}"
@@ -284,7 +281,7 @@ def create_run(settings: Settings, label: str, home: Path | None = None) -> RunF
         folder = RunFolder(path)
         try:
             path.mkdir(mode=0o700)
-            absolute(settings).save(folder.settings_path)
+            settings.save(folder.settings_path)
         except FileExistsError:
             continue
         except OSError as error:
@@ -293,19 +290,6 @@ def create_run(settings: Settings, label: str, home: Path | None = None) -> RunF
             raise not_made(path, error) from error
         return folder
     raise TuneError(f"There are a thousand runs called {base}.", "Wait a minute or delete some.")
-
-
-def absolute(settings: Settings) -> Settings:
-    """The settings with whole paths, because the worker's folder is another than this process'."""
-    named = {path: settings.get(path) for path in ("model.source", "data.path")}
-    found = {
-        path: str(Path(value).expanduser().absolute())
-        for path, value in named.items()
-        if value != BUNDLED and Path(value).expanduser().exists()
-    }
-    if settings.tracking.folder:
-        found["tracking.folder"] = str(Path(settings.tracking.folder).expanduser().absolute())
-    return settings.with_values(found) if found else settings
 
 
 def list_runs() -> list[RunFolder]:

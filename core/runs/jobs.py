@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import distributions
 from pathlib import Path
+from typing import Any
 
 from ollama_tune.core.errors import UsageError
 from ollama_tune.core.paths import asset
@@ -39,7 +40,8 @@ class Job:
     `output` is where the job's file will be, `folder` where its processes start. `gpus` are those of a
     machine; 0 means one process a machine on the CPU. `card` is the GPU's name as the cluster calls it.
     `stamp` makes the run's name one of its own. `environment` is what the job's processes must find, such as
-    OLLAMA_TUNE_HOME; `install` is what pip installs on machines that are new.
+    OLLAMA_TUNE_HOME; `install` is what pip installs on machines that are new. `values` are settings that the
+    job's run has in place of the file's, by their dotted paths.
     """
 
     file: Path
@@ -57,6 +59,7 @@ class Job:
     install: str = ""
     stamp: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def processes(self) -> int:
@@ -126,6 +129,11 @@ def fill(template: str, values: Mapping[str, str]) -> str:
     """A file of `assets/launch` with its places filled; values are shell words or whole lines already."""
     text = asset(f"launch/{template}").read_text(encoding="utf-8")
     return _PLACE.sub(lambda place: values[place.group(1)], text)
+
+
+def said(values: Mapping[str, Any]) -> str:
+    """Settings as the words of `cluster begin`."""
+    return " ".join(f"--set {shlex.quote(f'{path}={json.dumps(value)}')}" for path, value in values.items())
 
 
 def own_files(settings: Settings) -> dict[str, Path]:

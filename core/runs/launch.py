@@ -21,7 +21,7 @@ import psutil
 from ollama_tune.core.errors import BusyError, TuneError
 from ollama_tune.core.files import require_room
 from ollama_tune.core.machine.logout import enable_linger, scope_prefix
-from ollama_tune.core.paths import state_dir
+from ollama_tune.core.paths import runs_dir, state_dir
 
 if TYPE_CHECKING:
     from ollama_tune.core.plan.settings import Settings, TrackingSettings
@@ -31,6 +31,8 @@ WORKER = "ollama_tune.core.train.worker"
 TRACKER = "ollama_tune.core.runs.tracking"
 RATES = "ollama_tune.core.runs.rates"
 RANKS = "ollama_tune.core.train.ranks"
+TRACKS = "OLLAMA_TUNE_TRACK"
+"""Set where nobody but the worker itself starts the trackers: in jobs of a cluster."""
 PATIENCE = 20.0
 PATIENCE_RANKS = 90.0
 """The same where torch's launcher starts the worker: both import torch."""
@@ -148,11 +150,16 @@ def start(folder: RunFolder, stage: str = "train", warm: WarmWorker | None = Non
     """Start a worker on a run (stage `train`, `export` or `all`) and return when it holds the run.
 
     Raises `BusyError` if one holds it already, `TuneError` with its last lines if it died at once. A worker
-    whose start is interrupted from the keyboard ends as soon as it is up.
+    whose start is interrupted from the keyboard ends as soon as it is up. Searches for the learning rate give
+    way to a run of the person's.
     """
+    from ollama_tune.core.runs.turns import step_aside
+
     if folder.alive():
         raise _busy(folder)
     require_room(folder.path)
+    if folder.path.parent == runs_dir():
+        step_aside()
     if scope_prefix():
         enable_linger()
     folder.stop_path.unlink(missing_ok=True)
@@ -202,6 +209,13 @@ def track(folder: RunFolder, wanted: TrackingSettings) -> list[Process]:
         (folder.path / "tracking").mkdir(mode=0o700, exist_ok=True)
     said = wanted.model_dump_json()
     return [_spawn([str(folder.path.absolute()), name, said], log, TRACKER) for name, log in logs.items()]
+
+
+def await_trackers(seconds: float) -> None:
+    """Wait for the trackers that this process started: a job's end would be theirs before all is sent."""
+    children = psutil.Process().children()
+    with contextlib.suppress(psutil.Error):
+        psutil.wait_procs([child for child in children if TRACKER in child.cmdline()], timeout=seconds)
 
 
 def search_rates(folder: Path) -> Process:

@@ -23,13 +23,14 @@ from typing import Literal
 
 from ollama_tune.core.errors import TuneError, UsageError
 from ollama_tune.core.files import read_table, write_atomic
-from ollama_tune.core.paths import data_dir
 from ollama_tune.core.plan.settings import Settings, parse
 from ollama_tune.core.runs.events import Event, effective
-from ollama_tune.core.runs.folder import RunFolder, State, absolute
+from ollama_tune.core.runs.folder import RunFolder, State
 from ollama_tune.core.runs.launch import PATIENCE, search_rates
 from ollama_tune.core.runs.lock import is_held
+from ollama_tune.core.runs.ready import absolute
 from ollama_tune.core.runs.sweep import Halted, Runs, held
+from ollama_tune.core.runs.turns import gone_before, searches_dir, turn
 
 RATE = "training.learning_rate"
 FACTOR = 3.0
@@ -115,12 +116,17 @@ class RateSearch:
         """Where its short runs lie; the same search has the same folder."""
         decide = self.settings.model_dump(include={"model", "data", "training"})
         said = json.dumps([decide, self.points], sort_keys=True)
-        return data_dir() / "rates" / hashlib.sha256(said.encode()).hexdigest()[:12]
+        return searches_dir() / hashlib.sha256(said.encode()).hexdigest()[:12]
 
     @property
     def going(self) -> bool:
         """Whether somebody carries it out now."""
         return is_held(self.folder / "lock")
+
+    @property
+    def waits_for(self) -> str:
+        """What is in its way now, in words: a run of the person's, or another search; empty where nothing."""
+        return gone_before(self.folder) if self.going else ""
 
     @property
     def stop_path(self) -> Path:
@@ -267,18 +273,36 @@ def end(search: RateSearch) -> None:
         search.stop_path.touch(mode=0o600)
 
 
+class _GivesWay:
+    """Says whether something goes before the short runs, and tells so once; raises `Halted` on the wish."""
+
+    def __init__(self, search: RateSearch, tell: Tell) -> None:
+        self._search, self._tell, self._told = search, tell, ""
+
+    def __call__(self) -> bool:
+        if self._search.stop_path.exists():
+            raise Halted
+        name = gone_before(self._search.folder)
+        if name and name != self._told:
+            self._tell(f"  Waiting until {name} has ended.")
+        self._told = name
+        return bool(name)
+
+
 def carry_out(search: RateSearch, tell: Tell = lambda _line: None) -> tuple[Tried, ...]:
-    """Try all rates, one after the other, in this process; raises `Halted` where that was asked for.
+    """Try all rates, one after the other, in this process, as long as no other run works on this box; raises
+    `Halted` where that was asked for.
 
     Of a short run that is over only its log is kept. Where all of them had failed, all are tried again.
     """
     search.save()
     search.stop_path.unlink(missing_ok=True)
-    with held(search):
+    gives_way = _GivesWay(search, tell)
+    with held(search), turn(search.folder, gives_way):
         if all(point.state == "failed" for point in look(search)):
             for path in search.folder.glob("*-trial-*"):
                 shutil.rmtree(path)
-        runs = Runs(search, "rate", search.folder, search.stop_path.exists)
+        runs = Runs(search, "rate", search.folder, search.stop_path.exists, gives_way)
         for number, rate in enumerate(search.rates):
             tell(f"Learning rate {rate:g}, {number + 1} of {len(search.rates)}.")
             folder = runs.folder(number, {RATE: rate})

@@ -21,6 +21,7 @@ from ollama_tune.core.errors import TuneError
 from ollama_tune.core.runs import cluster
 from ollama_tune.core.runs.folder import RunFolder
 from ollama_tune.core.runs.jobs import Job, Launch, fill
+from ollama_tune.core.runs.launch import TRACKS
 
 DASHBOARD = "http://127.0.0.1:8265"
 """Where `ray job submit` finds a cluster that was reached by a tunnel or on its head machine."""
@@ -33,7 +34,8 @@ class RayJob:
     """What the generated file holds: the run.yaml, the run's name, processes in all and what each needs.
 
     `folder` is where paths of the run.yaml start, `card` the GPU's name as Ray calls it, `environment` what
-    every process finds. So often as `failures` says all start anew after one of them died.
+    every process finds, `values` are settings in place of the file's. So often as `failures` says all start
+    anew after one of them died.
     """
 
     file: str
@@ -45,6 +47,7 @@ class RayJob:
     card: str = ""
     failures: int = FAILURES
     environment: Mapping[str, str] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 def ray(job: Job) -> Launch:
@@ -57,7 +60,8 @@ def ray(job: Job) -> Launch:
         gpu=job.gpus > 0,
         cpus=max(job.cores // job.processes, 1),
         card=job.card,
-        environment={"PYTHONUNBUFFERED": "1", **job.environment},
+        environment={"PYTHONUNBUFFERED": "1", TRACKS: "yes", **job.environment},
+        values=dict(job.values),
     )
     submit = ("ray", "job", "submit", "--address", DASHBOARD, "--", "python", str(job.output))
     lines = [f"            {each.name}={getattr(asked, each.name)!r}," for each in fields(asked)]
@@ -96,7 +100,12 @@ def _trainer(job: RayJob) -> Any:
     resources = {"CPU": job.cpus} | ({"GPU": 1} if job.gpu else {})
     return torch.TorchTrainer(
         work,
-        train_loop_config={"file": job.file, "folder": job.folder, "name": job.name},
+        train_loop_config={
+            "file": job.file,
+            "folder": job.folder,
+            "name": job.name,
+            "values": dict(job.values),
+        },
         torch_config=torch.TorchConfig(backend="gloo"),
         scaling_config=train.ScalingConfig(
             num_workers=job.processes,
@@ -146,7 +155,7 @@ def _told(rank: int, config: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if rank == 0:
         os.chdir(config["folder"])
-        folder, stage = cluster.begin(Path(config["file"]), config["name"], {})
+        folder, stage = cluster.begin(Path(config["file"]), config["name"], config["values"])
         with contextlib.closing(socket.create_server(("", 0))) as free:
             found = {"address": _part("ray.util").get_node_ip_address(), "port": free.getsockname()[1]}
         found["stage"] = stage

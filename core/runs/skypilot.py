@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from ollama_tune.core.errors import UsageError
-from ollama_tune.core.runs.jobs import Job, Launch, fill, own_files, requirement
+from ollama_tune.core.runs.jobs import Job, Launch, fill, own_files, requirement, said
 
 FOLDER = "~/ollama-tune"
 """Everything of a job on a machine of the cloud, but the run folder."""
@@ -45,7 +45,9 @@ def skypilot(job: Job) -> Launch:
 
 
 def _places(job: Job, places: dict[str, str]) -> dict[str, str]:
-    values = " ".join(f"--set {path}={_shell(place)}" for path, place in places.items())
+    values = " ".join(
+        [*(f"--set {path}={_shell(place)}" for path, place in places.items()), said(job.values)]
+    )
     processes = '"$SKYPILOT_NUM_GPUS_PER_NODE"' if job.gpus else "1"
     return {"NAME": _run_name(job), "VALUES": values, "PROCESSES": processes, "PORT": str(PORT)}
 

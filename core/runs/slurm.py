@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from ollama_tune.core.runs.jobs import Job, Launch, fill
+from ollama_tune.core.runs.jobs import Job, Launch, fill, said
 
 WARNING = 120
 """Seconds before the job's limit at which the worker is told to write a checkpoint and end."""
@@ -24,6 +24,8 @@ def slurm(job: Job) -> Launch:
             "PYTHON": shlex.quote(job.python),
             "NAME": job.name,
             "FILE": shlex.quote(str(job.file)),
+            "VALUES": said(job.values),
+            "GRACE": str(WARNING - 20),
             "CPUS": str(job.cores),
             "PROCESSES": str(job.processes),
         },

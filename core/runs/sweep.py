@@ -17,7 +17,6 @@ import itertools
 import json
 import os
 import random
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,13 +28,14 @@ from ollama_tune.core.files import read_table, write_atomic
 from ollama_tune.core.paths import data_dir, runs_dir
 from ollama_tune.core.plan.settings import Settings
 from ollama_tune.core.runs.control import request_stop, wait_until_free
+from ollama_tune.core.runs.dimensions import STEADY, Dimension, Options, Value, read_dimension
 from ollama_tune.core.runs.events import Event
-from ollama_tune.core.runs.folder import RunFolder, State, absolute, create_run
+from ollama_tune.core.runs.folder import RunFolder, State, create_run
 from ollama_tune.core.runs.launch import start
+from ollama_tune.core.runs.ready import absolute
 
 if TYPE_CHECKING:
     from optuna import Study
-    from optuna.distributions import BaseDistribution
     from optuna.trial import Trial as Asked
 
 MEASUREMENTS = 8
@@ -49,10 +49,6 @@ PATIENCE = 600.0
 ATTEMPTS = 3
 """So many workers of a trial may end without a word before it counts as failed."""
 
-RANGE = re.compile(r"([-+.\deE]+?)\.\.([-+.\deE]+)(?::(\w*))?")
-"""Two numbers with two dots between, and a scale."""
-
-Value = float | int | str | bool
 Tell = Callable[[str], None]
 Reached = Callable[[Sequence[Event]], "float | None"]
 """Finds in a log what a trial is run for."""
@@ -60,82 +56,6 @@ Reached = Callable[[Sequence[Event]], "float | None"]
 
 class Halted(Exception):
     """A search was asked to end before its end."""
-
-
-@dataclass(frozen=True)
-class Range:
-    """Every number between two, on a logarithmic scale where the order of magnitude is what matters."""
-
-    path: str
-    low: float
-    high: float
-    log: bool
-    whole: bool
-
-    def __str__(self) -> str:
-        return (
-            f"{self.path} from {self.low:g} to {self.high:g}{', on a logarithmic scale' if self.log else ''}"
-        )
-
-    def distribution(self) -> BaseDistribution:
-        """As Optuna draws from it."""
-        from optuna.distributions import FloatDistribution, IntDistribution
-
-        if self.whole:
-            return IntDistribution(int(self.low), int(self.high), log=self.log)
-        return FloatDistribution(self.low, self.high, log=self.log)
-
-
-@dataclass(frozen=True)
-class Options:
-    """Some values that were named."""
-
-    path: str
-    values: tuple[Value, ...]
-
-    def __str__(self) -> str:
-        return f"{self.path}: {', '.join(map(str, self.values))}"
-
-    def distribution(self) -> BaseDistribution:
-        """As Optuna draws from it."""
-        from optuna.distributions import CategoricalDistribution
-
-        return CategoricalDistribution(self.values)
-
-
-Dimension = Range | Options
-
-
-def read_dimension(text: str, settings: Settings) -> Dimension:
-    """`FIELD=LOW..HIGH`, with `:log` or without, or `FIELD=A,B,C`; what is not allowed is a `UsageError`."""
-    path, equals, said = text.partition("=")
-    path = path.strip()
-    if not equals or not said.strip():
-        raise UsageError(
-            f"--over {text!r} names no values.",
-            "Write it as training.learning_rate=1e-5..1e-3:log or training.rank=8,16,32.",
-        )
-    ends = RANGE.fullmatch(said.strip())
-    if ends is None:
-        values = tuple(dict.fromkeys(_value(settings, path, part.strip()) for part in said.split(",")))
-        return Options(path, values)
-    low, high = (_value(settings, path, end) for end in ends.group(1, 2))
-    scale = ends.group(3) or ""
-    if not isinstance(low, (int, float)) or not isinstance(high, (int, float)) or not low < high:
-        raise UsageError(f"--over {text!r} is no range of numbers.", "Write the smaller end first.")
-    if scale not in ("", "log") or (scale and low <= 0):
-        raise UsageError(
-            f"--over {text!r}: {scale!r} is no scale for it.", "Leave it out, or write :log above 0."
-        )
-    return Range(path, low, high, bool(scale), isinstance(low, int))
-
-
-def _value(settings: Settings, path: str, said: str) -> Value:
-    """The value in its own type."""
-    found = settings.with_value(path, said).get(path)
-    if not isinstance(found, (int, float, str, bool)):
-        raise UsageError(f"{path} is no single number or word.", "Sweep over another setting.")
-    return found
 
 
 @dataclass(frozen=True)
@@ -175,8 +95,7 @@ def make_sweep(settings: Settings, over: Sequence[str], trials: int | None) -> S
     dimensions = tuple(read_dimension(text, settings) for text in over)
     if len({dimension.path for dimension in dimensions}) < len(dimensions):
         raise UsageError("One setting stands twice in --over.", "Name all its values in one.")
-    steady = {"training.early_stopping": 0, "training.evaluation_interval": 0, "evaluation.rows": 0}
-    sweep = Sweep(absolute(settings.with_values(steady)), dimensions, trials or TRIALS)
+    sweep = Sweep(absolute(settings.with_values(STEADY)), dimensions, trials or TRIALS)
     if sweep.grid is None:
         return sweep
     return Sweep(sweep.settings, dimensions, min(trials or len(sweep.grid), len(sweep.grid)))
@@ -291,8 +210,8 @@ class Search(Protocol):
 
 
 class Runs:
-    """Trials as run folders in `home`, else among all runs; which is whose stands in `trials.json` of the
-    search's folder. Once `stopped` says so, waiting for a run ends in `Halted`."""
+    """Trials as run folders in `home`, else among all runs; the search's `trials.json` says which is whose.
+    Once `stopped` says so, waiting for a run ends in `Halted`; while `after` does, the run rests."""
 
     def __init__(
         self,
@@ -300,8 +219,9 @@ class Runs:
         label: str,
         home: Path | None = None,
         stopped: Callable[[], bool] = lambda: False,
+        after: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._sweep, self._label, self._stopped = sweep, label, stopped
+        self._sweep, self._label, self._stopped, self._after = sweep, label, stopped, after
         self._home = home or runs_dir()
         self._file = sweep.folder / "trials.json"
         self._known: dict[str, Any] = read_table(self._file)
@@ -346,7 +266,9 @@ class Runs:
                 return found
             if self._stopped():
                 raise Halted
-            if not alive:
+            if self._after():
+                rest(folder)
+            elif not alive:
                 state = folder.status(events).state
                 crashes += state is State.CRASHED
                 if state in (State.FAILED, State.FINISHED) or crashes > ATTEMPTS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ollama_tune.core.errors import TuneError
-from ollama_tune.core.files import sync_folder, write_atomic
+from ollama_tune.core.files import sha256_of, sync_folder, write_atomic
 from ollama_tune.core.plan.settings import Recompute
 from ollama_tune.core.runs.folder import RunFolder
 from ollama_tune.core.train.path import TrainPath
@@ -19,8 +18,6 @@ from ollama_tune.core.train.path import TrainPath
 if TYPE_CHECKING:
     import torch
 
-ADAPTER = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
 KEEP = 2
@@ -75,7 +72,7 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
     """A checkpoint, or None where a file is missing or is not what was written (compared by SHA-256)."""
     try:
         data = json.loads((path / STATE).read_text())
-        whole = all(_digest(path / name) == digest for name, digest in data["files"].items())
+        whole = all(sha256_of(path / name) == digest for name, digest in data["files"].items())
         return Checkpoint(path, TrainState(**data["state"])) if whole else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -119,7 +116,7 @@ def save(folder: RunFolder, state: TrainState, path: TrainPath, optimizer: torch
     try:
         path.write_state(part)
         save_file(optimizer_tensors(optimizer, path.weights), part / OPTIMIZER)
-        digests = {file.name: _digest(file) for file in sorted(part.iterdir())}
+        digests = {file.name: sha256_of(file) for file in sorted(part.iterdir())}
         (part / STATE).write_text(json.dumps({"state": asdict(state), "files": digests}))
         _publish(part, final)
     except OSError as error:
@@ -213,11 +210,3 @@ def publish(folder: RunFolder, path: TrainPath) -> None:
         raise _disk_error(final, error) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

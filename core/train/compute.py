@@ -82,15 +82,21 @@ class Computer:
         So many `idle` micro-batches are computed in vain, for ranks that need this one's part of the model.
         """
         self.path.train(True)
+        for _ in range(idle):
+            (0 * self.path.loss(self.collate(self._shortest))).backward()  # type: ignore[no-untyped-call]
+        self._forget_idle(idle, on=True)
         total = torch.zeros((), device=self.path.device)
         for batch in batches:
             self._session.check_stop()
             loss = self.path.loss(batch) / supervised
             scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-        for _ in range(idle):
-            (0 * self.path.loss(self.collate(self._shortest))).backward()  # type: ignore[no-untyped-call]
         return float(total)
+
+    def _forget_idle(self, idle: int, *, on: bool) -> None:
+        """The figures of rows begin after those that were computed in vain."""
+        if idle:
+            self.path.train(on)
 
     @cached_property
     def _shortest(self) -> list[int]:
@@ -130,6 +136,10 @@ class Computer:
         """
         self.path.train(False)
         total, tokens = 0.0, 0
+        with contextlib.nullcontext() if tuned else self.path.without_adapter():
+            for _ in range(idle):
+                self.path.loss(self.collate(self._shortest))
+        self._forget_idle(idle, on=False)
         with contextlib.ExitStack() as stack:
             if not tuned:
                 stack.enter_context(self.path.without_adapter())
@@ -140,7 +150,4 @@ class Computer:
                 batch = self.path.collate(self.validation[start:end])
                 total += float(self.path.loss(batch))
                 tokens += batch.supervised_tokens
-        with contextlib.nullcontext() if tuned else self.path.without_adapter():
-            for _ in range(idle):
-                self.path.loss(self.collate(self._shortest))
         return Summed(total, tokens)

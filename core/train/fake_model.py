@@ -25,7 +25,7 @@ from ollama_tune.core.plan.request import MemoryRequest
 from ollama_tune.core.train.cuda_like import FLASH
 from ollama_tune.core.train.fake_nf4 import empty_nf4
 from ollama_tune.core.train.memtrace import NotSimulated
-from ollama_tune.core.train.model import add_adapter, decoder_layers, recompute, thaw
+from ollama_tune.core.train.model import add_adapter, decoder_layers, linear_names, recompute, thaw
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ def on_meta(config: Any, request: MemoryRequest) -> Any:
     with torch.device("meta"), _quiet():
         causal = _base(config, request)
         if request.method == "lora":
-            add_adapter(causal, request, "")
+            names = {} if request.experts else {"targets": linear_names(causal)}
+            add_adapter(causal, request.model_copy(update=names), "")
         else:
             thaw(causal, request.freeze_layers)
             recompute(causal, request.gradient_checkpointing)

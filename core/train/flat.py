@@ -1,25 +1,27 @@
-"""Weights and gradients of all ranks by torch's collectives, many tensors in one buffer."""
+"""Weights and gradients of all ranks by torch's collectives, many tensors in one buffer.
+
+NCCL takes tensors of a GPU only, so everything that travels here is on the device of the weights; what ranks
+tell each other in words goes through the key-value store.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 
-if TYPE_CHECKING:
-    Move = Callable[[torch.Tensor], object]
+from ollama_tune.core.plan.sharding import FLAT_BUFFER
 
-BUFFER = 32 << 20
-"""Bytes of a buffer: large enough to be fast, small beside a model."""
+_kept: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
+"""The buffers, which stay: a rank whose memory ran out in the middle would leave the others waiting."""
 
 
 def buckets(weights: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
     """The weights in their order, in parts of one dtype that fill a buffer."""
     part: list[torch.Tensor] = []
     for weight in weights:
-        full = part and sum(each.nbytes for each in part) + weight.nbytes > BUFFER
+        full = part and sum(each.nbytes for each in part) + weight.nbytes > FLAT_BUFFER
         if full or (part and part[0].dtype != weight.dtype):
             yield part
             part = []
@@ -32,10 +34,7 @@ def buckets(weights: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
 def broadcast(weights: Sequence[torch.Tensor]) -> None:
     """Give every rank the weights of rank 0."""
     for part in buckets(weights):
-        flat = torch.cat([weight.detach().reshape(-1) for weight in part])
-        dist.broadcast(flat, src=0)
-        for weight, piece in zip(part, torch.split(flat, [weight.numel() for weight in part]), strict=True):
-            weight.copy_(piece.view_as(weight))
+        _sent([weight.detach() for weight in part], lambda flat: dist.broadcast(flat, src=0))
     _settle(weights)
 
 
@@ -49,17 +48,46 @@ def reduce(weights: Sequence[torch.Tensor], factor: float, *, leads: bool) -> No
     dist.reduce(present, dst=0)
     anywhere = dict(zip(map(id, weights), present.tolist(), strict=True))
     for part in buckets(weights):
-        flat = torch.cat([_gradient(weight).reshape(-1) for weight in part])
-        dist.reduce(flat, dst=0)
-        if leads and factor != 1.0:
-            flat *= factor
-        for weight, piece in zip(part, torch.split(flat, [weight.numel() for weight in part]), strict=True):
-            weight.grad = piece.view_as(weight) if leads and anywhere[id(weight)] else None
+        _sent([_gradient(weight) for weight in part], lambda flat: dist.reduce(flat, dst=0))
+    for weight in weights:
+        if not (leads and anywhere[id(weight)]):
+            weight.grad = None
+        elif factor != 1.0 and weight.grad is not None:
+            weight.grad *= factor
     _settle(weights)
 
 
+def anywhere(flag: bool, device: str) -> bool:
+    """Whether any rank says so."""
+    told = torch.full((1,), float(flag), device=device)
+    dist.all_reduce(told, op=dist.ReduceOp.MAX)
+    return bool(told.item())
+
+
+def _sent(tensors: Sequence[torch.Tensor], send: Callable[[torch.Tensor], object]) -> None:
+    """Let a collective change tensors of one dtype: a large one as it is, others in a buffer."""
+    if len(tensors) == 1 and tensors[0].is_contiguous():
+        send(tensors[0].view(-1))
+        return
+    flat = _buffer(tensors)
+    torch.cat([tensor.reshape(-1) for tensor in tensors], out=flat)
+    send(flat)
+    for tensor, piece in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(piece.view_as(tensor))
+
+
+def _buffer(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    count, first = sum(tensor.numel() for tensor in tensors), tensors[0]
+    known = _kept.get((first.device, first.dtype))
+    if known is None or known.numel() < count:
+        known = _kept[first.device, first.dtype] = first.new_empty(count)
+    return known[:count]
+
+
 def _gradient(weight: torch.Tensor) -> torch.Tensor:
-    return torch.zeros_like(weight) if weight.grad is None else weight.grad
+    if weight.grad is None:
+        weight.grad = torch.zeros_like(weight)
+    return weight.grad
 
 
 def _settle(weights: Sequence[torch.Tensor]) -> None:

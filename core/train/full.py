@@ -5,16 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ollama_tune.core.plan.settings import TrainingSettings
 from ollama_tune.core.train.general import GeneralPath
-from ollama_tune.core.train.model import autocast, load_base, recompute, tensor_bytes, thaw, trainable
-
-if TYPE_CHECKING:
-    from ollama_tune.core.train.path import Engine
+from ollama_tune.core.train.model import load_base, tensor_bytes, thaw, trainable
 
 WEIGHTS = "weights.safetensors"
 
@@ -23,7 +20,6 @@ def make_full(folder: Path, training: TrainingSettings, reason: str) -> FullPath
     """Load the model of a folder in float32 and let its weights learn, but those of the frozen layers."""
     model = load_base(folder, training, torch.float32)
     thaw(model, training.freeze_layers)
-    recompute(model, training.gradient_checkpointing)
     return FullPath(model, folder, training, reason)
 
 
@@ -72,13 +68,6 @@ class FullPath(GeneralPath):
     def _begin_anew(self) -> None:
         model = load_base(self._folder, self._training.model_copy(update={"device": "cpu"}), torch.float32)
         self.load_adapter(dict(model.named_parameters()))
-
-    @property
-    def engine(self) -> Engine:
-        """What writes answers with this model."""
-        from ollama_tune.core.evaluate.general_engine import GeneralEngine
-
-        return GeneralEngine(self.model, lambda: autocast(self._training))
 
     def parts(self) -> dict[str, int]:
         """Bytes of the weights."""

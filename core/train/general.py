@@ -14,12 +14,12 @@ from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_mode
 
 from ollama_tune.core.data.values import Example
 from ollama_tune.core.errors import TuneError
+from ollama_tune.core.export.adapter_config import WEIGHTS
 from ollama_tune.core.plan.impossible import SOFT_PROMPTS
 from ollama_tune.core.plan.paths import PathName
 from ollama_tune.core.plan.settings import Method, Recompute, TrainingSettings
 from ollama_tune.core.rounding import round_up
 from ollama_tune.core.train.batches import Batch, collate
-from ollama_tune.core.train.checkpoint import ADAPTER
 from ollama_tune.core.train.lora import lighten
 from ollama_tune.core.train.loss import Objective
 from ollama_tune.core.train.model import (
@@ -235,7 +235,7 @@ def write_weights(folder: Path, tensors: Mapping[str, torch.Tensor], config: Pef
     from safetensors.torch import save_file
 
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(whole, folder / ADAPTER, metadata={"format": "pt"})
+    save_file(whole, folder / WEIGHTS, metadata={"format": "pt"})
     config = copy.copy(config)
     config.inference_mode = True
     config.save_pretrained(str(folder))

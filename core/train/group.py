@@ -16,13 +16,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import psutil
 
 from ollama_tune.core.errors import TuneError
+from ollama_tune.core.train.collectives import Collectives, give_up
 from ollama_tune.core.train.store import Store
-from ollama_tune.core.train.world import ATTEMPT, Alone, Ended, Lost, LostMemory, World
+from ollama_tune.core.train.world import ATTEMPT, Ended, Lost, LostMemory, World
 
 T = TypeVar("T")
 Order = dict[str, Any]
@@ -39,10 +40,9 @@ GRACE_WAITING = 10.0
 """... and while it waits for the others in a collective."""
 JOINING = 300.0
 """Longest time in which all processes have to be there."""
-COLLECTIVE = timedelta(minutes=10)
 
 
-class Group(Alone):
+class Group(Collectives):
     """This process among several. `gauge` gives its memory figures, `wish` who asked it to end, if anybody.
 
     `look` is called while something is waited for, and may raise. `on_hang` ends this process where it does
@@ -53,9 +53,7 @@ class Group(Alone):
     def __init__(
         self, world: World, gauge: Callable[[], dict[str, Any]], wish: Callable[[], str | None]
     ) -> None:
-        import torch.distributed
-
-        self._dist: Any = torch.distributed
+        super().__init__()
         self.rank, self.size, self.local_size = world.rank, world.size, world.local_size
         self.leads = world.rank == 0
         self.lockstep = False
@@ -65,7 +63,7 @@ class Group(Alone):
         self._orders = self._turns = 0
         self._beats = 0
         self._ended = self._left = False
-        self._colliding = False
+        self._whole = False
         self._seen: dict[int, tuple[int, float]] = {}
         self._about: dict[int, dict[str, Any]] = {}
         self._loss: Lost | None = None
@@ -86,8 +84,8 @@ class Group(Alone):
         """See `Alone.wish`."""
         return next((about["wish"] for about in self._about.values() if about.get("wish")), None)
 
-    def join(self, backend: str) -> None:
-        """Wait until all ranks are there, and make the collectives. Raises `Lost` for one that is missing."""
+    def join(self) -> None:
+        """Wait until all ranks are there. Raises `Lost` for one that is missing."""
         self._beat()
         self._store.set(f"here/{self.rank}", b"1")
         deadline = time.monotonic() + JOINING
@@ -104,10 +102,6 @@ class Group(Alone):
             time.sleep(0.05)
         self._watch()
         self._heart.start()
-        store = self._dist.PrefixStore("collectives", self._torch_store)
-        self._dist.init_process_group(
-            backend, store=store, rank=self.rank, world_size=self.size, timeout=COLLECTIVE
-        )
 
     # Orders of the leader and what the followers answer.
 
@@ -180,38 +174,6 @@ class Group(Alone):
             if self._store.wait(names, BEAT):
                 return
 
-    # Weights and gradients.
-
-    def spread(self, weights: Sequence[Any]) -> None:
-        """Give all ranks the leader's weights."""
-        from ollama_tune.core.train.flat import broadcast
-
-        self._together(lambda: broadcast(weights))
-
-    def add_gradients(self, weights: Sequence[Any], factor: float = 1.0) -> None:
-        """Sum up the gradients of all ranks at the leader, and multiply them with a factor."""
-        from ollama_tune.core.train.flat import reduce
-
-        self._together(lambda: reduce(weights, factor, leads=self.leads))
-
-    def _together(self, work: Callable[[], None]) -> None:
-        self._colliding = True
-        try:
-            work()
-        except RuntimeError as error:
-            self.blame(error)
-        finally:
-            self._colliding = False
-
-    def blame(self, error: RuntimeError) -> NoReturn:
-        """A collective failed: a rank has ended, which its missing signs of life will show."""
-        self.confirm()
-        if self.leads:
-            raise Lost(
-                "The processes of the run lost each other.", "Resume the run.", details=str(error)[:2000]
-            ) from error
-        raise Ended from error
-
     # Signs of life.
 
     def check(self) -> None:
@@ -260,13 +222,13 @@ class Group(Alone):
         self._left = True
         self._stop_heart()
         try:
-            self._store.set("end" if self.leads else f"left/{self.rank}", b"1")
+            self._store.set("end" if self.leads else f"left/{self.rank}", b"1" if whole else b"0")
         except Lost:
             return  # the launcher is gone, and with it the followers
         if self._serves and self._loss is None:
             self._await_farewells()
-        if whole:
-            self._dist.destroy_process_group()
+        if whole or self._whole:
+            self.disconnect()
 
     def _await_farewells(self) -> None:
         """Serve the store until every follower that came knows that the end is one, within about a second."""
@@ -279,6 +241,7 @@ class Group(Alone):
     def _hear_end(self) -> None:
         """Notice that the leader is done with this rank, and tell it so: from then on it may go."""
         if not (self.leads or self._ended) and self._heart_store.has("end"):
+            self._whole = self._heart_store.get("end") == b"1"
             self._ended = True
             self._heart_store.set(f"left/{self.rank}", b"1")
 
@@ -303,7 +266,9 @@ class Group(Alone):
         self._beats += 1
         about = {"n": self._beats, "pid": os.getpid(), "host": socket.gethostname()}
         about |= {} if self.leads else {"wish": self._own_wish()}
-        self._heart_store.set(f"beat/{self.rank}", json.dumps(about | self._gauge() | more))
+        with contextlib.suppress(OSError, RuntimeError):  # a GPU that broke can no longer be asked
+            about |= self._gauge()
+        self._heart_store.set(f"beat/{self.rank}", json.dumps(about | more))
 
     def _watch(self) -> None:
         """Look at the signs of life: the leader at all, a follower at the leader's."""
@@ -349,7 +314,12 @@ class Group(Alone):
         return None
 
     def _see_that_it_ends(self) -> None:
-        """Wait for the main thread, which may hang in a collective; then end the process from here."""
+        """Wait for the main thread, which may hang in a collective; then end the process from here.
+
+        On GPUs a collective waits for a lost rank for ever, unless it is given up.
+        """
+        if self._aborts and self._loss is not None:
+            threading.Thread(target=give_up, daemon=True).start()
         began = time.monotonic()
         while not self._over.wait(BEAT / 4):
             waiting = self._colliding or self.lockstep or not self.leads

@@ -49,11 +49,11 @@ class LayerInputs:
         write_atomic(path, save(finite, {"tokens": str(self.tokens)}))
 
     def packed(self) -> bytes:
-        """The sums, for the process that adds those of all."""
+        """The sums, for the process that adds those of all; layers with one input shared theirs so far."""
         from safetensors.torch import save
 
         counts = {name: str(count) for name, count in self._counts.items()}
-        return save({name: total.cpu() for name, total in self._sums.items()}, counts)
+        return save({name: total.to("cpu", copy=True) for name, total in self._sums.items()}, counts)
 
     def add(self, packed: bytes) -> None:
         """Take in what another process has seen of other rows."""

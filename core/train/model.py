@@ -170,7 +170,10 @@ def decoder_layers(model: Any) -> tuple[str, list[torch.nn.Module]]:
     for name, part in model.named_modules():
         if isinstance(part, torch.nn.ModuleList) and len(part) == count:
             return name.rpartition(".")[2], list(part)
-    raise TuneError("The layers of this model are not found.", "Set training.freeze_layers to 0.")
+    raise TuneError(
+        "The layers of this model are not found.",
+        "Set training.freeze_layers to 0, and training.sharding to ddp.",
+    )
 
 
 def recompute(base: Any, what: Recompute) -> None:

@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import os
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -92,10 +92,21 @@ class PairBatch:
 
 
 class PreferencePath:
-    """A path that learns preferences; all that is not told here is that path's own (`TrainPath`)."""
+    """A path that learns preferences; all that is not told here is that path's own (`TrainPath`).
 
-    def __init__(self, path: TrainPath, beta: float, reference: Reference) -> None:
+    `anywhere` tells whether any rank says so of those that share out the model: what one of them has to
+    compute, all compute.
+    """
+
+    def __init__(
+        self,
+        path: TrainPath,
+        beta: float,
+        reference: Reference,
+        anywhere: Callable[[bool, str], bool] = lambda missing, device: missing,
+    ) -> None:
         self._path, self._beta, self._reference = path, beta, reference
+        self._anywhere = anywhere
         self._on = self._referring = False
         self._margins: list[torch.Tensor] = []
 
@@ -120,10 +131,12 @@ class PreferencePath:
     def _known(self, batch: PairBatch) -> list[tuple[float, float]]:
         """The logs by the model without adapter and dropout, computed the first time."""
         known = self._reference.read(batch.places)
-        if known is None:
-            known = self._computed(batch)
-            self._reference.keep(batch.places, known)
-        return known
+        if self._anywhere(known is None, self._path.device):
+            computed = self._computed(batch)
+            if known is None:
+                self._reference.keep(batch.places, computed)
+            known = known or computed
+        return known or []
 
     @torch.no_grad()
     def _computed(self, batch: PairBatch) -> list[tuple[float, float]]:
@@ -187,4 +200,4 @@ def preferring(
     rows = hashlib.sha256((fingerprint(training) + fingerprint(validation)).encode()).hexdigest()
     first = session.world.rank - session.world.local_rank if session.world else 0
     reference = Reference(session.folder.path / f"preferences-{rows[:16]}{f'-{first}' if first else ''}")
-    return PreferencePath(path, session.settings.training.beta, reference)
+    return PreferencePath(path, session.settings.training.beta, reference, session.group.anywhere)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ollama_tune.core.data.chat.render import ChatFormat
@@ -14,9 +12,8 @@ from ollama_tune.core.data.load import load_dataset
 from ollama_tune.core.data.rows.cache import folder as rows_folder
 from ollama_tune.core.data.split import held_out_numbers
 from ollama_tune.core.data.tokens.encoded import Examples
-from ollama_tune.core.data.values import Row
+from ollama_tune.core.data.values import DatasetProfile, Row
 from ollama_tune.core.errors import TuneError
-from ollama_tune.core.machine.host import read_host
 from ollama_tune.core.models.download import download
 from ollama_tune.core.models.locate import is_complete, is_hub_id, snapshots
 from ollama_tune.core.models.spec import read_spec
@@ -26,28 +23,25 @@ from ollama_tune.core.plan.paths import PathName, choose_path
 from ollama_tune.core.plan.settings import TrainingSettings
 from ollama_tune.core.runs.chat import store_chat
 from ollama_tune.core.train import checkpoint
-from ollama_tune.core.train.batches import StepPlan
+from ollama_tune.core.train.alike import same_model, same_rows
+from ollama_tune.core.train.batches import StepPlan, fingerprint
 from ollama_tune.core.train.checkpoint import Checkpoint
 from ollama_tune.core.train.encode import encode
 from ollama_tune.core.train.former import tell_former_end
 from ollama_tune.core.train.hold import Hold
 from ollama_tune.core.train.housekeeping import lasting
-from ollama_tune.core.train.judge import in_parts
+from ollama_tune.core.train.loading import load_model
 from ollama_tune.core.train.measure import Held, held_of, measure_base, measure_tuned, write_reference
 from ollama_tune.core.train.pace import learn_pace
-from ollama_tune.core.train.path import TrainPath, make_path
-from ollama_tune.core.train.prepared import base_name
+from ollama_tune.core.train.path import TrainPath
 from ollama_tune.core.train.probe import Budget, probe, read_budget
 from ollama_tune.core.train.score import Scorer, questions_of
-from ollama_tune.core.train.session import Session, host_memory
+from ollama_tune.core.train.session import Session
 
 if TYPE_CHECKING:
     from ollama_tune.core.evaluate.generate import Generator
     from ollama_tune.core.plan.utilisation import Utilisation
     from ollama_tune.core.train.loop import Trainer
-
-SMALL_PRODUCT = 0.2e9
-"""Arithmetic operations of a matrix product that one core does in about two milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -80,29 +74,16 @@ def train(session: Session, stages: Sequence[str]) -> dict[str, Any]:
     tell_former_end(session, found)
     for name in damaged:
         session.warn(f"The checkpoint {name} is damaged.", "The run goes on from the one before it.")
+    budget = read_budget(session.settings.training.device)
     session.join()
     spec = session.group.in_turn(lambda: _base_model(session, known))
+    same_model(session.group, spec.folder)
     session.phase("reading_data", "Reading the data and turning it into tokens.")
-    data, hold = session.settings.data, Hold(session)
-    profile = session.group.in_turn(
-        lambda: hold.write(0, lambda: load_dataset(data.path, data.reading()), rows_folder())
-    )
-    rows = profile.rows
-    chat = session.group.in_turn(lambda: hold.write(0, lambda: store_chat(session.folder, spec.folder, rows)))
+    profile, chat = _read_data(session, spec)
     chosen = chosen or choose_path(spec, session.settings.training)
-    budget = read_budget(session.settings.training.device)
-    material, chosen = _read(session, chat, spec, rows, chosen, budget)
+    material, chosen = _encoded(session, chat, spec, profile.rows, chosen, budget)
     questions = questions_of(session, chat, spec, material.held, profile.labels)
-    session.phase("loading_model", "Loading the libraries and the model.")
-    if session.group.lockstep:
-        session.phase("sharing_out", "Loading the model; each process keeps a part of its layers.")
-    with lasting():
-        path = _load(session, spec, chosen, material.longest)
-        if session.settings.training.objective == "dpo":
-            from ollama_tune.core.train.preference import preferring
-
-            path = preferring(session, path, material.training, material.validation)
-        trainer, generator = _prepare(session, path, chat, material, found)
+    path, trainer, generator = _prepare(session, spec, chosen, chat, material, found)
     _meet(session, trainer)
     if questions is not None:
         trainer.judge.score_by(Scorer(session, questions, trainer.computer.engine, generator))
@@ -111,7 +92,7 @@ def train(session: Session, stages: Sequence[str]) -> dict[str, Any]:
     trainer.on_measured = base
     if path.whole:
         base()
-    _training(session, material)
+    session.phase("training", f"Training on {len(material.training)} rows.")
     trainer.run()
     early = trainer.judge.reason(trainer.state)
     if early is not None:
@@ -120,16 +101,7 @@ def train(session: Session, stages: Sequence[str]) -> dict[str, Any]:
     _load_best(session, trainer, path)
     base()
     tuned = _measure_tuned(session, trainer, generator, material)
-    session.phase("saving", f"Saving the {'model' if path.whole else 'adapter'}.")
-    size = sum(path.parts().values()) if path.whole else path.parts()["adapter"]
-    trainer.hold.write(size, lambda: checkpoint.publish(session.folder, path))
-    trainer.recovery.twice(
-        "reference",
-        trainer.state.step,
-        lambda: trainer.hold.write(0, lambda: write_reference(session, generator, material.held)),
-        "the answers that an export is compared with are left out.",
-    )
-    session.part()
+    _publish(session, trainer, path, generator, material)
     return {
         "stage": "train",
         "steps": trainer.state.step,
@@ -175,53 +147,6 @@ def _base_model(session: Session, known: ModelSpec | None) -> ModelSpec:
     return known or read_spec(source, revision)
 
 
-def useful_threads(spec: ModelSpec, training: TrainingSettings, longest: int) -> int:
-    """All cores, or one where even the largest product of a micro-batch is over before a second helps.
-
-    A function of the run alone, never of how busy the box is: a resumed run must add in the same order.
-    """
-    width = training.sequence_length if training.packing else longest
-    product = 2 * training.batch_size * width * spec.hidden_size * spec.intermediate_size
-    return 1 if product < SMALL_PRODUCT else read_host().cores
-
-
-def _load(session: Session, spec: ModelSpec, chosen: tuple[PathName, str], longest: int) -> TrainPath:
-    """The model with a fresh adapter; from here on the signs of life tell its parts in memory."""
-    import torch
-
-    from ollama_tune.core.train.optimizer import state_sizes
-
-    settings = session.settings
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(useful_threads(spec, settings.training, longest))
-    where = spec.folder, settings.training, base_name(settings.model, spec)
-    path = session.prepared.take(*where)
-    if path is None:
-        path = _made(session, chosen, where)
-    parts = path.parts()
-    held = 0 if settings.training.device == "cuda" else host_memory()["used"] - sum(parts.values())
-    states = sum(sum(state_sizes(weight, settings.training.optimizer)) for weight in path.weights.values())
-    trained = sum(weight.nbytes for weight in path.weights.values())
-    parts |= {"gradients": trained, "optimizer": states, "libraries": max(held, 0)}
-
-    def gauge() -> dict[str, Any]:
-        figures = _cuda_memory(torch) if settings.training.device == "cuda" else host_memory()
-        return in_parts(figures, parts)
-
-    session.gauge = gauge
-    return path
-
-
-def _made(
-    session: Session, chosen: tuple[PathName, str], where: tuple[Path, TrainingSettings, str]
-) -> TrainPath:
-    if not session.group.lockstep:
-        return make_path(chosen, *where, session.progress("loading_model", "B"))
-    from ollama_tune.core.train.sharded import make_sharded
-
-    return make_sharded(*where, chosen[1], session.group)
-
-
 def _arranged(
     session: Session, spec: ModelSpec, chosen: tuple[PathName, str], rows: tuple[int, int], budget: Budget
 ) -> tuple[tuple[PathName, str], TrainingSettings]:
@@ -238,19 +163,19 @@ def _arranged(
     return choose_path(spec, training), training
 
 
-def _cuda_memory(torch: Any) -> dict[str, Any]:
-    free, total = torch.cuda.mem_get_info()
-    return {
-        "device": "cuda",
-        "used": torch.cuda.memory_reserved(),
-        "peak": torch.cuda.max_memory_reserved(),
-        "allocated": torch.cuda.max_memory_allocated(),
-        "free": free,
-        "total": total,
-    }
+def _read_data(session: Session, spec: ModelSpec) -> tuple[DatasetProfile, ChatFormat]:
+    """The rows, and the form in which this model is told them, which the run's folder keeps."""
+    data, hold, group = session.settings.data, Hold(session), session.group
+    profile = group.in_turn(
+        lambda: hold.write(0, lambda: load_dataset(data.path, data.reading()), rows_folder())
+    )
+    rows = profile.rows
+    return profile, group.in_turn(
+        lambda: hold.write(0, lambda: store_chat(session.folder, spec.folder, rows))
+    )
 
 
-def _read(
+def _encoded(
     session: Session,
     chat: ChatFormat,
     spec: ModelSpec,
@@ -263,6 +188,8 @@ def _read(
     held_out = held_out_numbers(rows, settings.data.validation_split, settings.data.seed)
     limit = settings.training.sequence_length
     training, validation = encode(session, chat, rows, held_out)
+    if session.group.size > 1:
+        same_rows(session.group, fingerprint(training) + fingerprint(validation))
     if not training:
         raise TuneError(
             f"No row of the data is left to train on: the longest allowed is {limit} tokens.",
@@ -307,6 +234,27 @@ def _utilisation(session: Session, spec: ModelSpec, examples: Examples) -> Utili
 
 
 def _prepare(
+    session: Session,
+    spec: ModelSpec,
+    chosen: tuple[PathName, str],
+    chat: ChatFormat,
+    material: Material,
+    found: Checkpoint | None,
+) -> tuple[TrainPath, Trainer, Generator]:
+    """Load the model, build the loop, and restore the checkpoint."""
+    session.phase("loading_model", "Loading the libraries and the model.")
+    if session.group.lockstep:
+        session.phase("sharing_out", "Loading the model; each process keeps a part of its layers.")
+    with lasting():
+        path = load_model(session, spec, chosen, material.longest)
+        if session.settings.training.objective == "dpo":
+            from ollama_tune.core.train.preference import preferring
+
+            path = preferring(session, path, material.training, material.validation)
+        return path, *_loop(session, path, chat, material, found)
+
+
+def _loop(
     session: Session, path: TrainPath, chat: ChatFormat, material: Material, found: Checkpoint | None
 ) -> tuple[Trainer, Generator]:
     """Build the loop, check its loss against the model's own, and restore the checkpoint."""
@@ -326,20 +274,12 @@ def _prepare(
 
 
 def _meet(session: Session, trainer: Trainer) -> None:
-    """Make sure that all processes read the same rows; those that follow stay in here to the end."""
-    if len(set(session.group.meet("rows", trainer.state.rows))) > 1:
-        raise TuneError(
-            "The processes of the run read different rows.",
-            "Let data.path and model.source be the same files on every machine.",
-        )
+    """Wait for all processes; those that follow stay in here to the end."""
+    session.group.meet("ready", "")
     if not session.leads:
         from ollama_tune.core.train.follower import follow
 
         follow(session, trainer)
-
-
-def _training(session: Session, material: Material) -> None:
-    session.phase("training", f"Training on {len(material.training)} rows.")
 
 
 def _measure_base(
@@ -358,8 +298,9 @@ def _measure_base(
         return None
     session.phase("evaluating_base", "Asking the base model the held-out questions.")
     found = measure_base(session, generator, material.held, trainer.base_loss())
-    if trainer.state.step < trainer.plan.total_steps and not trainer.judge.ended(trainer.state):
-        _training(session, material)
+    state = trainer.state
+    if 0 < state.step < trainer.plan.total_steps and not trainer.judge.ended(state):
+        session.phase("training", "Going on with the training.")
     return found
 
 
@@ -386,3 +327,19 @@ def _load_best(session: Session, trainer: Trainer, path: TrainPath) -> None:
         state.best_step, state.best_loss = state.step, trainer.validation_loss()
         return
     checkpoint.load_weights(best, path)
+
+
+def _publish(
+    session: Session, trainer: Trainer, path: TrainPath, generator: Generator, material: Material
+) -> None:
+    """Write what was trained, and the answers that an export of it is compared with; let the others end."""
+    session.phase("saving", f"Saving the {'model' if path.whole else 'adapter'}.")
+    size = sum(path.parts().values()) if path.whole else path.parts()["adapter"]
+    trainer.hold.write(size, lambda: checkpoint.publish(session.folder, path))
+    trainer.recovery.twice(
+        "reference",
+        trainer.state.step,
+        lambda: trainer.hold.write(0, lambda: write_reference(session, generator, material.held)),
+        "the answers that an export is compared with are left out.",
+    )
+    session.part()

@@ -20,6 +20,7 @@ from ollama_tune.core.plan.settings import Settings
 from ollama_tune.core.runs.events import Event, EventWriter
 from ollama_tune.core.runs.folder import RunFolder
 from ollama_tune.core.runs.launch import SIGNALS, environment
+from ollama_tune.core.train.alike import same_start
 from ollama_tune.core.train.group import Group
 from ollama_tune.core.train.prepared import Prepared
 from ollama_tune.core.train.world import Alone, Lost, World
@@ -167,7 +168,9 @@ class Session:
         self.phase("joining", f"Waiting for the {self.world.size} processes of the run.")
         group = Group(self.world, lambda: self.gauge(), lambda: self._stop.signal)
         self.group, group.look, group.on_hang = group, self.check_stop, self._give_up
-        group.join("nccl" if self.settings.training.device == "cuda" else "gloo")
+        group.join()
+        same_start(group, self.settings)
+        group.connect(self.settings.training.device)
 
     def part(self) -> None:
         """Let the other processes go: this one does the rest alone."""
@@ -187,6 +190,7 @@ class Session:
             "start",
             stage=stage,
             stages=list(stages),
+            run=self.folder.name,
             pid=os.getpid(),
             device=self.settings.training.device,
             versions=environment(),

@@ -7,6 +7,7 @@ layers' order; so gradients, checkpoints and adapters are what they are with one
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ollama_tune.core.plan.memory import predict_parts
 from ollama_tune.core.plan.settings import TrainingSettings
 from ollama_tune.core.plan.sharding import can_share_out
 from ollama_tune.core.train.general import GeneralPath, put_weights
-from ollama_tune.core.train.model import add_adapter, load_base
+from ollama_tune.core.train.model import add_adapter, decoder_layers, load_base
 from ollama_tune.core.train.world import Alone
 
 
@@ -55,13 +56,23 @@ def make_sharded(
     mesh = init_device_mesh(training.device, (group.size,))
 
     def load() -> Any:
-        model = add_adapter(load_base(folder, there), training, name)
+        with _rounding(training):
+            model = add_adapter(load_base(folder, there), training, name)
         shard(model, mesh)
         return model
 
     model = group.one_by_one(load)
     group.meet("sharded", "")
     return SharedPath(model, training, reason)
+
+
+def _rounding(training: TrainingSettings) -> contextlib.AbstractContextManager[None]:
+    """Where 4-bit weights are made of the model's own ones: on the GPU, which is far quicker."""
+    if training.quantization == "none" or training.device == "cpu":
+        return contextlib.nullcontext()
+    from ollama_tune.core.train.sharded_nf4 import rounded_on
+
+    return rounded_on(training.device)
 
 
 class SharedPath(GeneralPath):
@@ -84,12 +95,10 @@ def shard(model: Any, mesh: Any) -> None:
     kept |= {weight for module in whole for weight in module.parameters()}
     for weight in kept:
         weight.data = weight.data.to(mesh.device_type)
-    for layer in layers_of(decoder):
+    if getattr(base, "is_loaded_in_4bit", False):
+        from ollama_tune.core.train.sharded_nf4 import open_up
+
+        open_up(decoder, mesh.device_type)
+    for layer in decoder_layers(base)[1]:
         fully_shard(layer, mesh=mesh, ignored_params=kept)
     fully_shard(decoder, mesh=mesh, ignored_params=kept)
-
-
-def layers_of(decoder: torch.nn.Module) -> torch.nn.ModuleList:
-    """The decoder's layers: of its lists of modules the one with the most weights."""
-    lists = [module for module in decoder.modules() if isinstance(module, torch.nn.ModuleList)]
-    return max(lists, key=lambda found: sum(weight.numel() for weight in found.parameters()))

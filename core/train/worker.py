@@ -17,7 +17,7 @@ from typing import Any
 
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.runs.folder import RunFolder, RunLock
-from ollama_tune.core.runs.launch import become, nice_worker
+from ollama_tune.core.runs.launch import TRACKS, await_trackers, become, nice_worker, track
 from ollama_tune.core.train.housekeeping import keep_freed_memory
 from ollama_tune.core.train.prepared import Prepared
 from ollama_tune.core.train.recovery import Restart
@@ -25,6 +25,8 @@ from ollama_tune.core.train.session import Session, Stopped, StopWish
 from ollama_tune.core.train.shortage import NEED_LESS, device_failure, is_disk_full, is_out_of_memory
 from ollama_tune.core.train.world import World
 
+LAST_FIGURES = 60.0
+"""Seconds that the trackers of a cluster's job get after the run's end."""
 STAGES = {"train": ("train",), "export": ("export",), "all": ("train", "export")}
 
 
@@ -62,9 +64,22 @@ def serve(folder: RunFolder, stage: str, held: int | None = None, prepared: Prep
     except TuneError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    if held is None and TRACKS in os.environ:
+        with contextlib.suppress(TuneError, OSError):
+            track(folder, folder.settings().tracking)
     _get_ready(world)
     session = Session(folder, stop, prepared, world)
     session.takes_over = held is not None
+    status = _held(session, stage, lock)
+    if TRACKS in os.environ:
+        lock.release()
+        await_trackers(LAST_FIGURES)
+    return status
+
+
+def _held(session: Session, stage: str, lock: RunLock) -> int:
+    """Do a run's stages while the lock is held; returns the exit status."""
+    folder = session.folder
     session.live()
     try:
         last = _work(session, stage)

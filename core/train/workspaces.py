@@ -106,11 +106,6 @@ def workspaces(name: str, args: tuple[Any, ...]) -> list[int]:
     return rule(args) if rule else []
 
 
-def no_workspaces(_name: str, _args: tuple[Any, ...]) -> list[int]:
-    """For tensors of the CPU: their operators have temporaries of another kind."""
-    return []
-
-
 def is_suspicious(name: str) -> bool:
     """Whether an operator may need temporaries that are not known here."""
     if name in _TABLE or name in _WITHOUT:

@@ -13,6 +13,23 @@ T = TypeVar("T")
 
 ATTEMPT = "OLLAMA_TUNE_ATTEMPT"
 """How often the ranks of this launch began again in fresh processes: each time with keys of their own."""
+PLACE = "OLLAMA_TUNE_LOCAL_RANK"
+"""A rank's number on its machine, for the fresh process that follows it."""
+NCCL_WATCH = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0", "TORCH_NCCL_RETHROW_CUDA_ERRORS": "0"}
+"""What keeps torch's watchdog from ending a process whose collective failed."""
+
+
+def own_gpu(visible: str | None, place: int) -> str:
+    """What the process of this number on its machine shall see of the GPUs that CUDA_VISIBLE_DEVICES names.
+
+    Nothing where there are fewer of them than processes: a GPU that was left out on purpose is not taken.
+    """
+    if visible is None or not visible.strip():
+        return str(place) if visible is None else ""
+    seen = [name.strip() for name in visible.split(",") if name.strip()]
+    if len(seen) == 1:
+        return seen[0]
+    return seen[place] if place < len(seen) else ""
 
 
 class Lost(TuneError):
@@ -49,7 +66,7 @@ class World:
         return cls(
             rank=int(environment["RANK"]),
             size=int(environment["WORLD_SIZE"]),
-            local_rank=int(environment.get("LOCAL_RANK", "0")),
+            local_rank=int(environment.get(PLACE) or environment.get("LOCAL_RANK", "0")),
             local_size=int(environment.get("LOCAL_WORLD_SIZE", "1")),
             address=environment.get("MASTER_ADDR", "127.0.0.1"),
             port=int(environment.get("MASTER_PORT", "29500")),
@@ -60,12 +77,17 @@ class World:
     def take_place(self) -> None:
         """Let this process see its own GPU only, as the first one; to be called before torch is imported.
 
-        Torch's remarks on each wait that takes longer than a second are kept out of the log.
+        A launcher may have given it that one already. Libraries take LOCAL_RANK for the number of the GPU
+        (torch's `init_device_mesh` does), so it is 0 from here on. Torch's remarks on each wait that takes
+        longer than a second are kept out of the log; that a rank is lost is noticed by its signs of life, and
+        NCCL's own watch, which would end this process before it has told so, is off.
         """
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-        seen = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-        chosen = seen[self.local_rank] if self.local_rank < len(seen) else str(self.local_rank)
-        os.environ["CUDA_VISIBLE_DEVICES"] = chosen
+        os.environ.update(NCCL_WATCH)
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        os.environ["CUDA_VISIBLE_DEVICES"] = own_gpu(seen, self.local_rank)
+        os.environ[PLACE] = str(self.local_rank)
+        os.environ["LOCAL_RANK"] = "0"
 
 
 class Alone:
@@ -93,6 +115,10 @@ class Alone:
     def in_turn(self, work: Callable[[], T]) -> T:
         """Do the work after the leader, and on each machine one rank first: it finds what those stored."""
         return work()
+
+    def anywhere(self, flag: bool, device: str) -> bool:
+        """Whether any of the ranks that compute in step says so."""
+        return flag
 
     def one_by_one(self, work: Callable[[], T]) -> T:
         """Do the work after the rank before this one on this machine, for want of memory to do it at once."""

@@ -147,7 +147,7 @@ def copied(path: str) -> float:
 
 def clusters(path: str) -> float:
     """Near-duplicates among 100,000 texts; one in ten is another one with up to 10 % of its words changed."""
-    from ollama_tune.core.data.rows.duplicates import near_duplicates
+    from ollama_tune.core.data.rows.duplicates import Signatures
 
     draw = random.Random(1)
     words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(30_000)]
@@ -162,9 +162,12 @@ def clusters(path: str) -> float:
             copy = draw.choices(words, cum_weights=often, k=draw.randint(20, 180))
         texts.append(" ".join(copy))
     began = time.perf_counter()
-    found = near_duplicates(texts)
+    signatures = Signatures()
+    for text in texts:
+        signatures.add(text)
+    found = signatures.clusters(lambda places: [texts[at] for at in places])
     TIMED.append(time.perf_counter() - began)
-    return sum(first != at for at, first in enumerate(found))
+    return sum(int(first) != at for at, first in enumerate(found))
 
 
 def packed(path: str) -> float:

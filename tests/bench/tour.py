@@ -70,7 +70,7 @@ def training(recording: Recording, still: Path | None) -> None:
     """The run as it goes; the picture of its middle is kept."""
     terminal, began, middle = recording.terminal, time.monotonic(), False
     terminal.wait("Step 6 of", 60)
-    while "Finished after" not in terminal.text and time.monotonic() - began < PATIENCE:
+    while "✓ Finished" not in terminal.text and time.monotonic() - began < PATIENCE:
         recording.take(700)
         share = re.search(r" (\d+)%  step", terminal.text)
         if still is not None and not middle and share is not None and int(share[1]) >= 40:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.tiny import build_model
 
 if TYPE_CHECKING:
+    from ollama_tune.core.runs.folder import RunFolder
+    from tests.core.export_trained import Trained
     from tests.core.handover_parts import Made, Serve, Shared
 
 
@@ -19,6 +22,14 @@ if TYPE_CHECKING:
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny real model; tests read it and leave it as it is."""
     return build_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A tiny Llama with an adapter that was really trained; tests leave it as it is."""
+    from tests.core.export_trained import build_trained
+
+    return build_trained(tmp_path_factory.mktemp("trained"), "Llama", intermediate_size=128)
 
 
 @pytest.fixture(scope="session")
@@ -45,3 +56,19 @@ def serve(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
 
     with starting(shared, monkeypatch) as start:
         yield start
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluate in this process, which has its libraries loaded already."""
+    from ollama_tune.core.evaluate import sides
+    from ollama_tune.core.evaluate.measuring import Measuring
+
+    def measured(folder: RunFolder, asked: dict[str, Any], _log: Path) -> Iterator[dict[str, Any]]:
+        told: list[dict[str, Any]] = []
+        measuring = Measuring.of(folder)
+        for number, group in enumerate(json.loads(json.dumps(asked))["groups"]):
+            measuring.group(group, lambda message, number=number: told.append({"group": number} | message))
+        yield from told
+
+    monkeypatch.setattr(sides, "_child", measured)

@@ -22,6 +22,7 @@ from ollama_tune.core.export.values import Check, Verification
 from ollama_tune.core.export.verify import compute_reference
 from ollama_tune.core.plan.settings import Settings
 from ollama_tune.core.runs.folder import RunFolder
+from tests.core.export_asked import check
 from tests.core.export_parts import build_adapter, build_llama
 from tests.ollama_double import OllamaDouble
 from tests.ollama_engine import LlamaEngine
@@ -109,11 +110,6 @@ def starting(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]
             return server
 
         yield start
-
-
-def check(verification: Verification, name: str) -> Check:
-    (found,) = [check for check in verification.checks if check.name == name]
-    return found
 
 
 def verdicts(verification: Verification) -> tuple[str, ...]:

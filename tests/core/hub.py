@@ -12,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LFS = 50_000
 """Files from this size on are stored as the hub stores weights: with a SHA-256, behind a redirect."""
@@ -40,6 +42,8 @@ class Hub:
     requests: list[str] = field(default_factory=list)
     sent: list[tuple[str, str | None]] = field(default_factory=list)
     datasets: dict[str, Path] = field(default_factory=dict)
+    commit: str = COMMIT
+    """What `main` names now; what it named first is there too (of a data set as `id@commit`)."""
 
     def dataset_file(self, repository: str, name: str) -> bytes | None:
         """A file of a data set, in folders or not; `datasets` maps ids (or `id@revision`) to folders."""
@@ -51,18 +55,20 @@ class Hub:
         names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         siblings = [_sibling(name, (folder / name).read_bytes()) for name in names]
         gated = "manual" if self.gated else False
-        commit = COMMIT if "@" not in repository else hashlib.sha1(repository.encode()).hexdigest()
-        names_of = {"id": repository.partition("@")[0], "sha": commit}
+        name, _, revision = repository.partition("@")
+        named = hashlib.sha1(repository.encode()).hexdigest() if revision != COMMIT else COMMIT
+        names_of = {"id": name, "sha": named if revision else self.commit}
         return {**names_of, "gated": gated, "private": False, "siblings": siblings}
 
     def file(self, name: str) -> bytes | None:
         path = self.folder / name
         return path.read_bytes() if "/" not in name and path.is_file() else None
 
-    def info(self) -> dict[str, object]:
+    def info(self, revision: str = "main") -> dict[str, object]:
         siblings = [_sibling(path.name, path.read_bytes()) for path in sorted(self.folder.iterdir())]
         gated = "manual" if self.gated else False
-        names = {"id": self.repository, "modelId": self.repository, "sha": COMMIT}
+        sha = self.commit if revision in ("main", self.commit) else COMMIT
+        names = {"id": self.repository, "modelId": self.repository, "sha": sha}
         return {**names, "gated": gated, "private": False, "siblings": siblings}
 
 
@@ -72,6 +78,12 @@ def _sibling(name: str, content: bytes) -> dict[str, object]:
         digest = hashlib.sha256(content).hexdigest()
         entry["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 130}
     return entry
+
+
+def _told(info: dict[str, object], query: dict[str, list[str]]) -> dict[str, object]:
+    """An answer of the hub, which tells no sizes unless it is asked for them."""
+    asked = query.get("blobs", ["false"])[0].lower() == "true"
+    return info if asked else info | {"siblings": []}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -111,24 +123,20 @@ class _Handler(BaseHTTPRequestHandler):
     def _api(self, parts: list[str], query: dict[str, list[str]]) -> None:
         if "/".join(parts[:2]) != self.hub.repository:
             self._refuse(401, "RepoNotFound", "Invalid username or password.")
-        elif parts[2:] not in ([], ["revision", "main"], ["revision", "v1"], ["revision", COMMIT]):
+        elif parts[2:] and parts[3:] not in [[name] for name in ("main", "v1", COMMIT, self.hub.commit)]:
             self._refuse(404, "RevisionNotFound", "Invalid rev id")
-        elif query.get("blobs", ["false"])[0].lower() != "true":
-            self._refuse(400, "", "sizes were not asked for")
         else:
-            self._json(self.hub.info())
+            self._json(_told(self.hub.info(*parts[3:]), query))
 
     def _dataset_api(self, parts: list[str], query: dict[str, list[str]]) -> None:
         name, revision = "/".join(parts[:2]), "/".join(parts[3:]) or "main"
-        known = name if revision in ("main", "v1", COMMIT) else f"{name}@{revision}"
+        known = name if revision in ("main", "v1", self.hub.commit) else f"{name}@{revision}"
         if name not in self.hub.datasets:
             self._refuse(401, "RepoNotFound", "Invalid username or password.")
         elif known not in self.hub.datasets:
             self._refuse(404, "RevisionNotFound", "Invalid rev id")
-        elif query.get("blobs", ["false"])[0].lower() != "true":
-            self._refuse(400, "", "sizes were not asked for")
         else:
-            self._json(self.hub.dataset_info(known))
+            self._json(_told(self.hub.dataset_info(known), query))
 
     def _dataset_resolve(self, repository: str, commit: str, name: str) -> None:
         known = {
@@ -149,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _resolve(self, revision: str, name: str) -> None:
         content = self.hub.file(name)
-        if revision != COMMIT:
+        if revision not in (COMMIT, self.hub.commit):
             self._refuse(404, "RevisionNotFound", "files must be taken from one commit")
         elif self.hub.gated and not self._let_in():
             known = "Authorization" in self.headers
@@ -159,7 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif len(content) >= LFS:
             self.send_response(302)
             self.send_header("Location", f"{self.hub.cdn}/cdn/{name}")
-            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("X-Repo-Commit", revision)
             self.send_header("Content-Length", "0")
             self.end_headers()
         else:
@@ -221,3 +229,19 @@ def running(folder: Path) -> Iterator[Hub]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextmanager
+def online(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """`running`, and this process asks it as if it were huggingface.co, with no token."""
+    from huggingface_hub import constants
+
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "no-token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with running(folder) as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield hub

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ollama_tune.core.data.problems import ProblemLog
+from ollama_tune.core.data.rows.rated import BadAnswer
 from ollama_tune.core.data.schemas.detect import KNOWN, Detector, Unusable
 from ollama_tune.core.data.schemas.tidy import tidy
-from ollama_tune.core.data.values import Message, Reading
+from ollama_tune.core.data.values import Message, Reading, Row
 
 S, U, A = "system", "user", "assistant"
 Turns = list[tuple[str, str]]
@@ -72,7 +73,10 @@ def read(*records: Any, reading: Reading | None = None) -> Found:
     rows = []
     for line, record in enumerate(records, 1):
         try:
-            rows.append(tidy(detector.convert(record, line, log).messages, line, log))
+            converted = detector.convert(record, line, log)
+            if converted.good is False:
+                raise BadAnswer(Row(converted.messages, line))
+            rows.append(tidy(converted.messages, line, log))
         except Unusable as reason:
             log.set_aside(reason.kind, reason.text, line)
     detector.finish(log)
@@ -226,6 +230,12 @@ def test_the_instruction_that_never_changes_is_offered_as_the_system_text() -> N
             "unknown-columns",
             [(U, "What is it?"), (A, "It is that.")],
             [(U, "It is that."), (A, "What is it?")],
+        ),
+        (
+            {"Unsere Antwort (geprüft)": "Two teas", "Kunde sagt …": "Two teas, please, for us."},
+            "unknown-columns",
+            [(U, "Two teas, please, for us."), (A, "Two teas")],
+            [(U, "Two teas"), (A, "Two teas, please, for us.")],
         ),
     ],
 )

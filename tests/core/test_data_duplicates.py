@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ollama_tune.core.data.rows import duplicates
-from ollama_tune.core.data.rows.duplicates import Signatures, near_duplicates, shingles
+from ollama_tune.core.data.rows.duplicates import Signatures, shingles
 
 DRAW = random.Random(5)
 WORDS = ["".join(DRAW.choices("abcdefghijklmnop", k=DRAW.randint(2, 8))) for _ in range(3000)]
@@ -22,6 +22,14 @@ def changed(words: list[str], count: int) -> str:
     for at in range(0, 10 * count, 10):
         new[at] = "other" + str(at)
     return " ".join(new)
+
+
+def near_duplicates(texts: list[str]) -> list[int]:
+    """For each text the place of the first text of its cluster."""
+    signatures = Signatures()
+    for each in texts:
+        signatures.add(each)
+    return [int(first) for first in signatures.clusters(lambda places: [texts[at] for at in places])]
 
 
 def jaccard(one: str, other: str) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,6 +39,11 @@ ROWS = [
     {"question": "Which?", "choices": ["x", "y"], "answer": 1},
     {"prompt": "q", "chosen": "a", "rejected": "b"},
     {"text": "a nice day", "label": 1},
+    {"prompt": "q", "response_a": "a", "response_b": "b", "winner": "tie"},
+    {"prompt": "q", "completions": [{"response": "a", "rank": 2}, {"response": "b", "rank": 1}]},
+    {"prompt": "q", "completion": "a", "label": True},
+    {"prompt": "q", "completion": "b", "label": False},
+    {"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": 1, "score_rejected": 2.5},
 ]
 TABLE = 'question;answer\n"a\nb";"say ""x"""\nWhat?;That.\nq;a\n'
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
@@ -141,9 +145,7 @@ def test_mutated_files_give_rows_or_a_sentence(
 ) -> None:
     path = tmp_path / "mutated"
     path.write_bytes(mutated(seeds[name], changes))
-    start = time.process_time()
     through(path)
-    assert time.process_time() - start < 60, "no hang"
 
 
 @settings(PROFILE, max_examples=200)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +21,6 @@ from tests.core.packers import packed
 
 PAIR = {"question": "q", "answer": "a"}
 P = json.dumps(PAIR)
-
-
-@pytest.fixture(autouse=True)
-def _never_slow() -> Iterator[None]:
-    start = time.process_time()
-    yield
-    assert time.process_time() - start < 60, "no hang"
 
 
 def write(folder: Path, name: str, content: str | bytes) -> Path:

@@ -16,24 +16,15 @@ from ollama_tune.core.data.values import Reading
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.models import download as downloads
 from ollama_tune.core.paths import cache_dir
-from tests.core.hub import COMMIT, Hub, running
+from tests.core.hub import COMMIT, Hub, online
 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(downloads.time, "sleep", lambda _: None)
     folder = tmp_path / "empty"
     folder.mkdir()
-    with running(folder) as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    with online(folder, monkeypatch) as hub:
         yield hub
 
 

@@ -157,6 +157,30 @@ def test_without_a_generation_prompt_an_answer_starts_with_its_blanks(tmp_path: 
     assert trained_texts(example) == [f" {answer}</s>", "[assistant] no</s>"]
 
 
+def test_a_prompt_has_the_tokens_of_use_where_an_answer_cuts_its_end_otherwise(tmp_path: Path) -> None:
+    """`ab` is one token but before `c`: none reaches over the edge, and yet those before it are others."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    names = [*"uabqc.x", "ab"]
+    numbers = {name: number for number, name in enumerate(names)}
+    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="x"))
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"ab(?!c)|[\s\S]"), "isolated")
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    template = (
+        "{% for m in messages %}{{ m.role[0] + 'ab' + m.content + '.' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'aab' }}{% endif %}"
+    )
+    config = {"chat_template": template, "eos_token": "."}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    chat = ChatFormat.from_folder(tmp_path)
+    sample = row("q", "c")
+    prompt = chat.prompt_ids(sample.messages[:1])
+    example = make_example(chat, sample)
+    assert example.ids[: len(prompt)] == prompt and prompt[-1] == names.index("ab")
+    assert trained_texts(example) == ["c."]
+
+
 def test_where_the_prompt_of_use_says_something_else_the_common_header_is_left_out(tmp_path: Path) -> None:
     template = (
         "{% for m in messages %}{{ '<|' + m.role + '|>' + ('Answer: ' if m.role == 'assistant' else '') }}"

@@ -46,3 +46,7 @@ def test_rows_that_leave_no_space_for_others_stand_alone() -> None:
 def test_a_row_that_no_sequence_holds_is_an_error() -> None:
     with pytest.raises(ValueError, match="do not fit in 100"):
         pack([50, 101], 100)
+
+
+def test_a_row_goes_where_it_leaves_the_least_space() -> None:
+    assert len(pack([7, 6, 3, 2, 2], 10)) == 2

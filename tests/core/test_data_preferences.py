@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ollama_tune.core.data.chat.render import ChatFormat
-from ollama_tune.core.data.load import load_dataset
+from ollama_tune.core.data.load import load_dataset, peek
 from ollama_tune.core.data.rows.store import RejectedRows, StoredRows
 from ollama_tune.core.data.tokens.encoding import encode_in_child
 from ollama_tune.core.data.tokens.lengths import encode_rows, estimate_lengths, sample_lengths
@@ -162,13 +162,56 @@ def test_columns_with_names_that_say_nothing_can_be_given(tmp_path: Path) -> Non
     assert row.answer == "Because." and row.rejected[-1].content == "No."
 
 
-def test_single_answers_marked_good_or_bad_are_no_pairs(tmp_path: Path, model_folder: Path) -> None:
+def test_single_answers_marked_good_or_bad_of_other_questions_are_no_pairs(
+    tmp_path: Path, model_folder: Path
+) -> None:
     marked = [{"prompt": f"Why {n}?", "completion": "So.", "label": n % 2 == 0} for n in range(6)]
-    rows = read(tmp_path, *marked).rows
-    assert len(rows) == 3 and not pair_numbers(rows)
+    found = read(tmp_path, *marked)
+    assert len(found.rows) == 3 and not pair_numbers(found.rows)
+    kinds = {problem.kind: (problem.count, problem.lines) for problem in found.problems}
+    assert kinds["lone-good"] == (3, (1, 3, 5)) and kinds["rejected-answer"] == (3, (2, 4, 6))
     with pytest.raises(TuneError, match="better and a worse answer") as refused:
-        encode_pairs(ChatFormat.from_folder(model_folder), rows, 64)
+        encode_pairs(ChatFormat.from_folder(model_folder), found.rows, 64)
     assert "KTO" in refused.value.fix
+
+
+def test_a_good_and_a_bad_answer_to_one_question_become_a_pair(tmp_path: Path) -> None:
+    def marked(question: str, answer: str, good: bool) -> dict[str, Any]:
+        return {
+            "messages": [user("Be brief."), assistant("Yes."), user(question), assistant(answer)],
+            "kto_tag": good,
+        }
+
+    found = read(
+        tmp_path,
+        marked("One?", "Bad 1.", False),
+        marked("One?", "Good 1.", True),
+        marked("Two?", "Good 2.", True),
+        marked("One?", "Good 1 again.", True),
+        marked("One?", "Bad 1 again.", False),
+        marked("One?", "Bad 1 once more.", False),
+        marked("Three?", "Bad 3.", False),
+    )
+    assert found.schema.startswith("rated answers, ") and found.total == 7
+    assert [(row.line, row.answer, row.rejected and row.rejected[-1].content) for row in found.rows] == [
+        (2, "Good 1.", "Bad 1."),
+        (3, "Good 2.", ()),
+        (4, "Good 1 again.", "Bad 1 again."),
+    ]
+    assert all(row.shared == 3 for row in found.rows if row.rejected)
+    kinds = {problem.kind: problem.lines for problem in found.problems}
+    assert kinds["rejected-answer"] == (6, 7) and kinds["lone-good"] == (3,)
+    assert len(peek(str(tmp_path / "rows.jsonl")).rows) == 3
+
+
+def test_thousands_of_rated_answers_far_apart_find_each_other(tmp_path: Path) -> None:
+    sides = [
+        [{"prompt": f"Why {n}?", "completion": f"{word} {n}", "label": word == "Yes"} for n in range(1500)]
+        for word in ("Yes", "No")
+    ]
+    rows = read(tmp_path, *sides[0], *sides[1][::-1]).rows
+    assert len(rows) == len(pair_numbers(rows)) == 1500
+    assert all(row.answer.split()[1] == row.rejected[-1].content.split()[1] for row in rows)
 
 
 def pairs(count: int) -> list[dict[str, str]]:
@@ -238,6 +281,35 @@ def test_pairs_that_do_not_fit_are_left_out_and_counted(chat: ChatFormat) -> Non
     assert max((training.sides or training).counts) == max(
         map(len, (training[0].chosen.ids, training[0].rejected.ids))
     )  # type: ignore[attr-defined]
+
+
+def test_a_long_pair_loses_the_oldest_turns_that_both_rows_share(chat: ChatFormat) -> None:
+    old = [Message("user", "old sky " * 8), Message("assistant", "Yes.")]
+    asked = [Message("system", "Be kind."), *old, *old, Message("user", "Is it blue?")]
+    rows = [
+        Row((*asked, Message("assistant", better)), line, rejected=(*asked, Message("assistant", worse)))
+        for line, (better, worse) in enumerate(
+            [("It is.", "No."), ("It is.", "No " * 4), ("So " * 99, "No.")], 1
+        )
+    ]
+    found, problems = encode_pairs(chat, [row_of("One?", "Yes.", "No."), *rows], 64)
+    assert list(found.rows) == [0, 1, 2]
+    whole, _ = encode_pairs(chat, rows, 4096)
+    for pair, full in zip(found[1:], whole[:2], strict=True):
+        sides, uncut = (pair.chosen, pair.rejected), (full.chosen, full.rejected)  # type: ignore[attr-defined]
+        prompts = []
+        for side, before in zip(sides, uncut, strict=True):
+            assert len(side.ids) <= 64 < max(len(one.ids) for one in uncut)
+            learned, all_learned = (
+                [token for token, on in zip(one.ids, one.trained, strict=True) if on]
+                for one in (side, before)
+            )
+            assert learned == all_learned
+            prompts.append(chat.decode(side.ids[: side.trained.index(True)]))
+        assert prompts[0] == prompts[1] and "Be kind." in prompts[0] and "Is it blue?" in prompts[0]
+    told = {problem.kind: (problem.count, problem.lines) for problem in problems}
+    assert told == {"shortened": (2, (1, 2)), "too-long": (1, (3,))}
+    assert [pair.place for pair in found[:]] == [0, 1, 2]  # type: ignore[attr-defined]
 
 
 def test_lengths_of_pairs_are_counted_estimated_and_sampled_alike(chat: ChatFormat, tmp_path: Path) -> None:

@@ -220,6 +220,14 @@ def test_tables_as_programs_write_them(tmp_path: Path, text: str, rows: list[dic
     assert (values(items), problems) == (rows, {})
 
 
+@pytest.mark.parametrize("name", ["lfd. Nr.", "Order No."])
+def test_a_word_above_figures_is_a_name_though_it_ends_like_a_sentence(tmp_path: Path, name: str) -> None:
+    text = f"{name};Day;Customer;\n1;01.02.2025;Two teas, please.;\n2;02.02.2025;A cake.;\n"
+    _, items, problems = read_text(tmp_path, text, "a.csv")
+    assert list(items[0].value)[:3] == [name, "Day", "Customer"]
+    assert (len(items), "no-header" in problems) == (2, False)
+
+
 def test_a_table_without_names_says_so_and_loses_no_row(tmp_path: Path) -> None:
     text = "How do I reset my password?,Use the link.\nWhere is it?,In the menu.\n"
     _, items, problems = read_text(tmp_path, text, "a.csv")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ollama_tune.core.data.child import Cancelled
+from ollama_tune.core.data.child import NICE, Cancelled
 from ollama_tune.core.data.load import load_dataset, peek, sample_rows
 from ollama_tune.core.data.rows import background, cache, scan
 from ollama_tune.core.data.rows.background import scan_in_child
@@ -287,13 +287,38 @@ def test_a_first_page_names_unknown_columns_where_a_load_refuses(tmp_path: Path)
 
 
 @pytest.fixture
-def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A file that is read by a child."""
-    monkeypatch.setattr(background, "SMALL", 1000)
+def large(tmp_path: Path) -> str:
+    """A file that takes a child more than a moment."""
     return write_rows(tmp_path / "large.jsonl", 8_000)
 
 
-def test_a_child_reads_what_is_large(large: str) -> None:
+def test_a_child_reads_what_the_one_who_waits_needs_no_libraries_for(path: str) -> None:
+    code = f"""
+from ollama_tune.core.data.rows.background import scan_in_child
+from ollama_tune.core.data.values import Reading
+import sys
+rows = scan_in_child({path!r}, Reading(), print, lambda: False).rows
+print(len(rows), "numpy" in sys.modules)
+"""
+    told = subprocess.check_output([sys.executable, "-c", code], text=True).splitlines()
+    assert told[-1] == f"{load_dataset(path).usable} False"
+
+
+@pytest.mark.parametrize(("most", "nice"), [(0, NICE), (1 << 30, 0)])
+def test_a_child_gives_way_to_others_where_the_file_is_large(
+    large: str, monkeypatch: pytest.MonkeyPatch, most: int, nice: int
+) -> None:
+    monkeypatch.setattr(background, "SMALL", most)
+    seen: set[int] = set()
+
+    def look(done: int, total: int) -> None:
+        seen.update(os.getpriority(os.PRIO_PROCESS, child) for child in children(os.getpid()))
+
+    scan_in_child(large, Reading(), look, lambda: False)
+    assert seen == {min(os.getpriority(os.PRIO_PROCESS, 0) + nice, 19)}
+
+
+def test_a_child_tells_how_far_it_is(large: str) -> None:
     news: list[tuple[int, int]] = []
     profile = scan_in_child(large, Reading(), lambda *now: news.append(now), lambda: False)
     size = Path(large).stat().st_size
@@ -320,8 +345,7 @@ def test_an_error_in_the_progress_ends_the_child(large: str) -> None:
     assert stores() == []
 
 
-def test_an_error_of_the_child_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(background, "SMALL", -1)
+def test_an_error_of_the_child_is_told_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(TuneError, match=r"There is no .*none\.jsonl") as there:
         load_dataset(str(tmp_path / "none.jsonl"))
     (tmp_path / "one.jsonl").write_text('{"question": "q", "answer": ""}\n')

@@ -76,9 +76,11 @@ def test_the_order_of_turns(turns: Turns, expected: Turns, warned: list[str]) ->
     ],
 )
 def test_what_no_order_can_save_is_set_aside(messages: list[Message], kind: str) -> None:
+    log = ProblemLog()
     with pytest.raises(Unusable) as caught:
-        tidied(*messages)
+        tidy(messages, 7, log)
     assert caught.value.kind == kind
+    assert not [problem for problem in log.problems() if problem.kind == "empty-turn"], "told by its own name"
 
 
 def test_results_of_tools_are_neither_merged_nor_dropped_when_empty() -> None:

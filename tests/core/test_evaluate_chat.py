@@ -14,7 +14,6 @@ from typing import Any
 
 import psutil
 import pytest
-import torch
 
 from ollama_tune.core.evaluate.asking import Asking, Sampling
 from ollama_tune.core.evaluate.chat import message_of
@@ -25,10 +24,9 @@ from ollama_tune.core.evaluate.loading import load_engine
 from ollama_tune.core.runs.chat import run_chat
 from ollama_tune.core.runs.folder import RunFolder
 from ollama_tune.core.runs.launch import NICE
-from ollama_tune.core.train.checkpoint import publish
-from ollama_tune.core.train.fast.path import make_fast
 from ollama_tune.core.train.general import make_general
 from tests.core.train_parts import make_run, wait_for, write_rows
+from tests.loud import publish_loud_adapter
 from tests.tiny import build_model
 
 QUESTION = {"role": "user", "content": "What is the colour of the sky?"}
@@ -52,14 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OLLAMA_TUNE_HOME", str(place / "home"))
         run = make_run(model_folder, write_rows(place / "rows.jsonl"))
-    training = run.settings().training
-    path = make_fast(model_folder, training, str(model_folder))
-    torch.manual_seed(3)
-    for name, weight in path.weights.items():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.3)
-    publish(run, path)
-    return run
+    return publish_loud_adapter(run, model_folder)
 
 
 @pytest.fixture(scope="module")
@@ -288,4 +279,4 @@ def test_it_ends_with_the_interface_that_started_it_and_that_needs_no_torch(fold
     child = psutil.Process(int(pid))
     interface.kill()
     interface.wait()
-    wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 20)
+    wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)

@@ -18,6 +18,7 @@ from ollama_tune.core.evaluate.generate import WINDOW, Answer, Generator, _Liste
 from ollama_tune.core.plan.settings import TrainingSettings
 from ollama_tune.core.train.fast.path import make_fast
 from ollama_tune.core.train.general import make_general
+from tests.loud import loud
 from tests.tiny import build_model
 
 QUESTIONS = ("Yes?", "What is the colour of the sky today?", "Birds fly over the old harbour, no?", "1234")
@@ -43,11 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["fast", "general"])
 def parts(request: pytest.FixtureRequest, folder: Path) -> Parts:
-    general = make_general(folder, TrainingSettings(), "tiny", "")
-    torch.manual_seed(5)
-    for name, weight in general.weights.items():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.3)
+    general = loud(make_general(folder, TrainingSettings(), "tiny", ""), seed=5)
     path: Any = general
     if request.param == "fast":
         path = make_fast(folder, TrainingSettings(), "tiny")

@@ -9,14 +9,12 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-import torch
 
 from ollama_tune.core.data.chat.mask import make_example
 from ollama_tune.core.data.chat.render import ChatFormat
@@ -27,14 +25,12 @@ from ollama_tune.core.evaluate.evaluation import Evaluation, Wish, evaluate
 from ollama_tune.core.evaluate.kept import open_kept
 from ollama_tune.core.evaluate.loading import load_engine
 from ollama_tune.core.evaluate.material import read_rows
-from ollama_tune.core.evaluate.measuring import Measuring
 from ollama_tune.core.evaluate.report import report_json, write_report
 from ollama_tune.core.export.ollama import OllamaClient
 from ollama_tune.core.runs.folder import RunFolder
-from ollama_tune.core.train.checkpoint import publish
-from ollama_tune.core.train.fast.path import make_fast
 from tests.core.test_export_ollama import push_and_create
 from tests.core.train_parts import make_run, wait_for, work, write_rows
+from tests.loud import publish_loud_adapter
 from tests.ollama_double import OllamaDouble
 from tests.ollama_engine import WordEngine
 from tests.ollama_files import write_gguf
@@ -65,28 +61,7 @@ def _home(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def untrained(model: Path, data: Path, seed: int = 3, **sections: Any) -> RunFolder:
     """A run whose adapter changes what the model says, without the time a training takes."""
-    folder = make_run(model, data, **sections)
-    path = make_fast(model, folder.settings().training, str(model))
-    torch.manual_seed(seed)
-    for name, weight in path.weights.items():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.3)
-    publish(folder, path)
-    return folder
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure in this process, which has its libraries loaded already."""
-
-    def measured(folder: RunFolder, asked: dict[str, Any], _log: Path) -> Iterator[dict[str, Any]]:
-        told: list[dict[str, Any]] = []
-        measuring = Measuring.of(folder)
-        for number, group in enumerate(json.loads(json.dumps(asked))["groups"]):
-            measuring.group(group, lambda message, number=number: told.append({"group": number} | message))
-        yield from told
-
-    monkeypatch.setattr(sides, "_child", measured)
+    return publish_loud_adapter(make_run(model, data, **sections), model, seed)
 
 
 def changed(folder: RunFolder, path: str, value: Any) -> RunFolder:

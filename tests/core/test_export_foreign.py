@@ -21,7 +21,7 @@ from ollama_tune.core.export.values import Verification
 from ollama_tune.core.runs.folder import RunFolder, State, list_runs
 from tests.core.export_parts import build_any_adapter
 from tests.core.export_trained import Trained, build_trained
-from tests.core.hub import running
+from tests.core.hub import online
 
 KEPT = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -187,13 +187,7 @@ def test_a_failed_copy_leaves_no_run(adapter: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def hub(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    with running(trained.base) as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    with online(trained.base, monkeypatch) as server:
         yield server
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from ollama_tune.core.export import order, preflight
 from ollama_tune.core.export.values import ExportStopped
-from tests.core.handover_parts import Made, Serve, check, ended, verdicts
+from tests.core.export_asked import check
+from tests.core.handover_parts import Made, Serve, ended, verdicts
 from tests.ollama_double import Faults
 from tests.ollama_engine import LlamaEngine
 from tests.ollama_state import Reply

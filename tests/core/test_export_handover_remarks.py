@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.core.handover_parts import Made, Serve, check, ended
+from tests.core.export_asked import check
+from tests.core.handover_parts import Made, Serve, ended
 from tests.ollama_double import Faults
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 
 import httpx
@@ -87,20 +87,20 @@ def test_a_stop_while_it_loads_is_obeyed(model: Path) -> None:
 
 
 def test_a_stop_during_a_long_answer_is_obeyed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    began: list[float] = []
+    began, answered, waited = threading.Event(), threading.Event(), list[bool]()
 
     def slow(*_: object, **__: object) -> None:
-        began.append(time.monotonic())
-        time.sleep(5)
+        began.set()
+        waited.append(answered.wait(60))
 
     with (
         pytest.raises(ExportStopped),
-        LlamaServer(model, 128, lambda: bool(began)) as llama,
+        LlamaServer(model, 128, began.is_set) as llama,
     ):
         monkeypatch.setattr(httpx.Client, "post", slow)
         llama.complete(PROMPT, 100)
-    assert time.monotonic() - began[0] < 1
-    assert children() == []
+    assert waited == [] and children() == []
+    answered.set()
 
 
 PARENT = """
@@ -118,7 +118,7 @@ def test_it_ends_when_its_parent_is_killed(model: Path) -> None:
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))
         parent.kill()
-    psutil.wait_procs([child], timeout=10)
+    psutil.wait_procs([child], timeout=180)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
@@ -131,8 +131,6 @@ def test_only_one_line_reaches_standard_output(model: Path) -> None:
         child.stdin.write(b"key\n")
         child.stdin.flush()
         assert json.loads(child.stdout.readline())["url"].startswith("http://127.0.0.1:")
-        started = time.monotonic()
         child.stdin.close()
         assert child.stdout.read() == b""
     assert child.returncode == 0
-    assert time.monotonic() - started < 5

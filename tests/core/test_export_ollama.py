@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -106,12 +105,11 @@ def test_a_connection_dropped_every_time_is_an_error_that_says_where_to_look(ggu
 
 
 def test_a_stop_between_two_tries_is_heard(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upload, "PAUSES", (30.0,))
-    start = time.monotonic()
+    monkeypatch.setattr(upload, "PAUSES", (600.0,))
     with OllamaDouble(faults=Faults(die_mid_upload=9)) as server, OllamaClient(server.url) as client:
         with pytest.raises(ExportStopped):
-            client.push_blob(gguf, digest_of(gguf), stopped=lambda: time.monotonic() - start > 0.5)
-        assert time.monotonic() - start < 1.5
+            client.push_blob(gguf, digest_of(gguf), stopped=lambda: bool(server.asked("POST", "/api/blobs/")))
+        assert len(server.asked("POST", "/api/blobs/")) == 1
 
 
 def test_a_connection_lost_after_the_last_byte_is_no_failure(gguf: Path) -> None:
@@ -124,12 +122,12 @@ def test_a_connection_lost_after_the_last_byte_is_no_failure(gguf: Path) -> None
 
 
 @pytest.mark.parametrize("stall", [True, False])
-def test_an_upload_stops_within_a_second(stall: bool, tmp_path: Path) -> None:
+def test_an_upload_can_be_stopped(stall: bool, tmp_path: Path) -> None:
     big = tmp_path / "big.gguf"
-    big.write_bytes(b"GGUF" + bytes(96 * MIB))
+    big.write_bytes(b"GGUF" + bytes(16 * MIB))
     wish = threading.Event()
     with (
-        OllamaDouble(faults=Faults(stall_mid_upload=stall)) as server,
+        OllamaDouble(faults=Faults(stall_mid_upload=stall, slow_upload=0.01)) as server,
         OllamaClient(server.url) as client,
     ):
 
@@ -138,10 +136,8 @@ def test_an_upload_stops_within_a_second(stall: bool, tmp_path: Path) -> None:
                 wish.set()
 
         digest = digest_of(big)
-        start = time.monotonic()
         with pytest.raises(ExportStopped):
             client.push_blob(big, digest, progress, wish.is_set)
-        assert time.monotonic() - start < 1.5
         assert not server.state.blob(digest).exists()
 
 
@@ -315,11 +311,12 @@ def test_a_parameter_of_the_wrong_type_never_leaves(parameters: dict[str, Any], 
 
 def test_a_silent_create_can_be_stopped(gguf: Path) -> None:
     with (
-        OllamaDouble(faults=Faults(create_silence=3.0)) as server,
+        OllamaDouble(faults=Faults(create_silence=600.0)) as server,
         OllamaClient(server.url) as client,
     ):
         client.push_blob(gguf, digest_of(gguf))
-        start = time.monotonic()
         with pytest.raises(ExportStopped):
-            client.create("x", {"x.gguf": digest_of(gguf)}, stopped=lambda: time.monotonic() - start > 0.3)
-        assert time.monotonic() - start < 1.3
+            asked = server.asked
+            client.create(
+                "x", {"x.gguf": digest_of(gguf)}, stopped=lambda: bool(asked("POST", "/api/create"))
+            )

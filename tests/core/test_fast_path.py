@@ -16,6 +16,7 @@ from ollama_tune.core.plan.settings import TrainingSettings
 from ollama_tune.core.train.fast.path import FastPath, make_fast
 from ollama_tune.core.train.general import GeneralPath, make_general
 from tests.core.loop_parts import examples
+from tests.loud import loud
 from tests.tiny import build_model
 
 ROWS = examples(5)
@@ -27,24 +28,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_model(tmp_path_factory.mktemp("model"))
 
 
-def changed(path: Any) -> Any:
-    """A path whose adapter does something."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, weight in path.weights.items():
-            if "lora_B" in name:
-                weight.normal_(0, 0.1)
-    return path
-
-
 @pytest.fixture
 def fast(folder: Path) -> FastPath:
-    return changed(make_fast(folder, SETTINGS, "base", reason="a test"))  # type: ignore[no-any-return]
+    return loud(make_fast(folder, SETTINGS, "base", reason="a test"), 0.1)  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")
 def general(folder: Path) -> GeneralPath:
-    return changed(make_general(folder, SETTINGS, "base", "a test"))  # type: ignore[no-any-return]
+    return loud(make_general(folder, SETTINGS, "base", "a test"), 0.1)  # type: ignore[no-any-return]
 
 
 def inputs_of(path: Any) -> dict[str, torch.Tensor]:

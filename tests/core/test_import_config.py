@@ -10,9 +10,12 @@ import pytest
 import yaml
 
 from ollama_tune.core.errors import UsageError
-from ollama_tune.core.plan.import_config import Field, Imported, import_config
-from ollama_tune.core.plan.import_tables import AXOLOTL, DEFAULTS, LLAMAFACTORY, TRL
-from ollama_tune.core.plan.settings import Settings, field_paths, load
+from ollama_tune.core.plan.import_config import Imported, import_config
+from ollama_tune.core.plan.import_defaults import DEFAULTS
+from ollama_tune.core.plan.import_tables import AXOLOTL, LLAMAFACTORY, TRL
+from ollama_tune.core.plan.settings import field_paths
+
+from .imported import fields, one, read
 
 LLAMAFACTORY_FILE = """\
 model_name_or_path: org/chat-8b
@@ -158,22 +161,6 @@ def axolotl(tmp_path: Path) -> Imported:
 def trl(tmp_path: Path) -> Imported:
     (tmp_path / "sft.yaml").write_text(TRL_FILE)
     return import_config(tmp_path / "sft.yaml")
-
-
-def read(found: Imported) -> Settings:
-    """The settings that a run reads from the written file."""
-    path = found.path.with_name("run.yaml")
-    path.write_text(found.to_yaml())
-    return load(path)
-
-
-def fields(found: Imported, name: str) -> list[Field]:
-    return [field for field in found.fields if field.name == name]
-
-
-def one(found: Imported, name: str) -> Field:
-    (field,) = fields(found, name)
-    return field
 
 
 def test_a_config_of_llamafactory_means_the_same_here(llamafactory: Imported) -> None:
@@ -371,22 +358,3 @@ def test_a_broken_table_of_data_sets_does_not_hinder(tmp_path: Path) -> None:
     assert one(found, "dataset").outcome == "approximated" and "no such entry" in one(found, "dataset").why
     assert one(found, "stage").outcome == "missing"
     assert read(found).training.device == "cuda"
-
-
-@pytest.mark.parametrize(
-    ("text", "method"),
-    [
-        ("base_model: org/m\nsequence_len: 512\nmicro_batch_size: 1\n", "full"),
-        ("base_model: org/m\nsequence_len: 512\nadapter:\n", "full"),
-        ("base_model: org/m\nsequence_len: 512\nadapter: lora\nneftune_noise_alpha: 5\n", "lora"),
-        ("model_name_or_path: org/m\nfinetuning_type: full\ncutoff_len: 512\nstage: sft\n", "full"),
-        ("model_name_or_path: org/m\ndataset_name: org/d\nmax_length: 512\nuse_peft: false\n", "full"),
-        ("model_name_or_path: org/m\ndataset_name: org/d\nmax_length: 512\nlora_r: 8\n", "lora"),
-    ],
-)
-def test_where_a_config_names_no_adapter_all_weights_are_trained(
-    tmp_path: Path, text: str, method: str
-) -> None:
-    (tmp_path / "c.yaml").write_text(text)
-    training = read(import_config(tmp_path / "c.yaml")).training
-    assert (training.method, training.neftune) == (method, 5.0 if "neftune" in text else 0.0)

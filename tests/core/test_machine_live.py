@@ -22,7 +22,7 @@ def test_a_look_tells_processor_memory_disk_and_what_the_run_takes(tmp_path: Pat
     while time.process_time() < end:
         pass
     box = sampler.read()
-    assert box.run is not None and 0.05 < box.run <= box.cores + 0.5
+    assert box.run is not None and 0 < box.run <= box.cores + 0.5
     assert box.cpu is not None and 0 <= box.cpu <= 100
     assert 0 < box.ram_free <= box.ram_total
     assert box.disk_free == pytest.approx(psutil.disk_usage(str(tmp_path)).free, rel=0.1)

@@ -18,7 +18,7 @@ from ollama_tune.core.models.download import download, fetch_metadata
 from ollama_tune.core.models.locate import is_complete, list_models, resolve
 from ollama_tune.core.models.spec import read_spec
 from ollama_tune.core.paths import models_dir
-from tests.core.hub import COMMIT, Hub, running
+from tests.core.hub import COMMIT, Hub, online, running
 from tests.tiny import build_model
 
 
@@ -35,20 +35,11 @@ def model(tiny: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hub(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    from huggingface_hub import constants
-
     monkeypatch.setenv("OLLAMA_TUNE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(downloads.time, "sleep", lambda _: None)
     monkeypatch.setattr(downloads, "TOLD_EVERY", 30_000)
-    with running(model) as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    with online(model, monkeypatch) as hub:
         yield hub
 
 

@@ -45,7 +45,7 @@ CHECKLIST: dict[int, tuple[str, tuple[str, ...]]] = {
         (
             "core/test_export_pipeline.py::test_a_name_is_checked_before_any_work",
             "core/test_export_publish.py::test_a_name_that_exists_is_noted",
-            "tui/test_run_export.py::test_a_model_that_ollama_has_is_replaced_only_after_a_yes",
+            "tui/test_run_export_ollama.py::test_a_model_that_ollama_has_is_replaced_only_after_a_yes",
         ),
     ),
     5: (
@@ -66,8 +66,8 @@ CHECKLIST: dict[int, tuple[str, tuple[str, ...]]] = {
     7: (
         "memory of the merge is bounded, and what needs more is known before",
         (
-            "core/test_export_gguf.py::test_memory_does_not_grow_with_the_model",
-            "core/test_export_pipeline.py::test_a_model_too_large_to_be_asked_is_proved_by_its_file_alone",
+            "core/test_export_gguf.py::test_memory_does_not_grow_with_the_model_and_a_stop_is_asked_for_often",
+            "core/test_export_sources.py::test_a_model_too_large_to_be_asked_is_proved_by_its_file_alone",
         ),
     ),
     # the merge
@@ -212,7 +212,7 @@ CHECKLIST: dict[int, tuple[str, tuple[str, ...]]] = {
         "progress to the byte, a stop within a second, another try after a lost connection",
         (
             "core/test_export_ollama.py::test_a_file_is_sent_whole_with_byte_progress",
-            "core/test_export_ollama.py::test_an_upload_stops_within_a_second",
+            "core/test_export_ollama.py::test_an_upload_can_be_stopped",
             "core/test_export_ollama.py::test_a_dropped_connection_is_tried_again_from_the_start",
         ),
     ),

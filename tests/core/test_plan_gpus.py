@@ -83,6 +83,13 @@ def test_an_older_generation_is_left_out_as_it_computes_in_another_number_format
     assert suitable((new, replace(same, compute_capability=(7, 5)))) == 1
 
 
+def test_of_instances_that_mig_cut_from_a_card_one_trains() -> None:
+    cut = tuple(replace(gpu, mig=True) for gpu in box(40, 40).gpu.gpus)
+    assert suitable(cut) == 1 and len(taken(training(), cut)) == 1
+    on = replace(box(40, 40), gpu=replace(box(40, 40).gpu, gpus=cut))
+    assert world_of(training(gpus=2), on) == 1 and "MIG" in together_words(on)
+
+
 def test_the_settings_say_how_many_train_and_the_cpu_takes_none() -> None:
     four = box(24, 24, 24, 24)
     assert [gpu.index for gpu in taken(training(gpus=2), four.gpu.gpus)] == [0, 1]
@@ -146,6 +153,21 @@ def test_a_shared_out_model_leaves_a_part_of_the_layers_and_all_of_the_rest(worl
     assert found["weights"] == 2 * LLAMA_8B.parameters - whole + held
 
 
+def test_a_shared_out_model_in_4_bit_leaves_a_part_of_its_numbers_and_scales() -> None:
+    shape, used = Shape.of(LLAMA_70B), training(sharding="fsdp", quantization="nf4")
+    linear = shape.linear_parameters()
+    whole = linear * (0.5 + 1 / 64 + 4 / 16384) + 2 * (layer_weights(shape) - linear)
+    assert held_weights(shape, used, 4) == round(whole / 4 + 3.5 * whole / 80)
+    tight = {"quantization": "nf4", "gradient_checkpointing": "layers", "batch_size": 1}
+    small, large = box(24, 24, 24, 24), box(40, 40)
+    fits = [
+        memory(on, LLAMA_70B, sharding=how, **tight).fits for on in (small, large) for how in ("fsdp", "ddp")
+    ]
+    assert fits == [True, False, True, False]
+    made = make_plan(large, LLAMA_70B, CHAT, {})
+    assert chosen(made)[1:] == ("fsdp", "nf4") and made.memory.sharded
+
+
 MEASURED = {2: (71_320_576, 32_518_656), 3: (53_177_708, 32_561_692), 4: (44_048_896, 46_154_240)}
 """Bytes by processes, of a Llama in float32 on the CPU (gloo): frozen weights of a rank between steps, and by
 how much the peak of a step was above that of a process alone."""
@@ -201,7 +223,7 @@ def test_the_whole_model_where_it_fits_else_a_part_where_that_does(
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"quantization": "nf4"}, {"dora": True}, {"path": "fast"}, {"method": "full"}]
+    "wrong", [{"method": "adalora"}, {"dora": True}, {"path": "fast"}, {"method": "full"}]
 )
 def test_what_cannot_be_shared_out_is_refused_with_a_way_out(wrong: dict[str, Any]) -> None:
     with pytest.raises(Exception, match="sharding ddp"):

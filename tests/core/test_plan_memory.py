@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from ollama_tune.core.models.values import ModelSpec
-from ollama_tune.core.plan.memory import adapter_parameters, predict, weight_bytes
+from ollama_tune.core.plan import memory
+from ollama_tune.core.plan.memory import predict, weight_bytes
 from ollama_tune.core.plan.settings import Settings
+from ollama_tune.core.plan.shape import Shape
 from ollama_tune.core.plan.values import MemoryEstimate
 from tests.cases import GIB, LLAMA_1B, LLAMA_8B, LLAMA_70B, QWEN3_4B, TINY, machine, spec
 
@@ -69,8 +71,6 @@ def test_the_parts_are_those_of_the_legend_and_add_up() -> None:
 
 
 def test_figures_that_can_be_counted_by_hand() -> None:
-    assert adapter_parameters(LLAMA_8B, 16) == 41_943_040
-    assert adapter_parameters(LLAMA_8B, 16, ["q_proj", "v_proj"]) == 6_815_744
     assert LLAMA_8B.parameters == 8_030_261_248
     found = parts(predict(on_gpu(rank=16), LLAMA_8B, GPU, 100))
     assert found["weights"] == 2 * LLAMA_8B.parameters
@@ -134,10 +134,6 @@ def test_without_a_gpu_nothing_fits_on_one() -> None:
     assert (memory.free, memory.fits) == (0, False)
 
 
-def test_unknown_targets_still_count() -> None:
-    assert adapter_parameters(TINY, 4, ["something_else"]) == 4 * 4 * 512
-
-
 MEASURE = """
 import json, sys
 import torch
@@ -181,3 +177,17 @@ def test_a_long_row_on_the_cpu_holds_no_attention_scores() -> None:
     """A mask needs tokens squared, scores heads x tokens squared: here 8 GiB in float32."""
     short, long = (predict(settings(sequence_length=n), LLAMA_1B, GPU, n) for n in (4096, 8192))
     assert parts(long)["activations"] < 2.1 * parts(short)["activations"]
+
+
+@pytest.mark.parametrize("model", [TINY, LLAMA_8B], ids=["tied", "a head of its own"])
+def test_where_all_layers_are_frozen_only_a_head_of_its_own_is_left(model: ModelSpec) -> None:
+    shape, table = Shape.of(model), model.vocabulary_size * model.hidden_size
+    left = shape.thawed_weights(model.layers) - (0 if model.tied_embeddings else table)
+    assert 0 <= left < model.layers, "what does not divide by the layers"
+    assert shape.thawed_weights(0) == model.parameters
+
+
+def test_what_the_heap_of_a_cpu_worker_keeps_has_a_limit() -> None:
+    training = Settings().with_values({"training.device": "cpu"}).training
+    few, many = (memory._heap(memory._formula(training, LLAMA_1B, longest)) for longest in (8, 1 << 17))
+    assert few < many == memory.HEAP_LIMIT

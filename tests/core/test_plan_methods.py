@@ -11,14 +11,18 @@ from ollama_tune.core.errors import TuneError, UsageError
 from ollama_tune.core.plan.checks import plan_warnings
 from ollama_tune.core.plan.confirm import can_confirm
 from ollama_tune.core.plan.exportable import export_obstacle
+from ollama_tune.core.plan.fast_formula import formula_of
 from ollama_tune.core.plan.memory import predict
-from ollama_tune.core.plan.methods import initial_rank
-from ollama_tune.core.plan.paths import choose_path
+from ollama_tune.core.plan.methods import adapter_parameters, initial_rank
+from ollama_tune.core.plan.paths import Way, choose_path
+from ollama_tune.core.plan.predict import Simulator
 from ollama_tune.core.plan.recommend import make_plan
-from ollama_tune.core.plan.settings import Settings, parse
+from ollama_tune.core.plan.request import MemoryRequest, as_request
+from ollama_tune.core.plan.rules import rank
+from ollama_tune.core.plan.settings import Settings, TrainingSettings, parse
+from ollama_tune.core.plan.shape import Shape
 from ollama_tune.core.plan.values import Plan
-from tests.cases import LLAMA_8B, QWEN3_4B, machine
-from tests.core.test_plan_recommend import CHAT
+from tests.cases import CHAT, LLAMA_8B, QWEN3_4B, machine
 
 GPU = machine(gpu=80)
 SOFT = ("prompt", "ptuning")
@@ -32,6 +36,41 @@ def parts(method: str, length: int = 512, **training: Any) -> dict[str, int]:
     tree = {"device": "cuda", "compute_dtype": "bfloat16", "batch_size": 2, "sequence_length": length}
     memory = predict(parse({"training": tree | {"method": method} | training}), LLAMA_8B, GPU, length)
     return {part.name: part.bytes for part in memory.parts}
+
+
+@pytest.mark.parametrize(
+    ("asked", "parameters"),
+    [
+        ({}, 41_943_040),
+        ({"targets": ["q_proj", "v_proj"]}, 6_815_744),
+        ({"freeze_layers": 24}, 41_943_040 // 4),
+        ({"targets": ["something_else"]}, 32 * 16 * 2 * 4096),
+        ({"dora": True, "targets": ["k_proj"]}, 32 * (16 * (4096 + 1024) + 1024)),
+        ({"method": "adalora", "targets": ["k_proj"]}, 32 * 24 * (4096 + 1024 + 1)),
+        ({"method": "full"}, 0),
+        ({"method": "prompt"}, 0),
+    ],
+)
+def test_parameters_of_an_adapter_that_can_be_counted_by_hand(asked: dict[str, Any], parameters: int) -> None:
+    assert adapter_parameters(parse({"training": {"rank": 16} | asked}).training, LLAMA_8B) == parameters
+
+
+def test_the_recommended_rank_counts_the_layers_and_modules_that_learn() -> None:
+    trained = replace(CHAT, trained_tokens=60_000_000)
+
+    def recommended(**training: Any) -> int:
+        asked = parse({"training": training}).training
+        return int(rank(LLAMA_8B, asked, trained).value)
+
+    assert recommended() == recommended(dora=True) == recommended(method="adalora") == 32
+    assert recommended(freeze_layers=16) == 64
+    assert recommended(targets=["k_proj"]) == 128
+
+
+def test_the_memory_formula_counts_the_same_parameters() -> None:
+    for asked in ({}, {"freeze_layers": 16}, {"dora": True}):
+        held = adapter_parameters(parse({"training": {"rank": 16} | asked}).training, LLAMA_8B)
+        assert parts("lora", rank=16, **asked)["gradients"] == 4 * held
 
 
 @pytest.mark.parametrize("method", SOFT)
@@ -124,3 +163,20 @@ def test_time_and_checkpoints_follow_the_method() -> None:
     longer = plan(method="prompt", epochs=1.0, virtual_tokens=1024)
     assert longer.work.seconds > 1.5 * work["prompt"].seconds
     assert Settings().training.virtual_tokens == 20
+
+
+def test_adalora_leaves_experts_out_of_the_formula_and_of_the_simulation() -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 256, "moe_intermediate_size": 64, "num_experts": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "num_hidden_layers": 2}
+    rest = {"num_experts_per_tok": 2, "vocab_size": 256, "model_type": "qwen3_moe", "pad_token_id": 0}
+    config = {"architectures": ["Qwen3MoeForCausalLM"], **sizes, **heads, **rest}
+    shape, settings = Shape.of_config(config), {"rank": 8, "sequence_length": 64}
+    asked = {experts: MemoryRequest(**settings, experts=experts) for experts in (True, False)}
+    parts = {experts: formula_of(shape, request).parts() for experts, request in asked.items()}
+    attention = 2 * 8 * sum(inside + outside for inside, outside in shape.targets("all-linear").values())
+    assert parts[False]["adapter"] == 4 * attention < parts[True]["adapter"] / 4
+    training = TrainingSettings(method="adalora", device="cuda", path="general", rank=8)
+    assert not as_request(training, Way("general", "", False), 64).experts
+    with Simulator() as simulator:
+        simulated = simulator.predict(config, asked[False]).allocated
+    assert simulated["adapter"] == parts[False]["adapter"]

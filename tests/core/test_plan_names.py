@@ -72,6 +72,7 @@ def test_a_bad_name_is_told_with_its_part_and_character(name: str, words: str) -
         ("--", "/data/…", "my-tune"),
         ("m" * 200, "d" * 200 + ".json", "m" * 40 + "-" + "d" * 19),
         ("m", "/data/.hidden", "m-hidden"),
+        ("m", "/data/Café-Kunden.csv", "m-cafe-kunden"),
     ],
 )
 def test_a_suggested_name_is_made_of_model_and_data(model: str, path: str, expected: str) -> None:

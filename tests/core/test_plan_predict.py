@@ -16,6 +16,7 @@ from ollama_tune.core.plan.predict import Simulator, by_formula, predict_peak, r
 from ollama_tune.core.plan.request import MemoryRequest, as_request, parse_request, request_help
 from ollama_tune.core.plan.settings import TrainingSettings
 from ollama_tune.core.plan.shape import Shape
+from ollama_tune.tui.cli import cli
 from ollama_tune.tui.predict_cli import predict
 from tests.bench.memory_formula import MODELS
 from tests.cases import LLAMA_1B
@@ -308,7 +309,7 @@ def test_the_command_refuses_wrong_keys_and_folders(folder: Path) -> None:
 def test_every_error_is_one_object_where_that_was_asked_for(
     folder: Path, arguments: tuple[str, ...], words: str
 ) -> None:
-    done = CliRunner().invoke(predict, ["--model", str(folder), *arguments, "--json"])
+    done = CliRunner().invoke(cli, ["predict", "--model", str(folder), *arguments, "--json"])
     told = json.loads(done.stdout)
     assert set(told) == {"outcome", "code", "what", "fix"} and told["outcome"] == "error"
     assert words in told["what"].lower() and told["fix"]

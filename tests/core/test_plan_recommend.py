@@ -1,4 +1,4 @@
-"""Recommendations: the rules, the search for what fits, and what the person set."""
+"""Recommendations: the rules, and what the person set."""
 
 from __future__ import annotations
 
@@ -10,46 +10,16 @@ import pytest
 
 from ollama_tune.core.data.values import Lengths
 from ollama_tune.core.errors import UsageError
-from ollama_tune.core.machine.values import GpuReport, Machine, OllamaStatus
+from ollama_tune.core.machine.values import GpuReport, OllamaStatus
 from ollama_tune.core.models.values import ModelSpec
 from ollama_tune.core.plan import rules
-from ollama_tune.core.plan.padding import packed_rows, random_padding
-from ollama_tune.core.plan.recommend import make_plan
+from ollama_tune.core.plan.padding import packed_rows
 from ollama_tune.core.plan.settings import field_paths
-from ollama_tune.core.plan.values import Plan
-from tests.cases import CHAT, GIB, LLAMA_1B, LLAMA_8B, LLAMA_70B, QWEN3_4B, SHORT, TINY, lengths, machine
+from tests.cases import CHAT, LLAMA_1B, LLAMA_8B, LLAMA_70B, QWEN3_4B, SHORT, TINY, lengths
+from tests.core.plan_parts import BOXES, CPU, GPU, plan
 
-CPU = machine()
-GPU = machine(gpu=24)
-BOXES = {
-    "cpu": CPU,
-    "little ram": machine(ram=2),
-    "8 GiB GPU": machine(gpu=8, name="NVIDIA GeForce RTX 4060"),
-    "24 GiB GPU": GPU,
-    "80 GiB GPU": machine(gpu=80, name="NVIDIA H100 80GB HBM3", compute_capability=(9, 0)),
-    "old GPU": machine(gpu=16, name="Tesla T4", compute_capability=(7, 5)),
-}
 MODELS = {"tiny": TINY, "1B": LLAMA_1B, "4B": QWEN3_4B, "8B": LLAMA_8B, "70B": LLAMA_70B}
 DATA = {"short": SHORT, "chat": CHAT, "few": lengths(12), "many": lengths(100_000, 400, 200, 4000, 900)}
-
-
-FITTED = (
-    "compute_dtype",
-    "quantization",
-    "sequence_length",
-    "batch_size",
-    "gradient_accumulation_steps",
-    "optimizer",
-    "rank",
-)
-"""What is chosen together, besides the recomputation."""
-SMALLEST = {"training.batch_size": 1, "training.gradient_checkpointing": "layers"}
-
-
-def plan(
-    box: Machine = CPU, model: ModelSpec = TINY, data: Lengths = SHORT, changed: dict[str, Any] | None = None
-) -> Plan:
-    return make_plan(box, model, data, changed or {})
 
 
 # properties of every plan
@@ -216,134 +186,6 @@ def test_about_eight_measurements_are_made() -> None:
     assert made.work.steps // made.settings.training.evaluation_interval == 8
 
 
-# devices and memory
-
-
-def test_an_8b_on_24_gib_keeps_whole_weights_and_computes_half_of_each_layer_twice() -> None:
-    made = plan(GPU, LLAMA_8B, CHAT)
-    training = made.settings.training
-    assert (training.device, training.compute_dtype, training.quantization) == ("cuda", "bfloat16", "none")
-    assert training.gradient_checkpointing == "mlp"
-    assert made.memory.needed <= 0.9 * made.memory.free
-    assert any("half of each layer computed twice" in warning for warning in made.warnings)
-    assert "% more time" in made.choices["training.gradient_checkpointing"].reason
-
-
-def test_the_least_recomputation_that_fits_is_chosen() -> None:
-    modes = ("none", "mlp", "layers", "offload")
-    found = []
-    for gpu in (80, 48, 24, 16, 12, 10, 8):
-        made = plan(machine(gpu=gpu), LLAMA_8B, CHAT)
-        training = made.settings.training
-        found.append((training.quantization, modes.index(training.gradient_checkpointing)))
-        for less in modes[: found[-1][1]]:
-            mine = {name: getattr(training, name) for name in FITTED} | {"gradient_checkpointing": less}
-            other = plan(machine(gpu=gpu), LLAMA_8B, CHAT, {f"training.{n}": v for n, v in mine.items()})
-            assert other.memory.needed > 0.9 * other.memory.free
-    for weights in ("none", "nf4"):
-        steps = [mode for quantization, mode in found if quantization == weights]
-        assert steps == sorted(steps) and len(set(steps)) > 1
-
-
-def test_an_optimizer_in_8_bit_only_where_its_averages_are_much_memory() -> None:
-    small, large = (plan(machine(gpu=gpu), LLAMA_8B, CHAT, {"training.rank": 256}) for gpu in (20, 80))
-    assert small.settings.training.optimizer == "adamw_8bit" and small.memory.fits
-    assert "5.0 GiB" in small.choices["training.optimizer"].reason
-    assert large.settings.training.optimizer == "adamw"
-    assert plan(machine(gpu=12), LLAMA_8B, CHAT).settings.training.optimizer == "adamw"
-    assert plan(machine(ram=4), LLAMA_1B, CHAT).settings.training.optimizer == "adamw"
-
-
-@pytest.mark.parametrize(("unit", "dtype"), [("AMX", "bfloat16"), ("AVX-512", "bfloat16"), ("", "float32")])
-def test_a_cpu_with_units_for_bfloat16_computes_in_it(unit: str, dtype: str) -> None:
-    box = machine()
-    made = plan(replace(box, host=replace(box.host, bfloat16=unit)))
-    choice = made.choices["training.compute_dtype"]
-    assert choice.value == dtype
-    assert unit in choice.reason
-
-
-def test_the_path_is_left_to_the_run_and_told() -> None:
-    assert plan().settings.training.path == "auto"
-    assert plan().choices["training.path"].reason.startswith("fast: ")
-    odd = replace(TINY, architecture="GPT2LMHeadModel", model_type="gpt2")
-    reason = plan(box=machine(), model=odd).choices["training.path"].reason
-    assert reason.startswith("general") and "GPT2LMHeadModel" in reason
-    dora = plan(machine(), TINY, SHORT, {"training.dora": True})
-    assert "DoRA" in dora.choices["training.path"].reason
-
-
-def test_an_8b_on_12_gib_is_quantized() -> None:
-    made = plan(machine(gpu=12), LLAMA_8B, CHAT)
-    assert made.settings.training.quantization == "nf4"
-    assert made.memory.fits
-    assert "15.0 GiB" in made.choices["training.quantization"].reason
-
-
-def test_much_memory_is_used_for_speed() -> None:
-    training = plan(BOXES["80 GiB GPU"], LLAMA_1B, CHAT).settings.training
-    assert training.gradient_checkpointing == "none"
-    assert (training.packing, training.batch_size, training.sequence_length) == (True, 4, 2048)
-    rows = plan(BOXES["80 GiB GPU"], LLAMA_1B, CHAT, {"training.packing": False}).settings.training
-    assert (rows.batch_size, rows.gradient_checkpointing) == (16, "none")
-
-
-@pytest.mark.parametrize("gpu", [24, 80])
-def test_experts_stay_whole_since_4_bit_does_not_reach_them(gpu: float) -> None:
-    experts = replace(LLAMA_8B, architecture="Qwen3MoeForCausalLM", model_type="qwen3_moe")
-    choice = plan(machine(gpu=gpu), experts, CHAT).choices["training.quantization"]
-    assert choice.value == "none"
-    assert "experts" in choice.reason
-    assert plan(CPU, replace(experts, parameters=10**11), CHAT).settings.training.quantization == "none"
-
-
-def test_what_fits_without_spare_is_taken_before_rows_are_given_up() -> None:
-    needed = plan(machine(gpu=80), LLAMA_8B, CHAT, {"training.quantization": "nf4", **SMALLEST}).memory.needed
-    tight = plan(machine(gpu=24, free=int(needed * 1.03) + 24 * GIB // 50), LLAMA_8B, CHAT)
-    assert tight.memory.fits and tight.memory.needed > 0.9 * tight.memory.free
-    assert tight.settings.training.sequence_length == 2048
-
-
-def test_an_old_gpu_computes_in_float16() -> None:
-    choice = plan(BOXES["old GPU"], LLAMA_1B).choices["training.compute_dtype"]
-    assert choice.value == "float16"
-    assert "7.5" in choice.reason
-
-
-def test_little_ram_is_met_in_the_order_of_the_reference() -> None:
-    kinds = []
-    for ram in (64, 4.9, 3.2, 2.6):
-        training = plan(machine(ram=ram), LLAMA_1B, SHORT).settings.training
-        kinds.append((training.compute_dtype, training.quantization))
-    assert kinds[0] == ("float32", "none")
-    assert kinds[1:] == sorted(kinds[1:], key=[("bfloat16", "none"), ("bfloat16", "nf4")].index)
-    assert kinds[-1] == ("bfloat16", "nf4")
-
-
-def test_before_the_rank_the_rows_get_shorter() -> None:
-    data = lengths(5000, 300, 160, 60_000, percentile_95=900, percentile_99=1500)
-    made = plan(machine(gpu=10), LLAMA_8B, data)
-    assert made.settings.training.sequence_length == 1536
-    assert made.settings.training.rank == 16
-    assert any("1,536 tokens" in warning for warning in made.warnings)
-    assert made.memory.fits
-
-
-def test_what_cannot_fit_is_said_plainly_with_both_figures() -> None:
-    made = plan(machine(gpu=8), LLAMA_70B, CHAT)
-    assert not made.memory.fits
-    assert made.settings.training.rank == 8
-    (warning,) = [w for w in made.warnings if "are free; see what is offered" in w]
-    assert warning.count("GiB") == 2
-
-
-def test_a_pytorch_without_cuda_trains_on_the_cpu() -> None:
-    report = replace(GPU.gpu, usable=False)
-    choice = plan(replace(GPU, gpu=report)).choices["training.device"]
-    assert choice.value == "cpu"
-    assert "PyTorch here has no CUDA" in choice.reason
-
-
 # what the person set
 
 
@@ -444,98 +286,3 @@ def test_data_without_a_row_is_no_crash() -> None:
     made = plan(data=Lengths(0, 0, 0, 0, 0, 0, 0))
     assert made.settings.evaluation.rows == 0
     assert any("0 rows are very few" in warning for warning in made.warnings)
-
-
-# packing
-
-
-HISTOGRAM = tuple(round(60_000 * 0.8**step) for step in range(30))
-"""Row counts by length with a long tail, as real data has."""
-MANY = lengths(sum(HISTOGRAM), 290, 150, 30 * 64, percentile_95=800, percentile_99=1200, histogram=HISTOGRAM)
-
-
-def test_many_rows_are_packed_on_a_gpu_so_that_batches_are_full() -> None:
-    made = plan(BOXES["80 GiB GPU"], LLAMA_8B, MANY)
-    choice = made.choices["training.packing"]
-    assert choice.value is True
-    training = made.settings.training
-    held, full = packed_rows(MANY, training.sequence_length)
-    assert full > 0.99
-    assert f"batches of equal size, {100 * (1 - full):.1f} % short of full" == choice.reason
-    assert "packed sequences" in made.choices["training.gradient_accumulation_steps"].reason
-    rows = MANY.rows - round(0.05 * MANY.rows)
-    a_step = training.batch_size * training.gradient_accumulation_steps
-    assert made.work.steps == pytest.approx(rows / held / a_step, rel=0.01)
-
-
-def test_few_rows_are_not_packed_for_without_padding_nothing_is_saved() -> None:
-    few = lengths(1500, 300, 160, 2040, percentile_95=900)
-    choice = plan(BOXES["80 GiB GPU"], LLAMA_8B, few).choices["training.packing"]
-    saved = random_padding(few, 2048, 8)
-    assert choice.value is False
-    assert choice.reason == f"rows lie end to end, so nothing is padded (it would be {100 * saved:.0f} %)"
-
-
-def test_rows_that_are_padded_are_put_together_by_length() -> None:
-    spec = replace(LLAMA_8B, architecture="NewForCausalLM", model_type="new")
-    few = lengths(1500, 300, 160, 2040, percentile_95=900)
-    choice = plan(BOXES["80 GiB GPU"], spec, few).choices["training.packing"]
-    assert choice.value is False
-    assert "1,350 rows, like lengths together" in choice.reason
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"architecture": "GPTNeoXForCausalLM", "model_type": "gpt_neox"}, "not for this model"),
-        ({"architecture": "Gemma2ForCausalLM", "model_type": "gemma2"}, "not for this model"),
-    ],
-)
-def test_a_family_that_would_gain_nothing_or_mix_rows_is_not_packed(
-    changes: dict[str, str], words: str
-) -> None:
-    choice = plan(BOXES["80 GiB GPU"], replace(LLAMA_8B, **changes), MANY).choices["training.packing"]
-    assert choice.value is False
-    assert words in choice.reason
-
-
-def test_rows_so_short_that_a_sequence_would_hold_a_whole_step_are_not_packed() -> None:
-    data = lengths(50_000, 40, 20, 4000, percentile_95=90, percentile_99=200)
-    choice = plan(BOXES["80 GiB GPU"], LLAMA_8B, data).choices["training.packing"]
-    assert choice.value is False
-    assert "too many for a step" in choice.reason
-
-
-def test_sequences_are_long_enough_to_be_filled() -> None:
-    data = lengths(50_000, 290, 150, 380, percentile_95=350, percentile_99=370)
-    assert packed_rows(data, 384)[1] < 0.95
-    training = plan(BOXES["80 GiB GPU"], LLAMA_8B, data).settings.training
-    assert training.packing and packed_rows(data, training.sequence_length)[1] >= rules.FULL
-
-
-def test_the_person_decides_about_packing() -> None:
-    for packing in (True, False):
-        made = plan(BOXES["80 GiB GPU"], LLAMA_8B, MANY, {"training.packing": packing})
-        assert made.settings.training.packing is packing
-        assert "training.packing" not in made.choices
-        what = "packed sequences" if packing else "rows"
-        assert f" {what} a step" in made.choices["training.gradient_accumulation_steps"].reason
-
-
-def test_memory_of_packed_rows_is_that_of_full_sequences() -> None:
-    short = lengths(50_000, 100, 50, 200)
-    packed, rows = (
-        plan(
-            BOXES["80 GiB GPU"],
-            LLAMA_1B,
-            short,
-            {"training.packing": packing, "training.batch_size": 2, "training.sequence_length": 2048},
-        )
-        for packing in (True, False)
-    )
-    assert packed.memory.needed > rows.memory.needed
-
-
-def test_an_estimate_is_told_as_one() -> None:
-    choice = plan(data=replace(SHORT, exact=False)).choices["training.sequence_length"]
-    assert "about 75 tokens" in choice.reason

@@ -14,7 +14,7 @@ from ollama_tune.core.machine.processes import in_use
 from ollama_tune.core.machine.values import Disk, Gpu, GpuProcess, GpuReport, Host, Machine, OllamaStatus
 from ollama_tune.core.models.spec import read_spec
 from ollama_tune.core.plan import room
-from ollama_tune.core.plan.room import check_run, look_again, of_this_box, shortage
+from ollama_tune.core.plan.room import check_run, look_again, of_this_box, settings_here, shortage
 from ollama_tune.core.plan.settings import Settings
 from tests.tiny import build_model
 
@@ -84,6 +84,18 @@ def test_what_a_file_leaves_open_is_what_the_box_has() -> None:
     assert of_this_box({"device": "cpu"}, lambda: units) == {"training.compute_dtype": "bfloat16"}
     assert of_this_box({"device": "cpu"}, lambda: on_gpu) == {"training.compute_dtype": "float32"}
     assert of_this_box({"compute_dtype": "float32"}, lambda: on_gpu) == {"training.device": "cuda"}
+
+
+def test_what_is_set_beside_a_file_counts_as_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("training: {epochs: 1}\n")
+    on_gpu = machine(24 * GIB, card("GPU-1", GIB))
+    settings, chosen = settings_here(file, {"training.rank": 4}, lambda: on_gpu)
+    assert chosen == {"training.device": "cuda", "training.compute_dtype": "bfloat16"}
+    training = settings.training
+    assert (training.rank, training.device, training.compute_dtype) == (4, "cuda", "bfloat16")
+    settings, chosen = settings_here(file, {"training.device": "cpu"}, lambda: on_gpu)
+    assert chosen == {"training.compute_dtype": "float32"} and settings.training.device == "cpu"
 
 
 def test_a_file_that_says_all_of_it_needs_no_look_at_the_box() -> None:

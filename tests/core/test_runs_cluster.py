@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 import yaml
 
 from ollama_tune.core.errors import TuneError, UsageError
+from ollama_tune.core.plan.room import settings_here
 from ollama_tune.core.plan.settings import Settings, load
 from ollama_tune.core.runs import cluster, jobs
 from ollama_tune.core.runs.folder import RunFolder
@@ -22,6 +25,7 @@ from ollama_tune.core.runs.jobs import Launch, requirement
 from ollama_tune.core.runs.ray_job import RayJob, ray, run
 from ollama_tune.core.runs.skypilot import skypilot
 from ollama_tune.core.runs.slurm import slurm
+from tests.cases import machine
 from tests.core.cluster_parts import ODD, file, home, job, write
 from tests.core.train_parts import wait_for
 
@@ -184,7 +188,9 @@ def test_skypilots_machines_start_torchrun_as_its_own_parser_takes_it(file: Path
 
 
 def test_the_file_for_ray_holds_what_a_job_is_and_nothing_more(file: Path) -> None:
-    made = ray(job(file, nodes=2, gpus=4, card="A100", environment={"OLLAMA_TUNE_HOME": "/shared"}))
+    home = {"OLLAMA_TUNE_HOME": "/shared"}
+    values = {"tracking.to": ["wandb"]}
+    made = ray(job(file, nodes=2, gpus=4, card="A100", environment=home, values=values))
     tree = ast.parse(made.text)
     (call,) = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.keywords]
     found = RayJob(**{word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg})
@@ -196,7 +202,8 @@ def test_the_file_for_ray_holds_what_a_job_is_and_nothing_more(file: Path) -> No
         gpu=True,
         cpus=8,
         card="A100",
-        environment={"PYTHONUNBUFFERED": "1", "OLLAMA_TUNE_HOME": "/shared"},
+        environment={"PYTHONUNBUFFERED": "1", "OLLAMA_TUNE_TRACK": "yes", "OLLAMA_TUNE_HOME": "/shared"},
+        values={"tracking.to": ["wandb"]},
     )
     assert made.submit[:3] == ("ray", "job", "submit")
 
@@ -261,8 +268,6 @@ def test_new_machines_get_what_is_installed_here(
     told: dict[str, Any] | None, wanted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     installed(json.dumps(told) if told else None, monkeypatch)
-    import re
-
     assert re.fullmatch(wanted, requirement())
 
 
@@ -299,6 +304,25 @@ def test_the_first_start_makes_the_folder_and_a_later_one_finds_it(file: Path, h
     assert not folder.stop_path.exists() and not folder.pause_path.exists()
 
 
+def test_what_the_file_leaves_open_is_chosen_on_the_machine_of_the_job(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = machine(gpu=24)
+    monkeypatch.setattr(cluster, "settings_here", partial(settings_here, probe=lambda: there))
+    file.write_text("training: {epochs: 1}\n")
+    training = cluster.begin(file, "open", {"training.rank": 4})[0].settings().training
+    assert (training.device, training.compute_dtype, training.rank) == ("cuda", "bfloat16", 4)
+
+
+def test_what_is_not_installed_is_told_before_the_folder_is_made(
+    file: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    with pytest.raises(TuneError, match="sacrebleu computes"):
+        cluster.begin(file, "absent", {"training.early_stopping_metric": "bleu", "evaluation.rows": 4})
+    assert not (home / "data/runs/absent").exists()
+
+
 @pytest.mark.parametrize(
     ("events", "left"),
     [
@@ -319,13 +343,23 @@ def test_a_job_comes_back_only_if_it_came_further(file: Path) -> None:
     folder, _ = cluster.begin(file, "name", {})
     write(folder, ("start", BOTH))
     with pytest.raises(TuneError, match="before the first step"):
-        cluster.again("name")
+        cluster.again("name", asked=True)
     write(folder, ("step", {"step": 1}))
-    assert cluster.again("name") == "all"
+    assert cluster.again("name", asked=True) == "all"
     write(folder, ("start", BOTH))
     with pytest.raises(TuneError):
-        cluster.again("name")
+        cluster.again("name", asked=True)
     write(folder, ("done", {"stage": "train"}), ("done", {"stage": "export"}))
+
+
+@pytest.mark.parametrize("made", [slurm, skypilot])
+def test_trackers_that_were_named_for_the_job_are_those_of_its_run(made: Any, file: Path, home: Path) -> None:
+    text = made(job(file, gpus=0, install="ollama-tune", values={"tracking.to": ["tensorboard"]})).text
+    assert "OLLAMA_TUNE_TRACK=yes" in text
+    (value,) = re.findall(r"--set '(tracking\.to=[^']*)'", text)
+    told = begun("begin", str(file), "name", "--set", value)
+    assert told.returncode == 0, told.stderr
+    assert RunFolder(home / "data/runs/name").settings().tracking.to == ["tensorboard"]
 
 
 @pytest.mark.parametrize("name", ["../out", "", ".hidden", "a b", "x" * 101])

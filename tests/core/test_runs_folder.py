@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from ollama_tune.core.errors import BusyError, UsageError
+from ollama_tune.core.errors import BusyError, TuneError, UsageError
 from ollama_tune.core.plan.settings import Settings
 from ollama_tune.core.runs import control
 from ollama_tune.core.runs.events import EventWriter
@@ -124,7 +124,7 @@ def test_the_lock_is_exclusive_and_free_once_its_process_is_killed(folder: RunFo
     finally:
         process.kill()
         process.wait()
-    wait_for(lambda: not folder.alive(), 5)
+    wait_for(lambda: not folder.alive())
     assert folder.process() is None
 
 
@@ -151,7 +151,7 @@ def test_a_zombie_is_no_worker(folder: RunFolder) -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     watched = psutil.Process(process.pid)
     created = watched.create_time()
-    wait_for(lambda: watched.status() == psutil.STATUS_ZOMBIE, 10)
+    wait_for(lambda: watched.status() == psutil.STATUS_ZOMBIE)
     RunLock(folder).release()
     mine = json.loads(folder.worker_path.read_text())
     folder.worker_path.write_text(json.dumps(mine | {"pid": process.pid, "create_time": created}))
@@ -205,6 +205,21 @@ def test_a_run_that_is_going_is_not_removed(folder: RunFolder) -> None:
     lock.release()
     control.delete(folder)
     assert not folder.path.exists()
+
+
+def test_a_removal_that_is_cut_short_leaves_the_run_in_the_list(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder.path / "a-log").write_text("x")
+
+    def refuse(path: Path) -> None:
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr(control.shutil, "rmtree", refuse)
+    with pytest.raises(TuneError, match="cannot be removed"):
+        control.delete(folder)
+    assert sorted(path.name for path in folder.path.iterdir()) == ["run.yaml"]
+    assert folder.path in [run.path for run in list_runs()]
 
 
 def test_only_a_run_that_is_going_can_be_asked_to_stop(folder: RunFolder) -> None:

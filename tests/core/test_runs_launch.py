@@ -44,7 +44,7 @@ def test_start_returns_once_the_worker_holds_the_run_and_leaves_no_zombie(folder
         launch.start(folder)
     assert control.terminate(folder)
     wait_for(lambda: not folder.alive())
-    wait_for(lambda: not psutil.pid_exists(process.pid), 5)
+    wait_for(lambda: not psutil.pid_exists(process.pid))
     assert folder.status().state in (State.STOPPED, State.FAILED)
 
 
@@ -98,7 +98,7 @@ def test_a_warm_worker_takes_the_run_even_while_it_is_still_importing(folder: Ru
     wait_for(lambda: not folder.alive())
     assert folder.status().state is State.FAILED
     assert "error" in kinds(folder.events())
-    wait_for(lambda: not list(state_dir().glob("warm-*")), 5)
+    wait_for(lambda: not list(state_dir().glob("warm-*")))
     assert not warm.hand_over(folder, "train")
 
 
@@ -197,7 +197,7 @@ def test_a_warm_worker_ends_when_its_interface_is_killed() -> None:
     wait_for((warm_folder / "ready").exists)
     interface.kill()
     interface.wait()
-    wait_for(lambda: not warm.is_running() or warm.status() == psutil.STATUS_ZOMBIE, 10)
+    wait_for(lambda: not warm.is_running() or warm.status() == psutil.STATUS_ZOMBIE)
     assert not warm_folder.exists()
 
 

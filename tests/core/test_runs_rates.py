@@ -11,7 +11,7 @@ import pytest
 
 from ollama_tune.core.errors import BusyError, TuneError, UsageError
 from ollama_tune.core.plan.settings import Settings, load
-from ollama_tune.core.runs.folder import RunFolder, list_runs
+from ollama_tune.core.runs.folder import RunFolder, RunLock, list_runs
 from ollama_tune.core.runs.rates import (
     RATE,
     RateSearch,
@@ -124,6 +124,11 @@ def test_a_search_in_the_background_is_killed_stopped_and_goes_on_to_the_same_ta
         os.kill(process.pid, signal.SIGKILL)
     wait_for(lambda: not first.alive())
     begin(wanted)
+    wait_for(first.alive)
+    mine = RunLock(RunFolder(file.parent), sign=False)
+    wait_for(lambda: wanted.waits_for == file.parent.name and not first.alive())
+    assert wanted.going  # a run of the person's goes first
+    mine.release()
     wait_for(first.alive)
     end(wanted)
     wait_for(lambda: not wanted.going)

@@ -17,20 +17,17 @@ import pytest
 from ollama_tune.core.errors import BusyError, TuneError, UsageError
 from ollama_tune.core.files import read_table
 from ollama_tune.core.plan.settings import Settings
+from ollama_tune.core.runs.dimensions import Options, Range, Value, read_dimension
 from ollama_tune.core.runs.events import EventWriter
 from ollama_tune.core.runs.folder import RunFolder
 from ollama_tune.core.runs.sweep import (
-    Options,
-    Range,
     Runs,
     Sweep,
     Trial,
-    Value,
     held,
     held_out_losses,
     make_sweep,
     ranked,
-    read_dimension,
     search,
     shares,
 )
@@ -96,6 +93,10 @@ def test_a_dimension_is_read_in_the_type_of_its_setting(text: str, dimension: ob
         (["training.targets=all-linear,q_proj"], "targets"),
         ([f"{RANK}=8", f"{RANK}=16"], "twice"),
         ([], "Nothing varies"),
+        (["data.seed=1,2"], "measured on other rows"),
+        (["training.beta=0.1,0.5"], "what the loss counts"),
+        (["export.name=a,b"], "nothing in the held-out loss"),
+        (["training.early_stopping=0,3"], "the same in every run"),
     ],
 )
 def test_what_cannot_vary_is_refused_before_anything_starts(over: list[str], said: str) -> None:

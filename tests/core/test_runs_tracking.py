@@ -112,7 +112,7 @@ def test_a_run_is_tracked_from_its_start_and_a_broken_tracker_leaves_it_alone(tm
     values = {"tracking.to": ["tensorboard"], "tracking.folder": str(tmp_path / "charts")}
     run = create_run(Settings().with_values(values | {"model.source": str(tmp_path / "model")}), "empty")
     launch.start(run)
-    wait_for(lambda: sent(run, "tensorboard").problem, 20)
+    wait_for(lambda: sent(run, "tensorboard").problem)
     wait_for(lambda: not run.alive())
     assert "Error" in sent(run, "tensorboard").problem
     assert "model" in run.status().message  # what ended it is its own mistake, an empty model folder

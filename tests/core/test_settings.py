@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from ollama_tune.core.errors import UsageError
-from ollama_tune.core.plan.settings import Settings, field_help, field_paths, load, parse
+from ollama_tune.core.plan.schema import field_info
+from ollama_tune.core.plan.settings import Settings, field_paths, load, parse
 
 
 def refused(call: Any) -> UsageError:
@@ -196,7 +197,7 @@ def test_labels_in_a_file_need_no_quotes(tmp_path: Path) -> None:
 def test_every_field_has_its_documentation() -> None:
     paths = field_paths()
     assert len(paths) == len(set(paths))
-    assert all(len(field_help(path)) > 10 for path in paths)
+    assert all(len(str(field_info(path).description)) > 10 for path in paths)
     assert all(Settings().get(path) is not ... for path in paths)
 
 

@@ -13,6 +13,7 @@ from ollama_tune.core.errors import UsageError
 from ollama_tune.core.plan.former import FORMER, Former, migrate
 from ollama_tune.core.plan.refusal import SettingsError
 from ollama_tune.core.plan.settings import Settings, load, release
+from ollama_tune.core.plan.yaml_lines import read_value
 
 
 def refused(path: Path, text: str) -> UsageError:
@@ -108,9 +109,63 @@ def test_what_is_nested_without_end_is_refused(file: Path, text: str) -> None:
     assert "nested too deeply" in refused(file, text).what
 
 
-@pytest.mark.parametrize("value", ["2026-13-45", "9" * 5_000], ids=["date", "digits"])
-def test_a_date_or_a_number_that_there_is_not_is_told(file: Path, value: str) -> None:
-    assert "that there is not" in refused(file, f"training:\n  epochs: {value}\n").what
+def test_a_number_that_there_is_not_is_told(file: Path) -> None:
+    assert "that there is not" in refused(file, f"training:\n  epochs: {'9' * 5_000}\n").what
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "value"),
+    [
+        ("export: {name: no}", "export.name", "no"),
+        ("export: {name: 2026-11-22}", "export.name", "2026-11-22"),
+        ("export: {name: 010}", "export.name", "010"),
+        ("data: {path: on}", "data.path", "on"),
+        ("export: {push: off}", "export.push", False),
+        ("export: {push: False}", "export.push", False),
+        ("training: {rank: 010}", "training.rank", 10),
+        ("training: {learning_rate: 1e-4}", "training.learning_rate", 1e-4),
+        ("training: {learning_rate: .5}", "training.learning_rate", 0.5),
+        ("training:\n  # rank: 8\nexport:\n", "training.rank", 16),
+    ],
+)
+def test_values_are_what_stands_there(file: Path, text: str, field: str, value: object) -> None:
+    file.write_text(text)
+    assert load(file).get(field) == value
+
+
+def test_minutes_and_seconds_are_no_number(file: Path) -> None:
+    assert "training.epochs" in refused(file, "training: {epochs: 1:30}\n").what
+
+
+def test_a_number_where_text_belongs_is_to_be_quoted(file: Path) -> None:
+    assert "quotes" in refused(file, "export: {name: 2026}\n").fix
+    assert "section" in refused(file, "training: 7\n").what
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4),
+        ("010", "010"),
+        ("", None),
+        ("true", True),
+        ("no", "no"),
+        ("[q_proj, 1]", ["q_proj", 1]),
+        ("{a: b}", {"a": "b"}),
+        ("'8'", "8"),
+        ("Note: use # for heads", "Note: use # for heads"),
+        ("- be brief", "- be brief"),
+        ("*x &y !z", "*x &y !z"),
+    ],
+)
+def test_a_value_of_the_command_line_is_not_cut_and_not_guessed(text: str, value: object) -> None:
+    assert read_value(text) == value
+
+
+@pytest.mark.parametrize("text", ["[", "'", "[" * 20_000, "9" * 5_000])
+def test_a_value_that_cannot_be_read_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        read_value(text)
 
 
 TREES = st.recursive(

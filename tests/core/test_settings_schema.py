@@ -7,8 +7,15 @@ from typing import Any
 import pytest
 
 from ollama_tune.core.paths import asset
-from ollama_tune.core.plan.schema import EXAMPLES, field_default, field_examples, json_schema, markdown
-from ollama_tune.core.plan.settings import Settings, field_help, field_paths
+from ollama_tune.core.plan.schema import (
+    EXAMPLES,
+    field_default,
+    field_examples,
+    field_info,
+    json_schema,
+    markdown,
+)
+from ollama_tune.core.plan.settings import Settings, field_paths
 
 SCHEMA = json_schema()
 
@@ -26,7 +33,7 @@ def test_every_field_is_in_the_schema_with_title_description_and_default() -> No
     )
     for path in field_paths():
         field = described(path)
-        assert field["description"] == " ".join(field_help(path).split())
+        assert field["description"] == " ".join(str(field_info(path).description).split())
         assert field["title"] and field["default"] == field_default(path)
 
 
@@ -65,7 +72,7 @@ def test_the_page_has_a_row_for_every_field() -> None:
         section, name = path.split(".")
         part = page.partition(f"## {section}\n")[2].partition("\n## ")[0]
         (row,) = [line for line in part.splitlines() if line.startswith(f"| `{name}` |")]
-        assert " ".join(field_help(path).split()).replace("|", "\\|") in row
+        assert " ".join(str(field_info(path).description).split()).replace("|", "\\|") in row
         assert len(row.replace("\\|", "").split("|")) == 6
     assert "above 0 and up to 1" in page and "`true` is `layers`" in page
 

@@ -30,6 +30,7 @@ from ollama_tune.core.train.simulate import simulate
 from tests.cases import CHAT, LLAMA_1B, TINY, machine
 from tests.core.loop_parts import TRAIN, Run, examples
 from tests.core.train_parts import curve
+from tests.loud import loud
 from tests.tiny import build_model
 
 LAYERS, FROZEN, WIDTH, ALPHA = 3, 2, 64, 8.0
@@ -49,13 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def made(kind: str, folder: Path, training: TrainingSettings) -> Any:
     """A path with an adapter that does something."""
-    path: Any = (make_fast if kind == "fast" else make_general)(folder, training, "base", reason="")
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name in sorted(path.weights):
-            if "lora_B" in name:
-                path.weights[name].normal_(0, 0.1)
-    return path
+    return loud((make_fast if kind == "fast" else make_general)(folder, training, "base", reason=""), 0.1)
 
 
 def gradients(path: Any, rows: list[Example] = ROWS, seed: int = 3) -> dict[str, torch.Tensor]:

@@ -167,6 +167,7 @@ def test_the_base_is_measured_before_it_changes_and_the_file_is_proved(finished:
     events = finished.events()
     kinds = [(e.kind, e.get("model")) for e in events if e.kind in ("step", "evaluation")]
     assert kinds[0] == ("evaluation", "base") and kinds[1] == ("step", None)
+    assert [event["name"] for event in events if event.kind == "phase"].count("training") == 1
     measured = [event["loss"] for event in events if event.kind == "evaluation"]
     assert measured[-1] < measured[0] - 0.3
     (proof,) = [event for event in events if event.kind == "verification"]

@@ -117,11 +117,11 @@ def test_a_killed_rank_ends_the_run_with_its_name_and_one_process_goes_on(
     assert_same_run(folder, alone)
 
 
-def test_a_run_that_two_one_and_two_processes_work_on_is_the_run_of_one(
+def test_a_run_that_four_two_one_and_three_processes_work_on_is_the_run_of_one(
     model_folder: Path, rows: Path, alone: RunFolder
 ) -> None:
     folder = run_of(model_folder, rows)
-    for size in (2, 1):
+    for size in (4, 2, 1):
         before, ranks = steps_of(folder), Ranks(folder, size)
         wait_for(lambda: steps_of(folder) > before + 2, 180)  # noqa: B023
         control.request_stop(folder)
@@ -130,7 +130,7 @@ def test_a_run_that_two_one_and_two_processes_work_on_is_the_run_of_one(
         folder.stop_path.unlink()
     before = steps_of(folder)
     assert before < 60
-    assert Ranks(folder, 2, fault="short").wait() == [0, 0], folder.log_tail()
+    assert Ranks(folder, 3, fault="short").wait() == [0, 0, 0], folder.log_tail()
     shortages = [(e["work"], e["step"]) for e in folder.events() if e.kind == "out_of_memory"]
     assert shortages == [("training", before + 2)]
     assert_same_run(folder, alone)

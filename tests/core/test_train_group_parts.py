@@ -18,11 +18,12 @@ import torch
 from ollama_tune.core.models.spec import read_spec
 from ollama_tune.core.plan.paths import choose_path
 from ollama_tune.core.plan.settings import TrainingSettings
+from ollama_tune.core.plan.sharding import FLAT_BUFFER
 from ollama_tune.core.plan.values import MemoryPart
-from ollama_tune.core.train import group, sharded
+from ollama_tune.core.train import flat, group, sharded
 from ollama_tune.core.train.batches import lay
 from ollama_tune.core.train.dealing import deal
-from ollama_tune.core.train.flat import BUFFER, buckets
+from ollama_tune.core.train.flat import buckets
 from ollama_tune.core.train.group import Group
 from ollama_tune.core.train.importance import LayerInputs
 from ollama_tune.core.train.probe import Budget
@@ -63,6 +64,11 @@ def test_ranks_get_about_as_many_tokens() -> None:
         assert max(loads) - min(loads) <= max(lengths) / 2
 
 
+def test_no_rank_gets_more_rows_than_its_share_beside_one_long_row() -> None:
+    shares = deal([[0, 1, 2, 3], [4, 5, 6, 7]], [100, *[1] * 7], 2)
+    assert [sum(map(len, share)) for share in shares] == [4, 4]
+
+
 def test_packed_rows_take_no_more_sequences_at_once_than_before() -> None:
     window, lengths = window_of(3, 40, 10)
     before = max(len(lay([lengths[row] for row in batch], 64)) for batch in window)
@@ -84,19 +90,36 @@ def test_a_process_alone_has_no_world_and_one_of_several_has_keys_of_its_own() -
 
 
 @pytest.mark.parametrize(
-    ("seen", "local", "chosen"), [("", 2, "2"), ("4,7", 1, "7"), ("GPU-a,GPU-b", 0, "GPU-a")]
+    ("seen", "local", "chosen"),
+    [
+        (None, 2, "2"),
+        ("4,7", 1, "7"),
+        ("GPU-a,GPU-b", 0, "GPU-a"),
+        ("5", 3, "5"),
+        ("4,7", 2, ""),
+        ("", 0, ""),
+    ],
+    ids=["all", "some", "names", "given by the launcher", "too few", "none"],
 )
 def test_each_process_sees_its_own_gpu_only(
-    seen: str, local: int, chosen: str, monkeypatch: pytest.MonkeyPatch
+    seen: str | None, local: int, chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
-    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
-    World(local, 8, local, 8, "", 0, False, "").take_place()
+    told = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": str(local), "LOCAL_WORLD_SIZE": "4"}
+    monkeypatch.setattr(os, "environ", told | ({} if seen is None else {"CUDA_VISIBLE_DEVICES": seen}))
+    world = World.of(os.environ)
+    assert world is not None
+    world.take_place()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == chosen
+    assert os.environ["LOCAL_RANK"] == "0", "torch's init_device_mesh takes this GPU"
+    assert os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] == "0"
+    again = World.of(os.environ)
+    assert again is not None and again.local_rank == local, "in the fresh process that follows this one"
+    again.take_place()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == chosen
 
 
 def test_weights_travel_in_buffers_of_one_type_that_are_not_too_large() -> None:
-    weights = [torch.zeros(BUFFER // 16), torch.zeros(3 * BUFFER // 16), torch.zeros(2 * BUFFER)]
+    weights = [torch.zeros(count * FLAT_BUFFER // 16) for count in (1, 3, 32)]
     weights += [torch.zeros(5, dtype=torch.bfloat16), torch.zeros(7)]
     parts = list(buckets(weights))
     assert [id(weight) for part in parts for weight in part] == [id(weight) for weight in weights]
@@ -110,10 +133,11 @@ def test_what_two_processes_saw_of_a_layer_is_what_one_would_have_seen() -> None
     first.observe("a", rows[:10])
     second.observe("a", rows[10:])
     second.observe("b", rows[:3])
+    second.observe("c", second._last[0] if second._last else rows)
     first.add(second.packed())
     assert first.tokens == whole.tokens == 30
     torch.testing.assert_close(first._sums["a"], whole._sums["a"])
-    assert first._counts == {"a": 30, "b": 3}
+    assert first._counts == {"a": 30, "b": 3, "c": 3}
 
 
 def test_a_model_that_ranks_settle_to_share_out_is_told_and_foreseen_as_that(
@@ -150,9 +174,9 @@ def test_the_smallest_of_the_gpus_decides_whether_a_model_is_shared_out(
     assert sharded.shares_out(Two(), training, spec, 64, 128, 5000)
     needs["fsdp"] = 1100
     assert not sharded.shares_out(Two(), training, spec, 64, 128, 5000)
-    pairs = training.model_copy(update={"objective": "dpo"})
+    full = training.model_copy(update={"method": "full"})
     needs["fsdp"] = 900
-    assert not sharded.shares_out(Two(), pairs, spec, 64, 128, 5000)
+    assert not sharded.shares_out(Two(), full, spec, 64, 128, 5000)
 
 
 def leader_that_watches(rank_1: dict[str, Any], seen: int) -> Group:
@@ -177,6 +201,7 @@ def test_a_sign_of_life_from_before_a_failure_does_not_count_after_it(
     threading.Timer(0.05, lambda: setattr(leader, "_seen", {1: (6, 0.0)})).start()
     with pytest.raises(Lost, match=r"Rank 1 of 2 .*elsewhere"):
         leader.confirm()
+    monkeypatch.setattr(group, "CONFIRM", 180.0)
     threading.Timer(0.05, lambda: setattr(leader, "_seen", {1: (7, 0.0)})).start()
     leader.confirm()
 
@@ -192,3 +217,96 @@ def test_a_process_that_still_runs_here_gets_time_on_a_busy_box() -> None:
     ]
     patience = [leader_that_watches(about, 1)._patience(1) for about in found]
     assert patience == [group.SILENCE, group.CONFIRM, group.CONFIRM]
+
+
+# What NCCL asks for and gloo does not
+
+
+class Strict:
+    """Collectives as NCCL has them: of dense tensors on the model's device, here torch's meta device.
+
+    What they would move stays as it is.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.moved: list[int] = []
+        for name in ("broadcast", "reduce", "all_reduce"):
+            monkeypatch.setattr(torch.distributed, name, self.move)
+        monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: [1.0] * tensor.numel())
+        monkeypatch.setattr(torch.Tensor, "item", lambda tensor: 1.0)
+        monkeypatch.setattr(flat, "_kept", {})
+
+    def move(self, tensor: torch.Tensor, **_where: Any) -> None:
+        assert tensor.device.type == "meta" and tensor.is_contiguous() and not tensor.is_sparse
+        self.moved.append(tensor.numel())
+
+
+def test_only_tensors_of_the_models_device_travel_and_buffers_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    strict, large = Strict(monkeypatch), FLAT_BUFFER // 4
+    weights = [torch.empty(5, 7, device="meta"), torch.empty(7, 3, device="meta").t()]
+    weights.append(torch.empty(large, device="meta"))
+    for weight in weights:
+        weight.requires_grad_()
+    weights[0].grad = torch.empty(7, 5, device="meta").t()
+    flat.broadcast(weights)
+    flat.reduce(weights, 0.5, leads=True)
+    assert strict.moved == [56, large, 3, 56, large]
+    assert all(weight.grad is not None for weight in weights)
+    (buffer,) = flat._kept.values()
+    assert buffer.numel() == 56
+    assert flat.anywhere(False, "meta") and strict.moved[-1] == 1
+
+
+@pytest.mark.parametrize(("device", "backend"), [("cuda", "nccl"), ("cpu", "gloo")])
+def test_gpus_talk_by_nccl_and_processors_by_gloo(device: str, backend: str) -> None:
+    made: list[str] = []
+
+    class Dist:
+        def PrefixStore(self, name: str, store: Any) -> None:
+            assert name == "collectives"
+
+        def init_process_group(self, name: str, **about: Any) -> None:
+            made.append(name)
+
+    leader = leader_that_watches({"n": 1, "pid": 1, "host": "elsewhere"}, 1)
+    leader._dist, leader._torch_store = Dist(), None
+    leader.connect(device)
+    assert made == [backend] and leader._aborts == (device == "cuda")
+
+
+def test_a_collective_that_waits_for_a_lost_gpu_is_given_up_and_its_result_not_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given_up = threading.Event()
+    monkeypatch.setattr(group, "give_up", given_up.set)
+    leader = leader_that_watches({"n": 1, "pid": 1, "host": "elsewhere"}, 1)
+    leader._over, leader._aborts = threading.Event(), True
+    lost = Lost("Rank 1 is gone.", "Resume the run.")
+
+    def lose() -> None:
+        leader._loss = lost
+        leader._see_that_it_ends()
+
+    watch = threading.Timer(0.05, lose)
+    watch.start()
+    with pytest.raises(Lost, match="Rank 1 is gone"):
+        leader._together(lambda: given_up.wait(20))
+    assert given_up.is_set()
+    leader._over.set()
+    watch.join()
+
+
+def test_a_gpu_that_broke_does_not_silence_its_rank() -> None:
+    told: dict[str, Any] = {}
+
+    class Kept:
+        def set(self, name: str, value: str) -> None:
+            told.update(json.loads(value))
+
+    def broken() -> dict[str, Any]:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    leader = leader_that_watches({}, 1)
+    leader._beats, leader._heart_store, leader._gauge = 4, cast(Any, Kept()), broken
+    leader._beat()
+    assert told["n"] == 5 and told["pid"] == os.getpid()

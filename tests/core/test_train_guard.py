@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from ollama_tune.core.errors import TuneError
+from ollama_tune.core.export.adapter_config import WEIGHTS
 from ollama_tune.core.runs.events import Event, effective
-from ollama_tune.core.train.checkpoint import ADAPTER, newest, publish
+from ollama_tune.core.train.checkpoint import newest, publish
 from ollama_tune.core.train.guard import NotFinite, not_finite
 from ollama_tune.core.train.loop import Trainer
 from ollama_tune.core.train.recovery import Rows
@@ -202,7 +203,7 @@ def test_a_stop_right_after_a_weight_was_damaged_writes_no_checkpoint(
     again.trainer.run()
     assert [entry for entry in told(run) if entry[0] == "back"] == [("back", None), ("back", 6)]
     publish(run.folder, again.path)
-    assert all(torch.isfinite(weight).all() for weight in load_file(run.folder.adapter / ADAPTER).values())
+    assert all(torch.isfinite(weight).all() for weight in load_file(run.folder.adapter / WEIGHTS).values())
 
 
 def test_an_infinite_gradient_under_float16s_scaler_is_no_alarm(

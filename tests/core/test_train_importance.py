@@ -20,6 +20,7 @@ from ollama_tune.core.train.importance import LayerInputs
 from ollama_tune.core.train.loop import Trainer
 from ollama_tune.core.train.model import load_base
 from ollama_tune.core.train.session import Session, StopWish
+from tests.loud import loud
 
 QUERY = "model.layers.1.self_attn.q_proj"
 
@@ -36,10 +37,7 @@ def rows(count: int) -> list[Example]:
 def adapted(model_folder: Path, **training: Any) -> GeneralPath:
     """A path with an adapter on two kinds of layers that changes what flows through it."""
     settings = parse({"training": {"targets": ["q_proj", "down_proj"], "rank": 4} | training}).training
-    path = make_general(model_folder, settings, "base", "")
-    for name, weight in path.weights.items():
-        if "lora_B" in name:
-            weight.data.normal_(0, 0.1)
+    path: GeneralPath = loud(make_general(model_folder, settings, "base", ""), 0.1)
     path.train(False)
     return path
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from ollama_tune.core.errors import TuneError
+from ollama_tune.core.export.adapter_config import CONFIG, WEIGHTS
 from ollama_tune.core.plan.settings import TrainingSettings, parse
 from ollama_tune.core.runs.folder import create_run
 from ollama_tune.core.train import checkpoint
@@ -91,7 +92,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     assert read_checkpoint(checkpoint_path(run.folder, 7)) is None or not weights.exists()
 
 
-@pytest.mark.parametrize("name", [checkpoint.ADAPTER, checkpoint.ADAPTER_CONFIG, checkpoint.STATE])
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG, checkpoint.STATE])
 def test_every_file_of_a_checkpoint_is_checked(undisturbed: Run, tmp_path: Path, name: str) -> None:
     copy = tmp_path / "step-000012"
     shutil.copytree(checkpoint_path(undisturbed.folder, 12), copy)
@@ -120,7 +121,7 @@ def test_the_two_newest_and_the_best_checkpoint_stay(model_folder: Path, undistu
 def test_checkpoints_hold_no_pickle_and_load_into_plain_peft(undisturbed: Run, model_folder: Path) -> None:
     folder = checkpoint_path(undisturbed.folder, 12)
     assert {path.suffix for path in folder.iterdir()} == {".safetensors", ".json"}
-    config = json.loads((folder / checkpoint.ADAPTER_CONFIG).read_text())
+    config = json.loads((folder / CONFIG).read_text())
     assert config["base_model_name_or_path"] == str(model_folder)
     assert config["r"] == 4 and config["inference_mode"] is True
     plain = load_adapter(load_base(model_folder, TrainingSettings()), folder)

@@ -22,6 +22,7 @@ from ollama_tune.core.train.world import World
 from tests.core.fast_parts import changed, twins
 from tests.core.preference_parts import pairs, write_pairs, written_out
 from tests.core.train_parts import curve, make_run, work
+from tests.loud import loud
 from tests.tiny import build_model
 
 SETTINGS = TrainingSettings(rank=4, alpha=8, objective="dpo")
@@ -38,16 +39,6 @@ with a constant rate of 1e-2, beta 0.3."""
 
 def fast_of(model: Any) -> FastPath:
     return FastPath(model, model.adapter, SETTINGS, "base")
-
-
-def with_adapter(path: Any) -> Any:
-    """A path whose adapter does something."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, weight in path.weights.items():
-            if "lora_B" in name:
-                weight.normal_(0, 0.1)
-    return path
 
 
 def preferred(path: Any, folder: Path) -> PreferencePath:
@@ -76,7 +67,7 @@ def test_the_fast_path_has_the_loss_and_gradients_of_the_formula(family: str, tm
 def test_the_general_path_has_the_loss_and_gradients_of_the_formula(
     model_folder: Path, tmp_path: Path
 ) -> None:
-    general = with_adapter(make_general(model_folder, SETTINGS, "base", "a test"))
+    general = loud(make_general(model_folder, SETTINGS, "base", "a test"), 0.1)
     wanted = written_out(general.model.eval(), PAIRS, BETA)
     slopes = torch.autograd.grad(wanted, list(general.weights.values()))
     for padded in (False, True):
@@ -114,7 +105,7 @@ def test_three_steps_are_those_of_trl(computed: PathName, tmp_path: Path) -> Non
 
 @pytest.fixture
 def fast(model_folder: Path) -> Any:
-    return with_adapter(make_fast(model_folder, TrainingSettings(rank=4, dropout=0.2), "base"))
+    return loud(make_fast(model_folder, TrainingSettings(rank=4, dropout=0.2), "base"), 0.1)
 
 
 def test_the_reference_is_the_base_without_dropout_and_computed_once(fast: Any, tmp_path: Path) -> None:

@@ -12,9 +12,7 @@ from typing import Any
 import pytest
 
 from ollama_tune.core.errors import TuneError, UsageError
-from ollama_tune.core.evaluate import sides
 from ollama_tune.core.evaluate.evaluation import Wish, evaluate
-from ollama_tune.core.evaluate.measuring import Measuring
 from ollama_tune.core.plan.settings import TrainingSettings, parse
 from ollama_tune.core.runs.events import Event, effective
 from ollama_tune.core.runs.folder import RunFolder, State, create_run
@@ -95,20 +93,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _home(home: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     if "server" in request.fixturenames:
         monkeypatch.setenv("OLLAMA_TUNE_HOME", str(home))
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Evaluate in this process, which has its libraries loaded already."""
-
-    def measured(folder: RunFolder, asked: dict[str, Any], _log: Path) -> Iterator[dict[str, Any]]:
-        told: list[dict[str, Any]] = []
-        measuring = Measuring.of(folder)
-        for number, group in enumerate(json.loads(json.dumps(asked))["groups"]):
-            measuring.group(group, lambda message, number=number: told.append({"group": number} | message))
-        yield from told
-
-    monkeypatch.setattr(sides, "_child", measured)
 
 
 def by_metric(model: Path, data: Path, metric: str, **training: Any) -> RunFolder:

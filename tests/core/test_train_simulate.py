@@ -23,8 +23,9 @@ from ollama_tune.core.train.memtrace import Event, Trace, Tracker, rounded
 from ollama_tune.core.train.model import add_adapter
 from ollama_tune.core.train.simulate import answer, extrapolate, layer_choices, simulate
 from ollama_tune.core.train.traced_step import trace_general, train_step, watched
-from ollama_tune.core.train.workspaces import is_suspicious, no_workspaces, workspaces
+from ollama_tune.core.train.workspaces import is_suspicious, workspaces
 from tests.bench.memory_formula import MODELS
+from tests.core.train_parts import no_workspaces
 
 GIB = 1 << 30
 MIB = 1 << 20

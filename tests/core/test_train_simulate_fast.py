@@ -16,7 +16,7 @@ from ollama_tune.core.train.fast.weights import BaseWeights
 from ollama_tune.core.train.fast_step import tensors_in, trace_fast
 from ollama_tune.core.train.memtrace import Trace, Tracker
 from ollama_tune.core.train.simulate import simulate
-from ollama_tune.core.train.workspaces import no_workspaces
+from tests.core.train_parts import no_workspaces
 
 
 def small(layers: int = 5, **more: Any) -> dict[str, Any]:

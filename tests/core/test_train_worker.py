@@ -45,6 +45,8 @@ def test_a_run_is_told_from_start_to_done(finished: RunFolder) -> None:
         *("reading_data", "loading_model", "training", "evaluating_base", "training"),
         *("evaluating_tuned", "saving"),
     ]
+    texts = [event["text"] for event in events if event.kind == "phase"]
+    assert len(set(texts)) == len(texts), "nothing is told twice"
     start, data = events[0], next(event for event in events if event.kind == "data")
     assert start["device"] == "cpu" and start["resumed_from"] is None and start["stages"] == ["train"]
     assert {"torch", "transformers", "peft", "python"} <= set(start["versions"])

@@ -73,7 +73,7 @@ def kill(folder: RunFolder) -> None:
     worker = folder.process()
     assert worker is not None
     worker.kill()
-    wait_for(lambda: not folder.alive(), 10)
+    wait_for(lambda: not folder.alive())
     assert folder.status().state is State.CRASHED
 
 

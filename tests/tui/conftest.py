@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +24,13 @@ from ollama_tune.core.machine.values import (
     OllamaModel,
     OllamaStatus,
 )
+from ollama_tune.core.runs.folder import RunFolder
 from ollama_tune.tui.app import Start, TuneApp
 from ollama_tune.tui.look import Look
 from ollama_tune.tui.state import WizardState
 from tests.tiny import build_model
+from tests.tui.run_logs import Log, make_run
+from tests.tui.small_ollama import answering
 
 GIB = 1 << 30
 NO_GPU = "There is no NVIDIA driver here, so no GPU can be used; training works on the CPU."
@@ -126,6 +129,27 @@ def corner(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) ->
     model = tmp_path / "tiny"
     shutil.copytree(tiny_model, model)
     return Corner(tmp_path, model, write_rows(tmp_path / "rows.jsonl"))
+
+
+@pytest.fixture
+def trained() -> tuple[RunFolder, Log]:
+    """A run whose training is over, and the pen that its log is written with."""
+    folder = make_run()
+    return folder, Log(folder).trained()
+
+
+@pytest.fixture
+def version() -> str:
+    """Of the Ollama that answers; a test may set another one by `parametrize`."""
+    return "0.34.4"
+
+
+@pytest.fixture
+def ollama(monkeypatch: pytest.MonkeyPatch, version: str) -> Iterator[None]:
+    """An Ollama answers, as far as it is asked before an export."""
+    with answering(version) as host:
+        monkeypatch.setenv("OLLAMA_HOST", host)
+        yield
 
 
 async def settled(pilot: Pilot[int]) -> TuneApp:

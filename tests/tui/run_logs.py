@@ -106,21 +106,6 @@ def alive(folder: RunFolder) -> Iterator[None]:
         lock.release()
 
 
-def publish_loud_adapter(folder: RunFolder, model: Path) -> None:
-    """Give a run an adapter that changes what the model says, without the time a training takes."""
-    import torch
-
-    from ollama_tune.core.train.checkpoint import publish
-    from ollama_tune.core.train.fast.path import make_fast
-
-    path = make_fast(model, folder.settings().training, str(model))
-    torch.manual_seed(3)
-    for name, weight in path.weights.items():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.3)
-    publish(folder, path)
-
-
 class Log:
     """Writes a run's events; the clock, where there is one, moves with them."""
 
@@ -316,7 +301,7 @@ def screen_text(app: App[Any]) -> str:
     return "\n".join("".join(segment.text for segment in strip) for strip in strips)
 
 
-async def until(pilot: Pilot[Any], condition: Callable[[], object], seconds: float = 60.0) -> None:
+async def until(pilot: Pilot[Any], condition: Callable[[], object], seconds: float = 180.0) -> None:
     """Wait for something that slow work brings about."""
     end = time.monotonic() + seconds
     while not condition():
@@ -324,7 +309,7 @@ async def until(pilot: Pilot[Any], condition: Callable[[], object], seconds: flo
         await pilot.pause(0.02)
 
 
-async def until_text(pilot: Pilot[Any], *texts: str, seconds: float = 60.0) -> None:
+async def until_text(pilot: Pilot[Any], *texts: str, seconds: float = 180.0) -> None:
     """Wait until all of the texts are on the screen."""
     await until(pilot, lambda: all(text in screen_text(pilot.app) for text in texts), seconds)
 

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from ollama_tune.core.runs.folder import RunFolder, create_run
+from tests import told as outputs
+from tests.loud import publish_loud_adapter
 from tests.terminal import Terminal
 
 from .conftest import write_rows
-from .run_logs import Log, make_run, publish_loud_adapter
+from .run_logs import Log, make_run
 
 TUNE = [sys.executable, "-m", "ollama_tune.tui"]
 
@@ -54,7 +56,7 @@ def tune(run: RunFolder, *arguments: str, typed: str | None = None) -> subproces
 
 def test_a_question_from_standard_input_is_answered_by_both_models_as_one_object(run: RunFolder) -> None:
     done = tune(run, "ask", run.name, "-", "--base", "--json", "--system", "Be brief.", typed="sky?\n")
-    told = json.loads(done.stdout)
+    told = outputs.told("ask", done.stdout)
     assert done.returncode == 0 and (told["question"], told["system"]) == ("sky?", "Be brief.")
     assert list(told["answers"]) == ["base", "tuned"]
     assert told["answers"]["base"]["text"] != told["answers"]["tuned"]["text"]
@@ -86,7 +88,7 @@ def test_what_cannot_be_asked_is_told_with_status_2(
 
 def test_a_chat_of_programs_answers_each_line_and_remembers_the_one_before(run: RunFolder) -> None:
     done = tune(run, "chat", run.name, "--json", typed="sky?\nand?\n\n/new\nsky?\n")
-    first, second, again = map(json.loads, done.stdout.splitlines())
+    first, second, again = outputs.told("chat", done.stdout)
     assert done.returncode == 0 and [turn["question"] for turn in (first, second, again)] == [
         "sky?",
         "and?",

@@ -23,18 +23,42 @@ import yaml
 from ollama_tune.core.errors import BusyError, TuneError, UsageError
 from ollama_tune.core.paths import asset
 from ollama_tune.core.plan.refusal import SettingsError
+from ollama_tune.core.runs.folder import RunFolder, State
 from ollama_tune.tui.cli import cli, main
+from ollama_tune.tui.commands import GROUPS
+from ollama_tune.tui.demo import _report
+from ollama_tune.tui.follow import Follower
+from ollama_tune.tui.outputs import LINES, commands, output_schema
 from ollama_tune.tui.printing import NotProved
 from ollama_tune.tui.shell import CrashError, Interrupted, wants_json
+from tests import told as outputs
 
 CONTEXT = click.Context(cli)
 NAMES = cli.list_commands(CONTEXT)
 PAGE = asset("docs/agents.md")
 EXAMPLES = re.compile(r"^\s*Examples:\n((?:[ \t]+\S.*\n?)+)", re.MULTILINE)
-LIVE = ["compare", "data", "import", "keys", "paths", "plan", "predict", "probe", "runs", "schema", "verify"]
-"""Commands whose examples are run and not only parsed: they need no minutes, no GPU, no terminal, no hub."""
-NOT_LIVE = ("Qwen/", "--gpu", "--unload", "~/", "&&")
-"""Marks of examples that need what is not here."""
+PAGE_JOB = "test_cli_contract.py::test_the_page_for_agents_describes_a_job_that_works"
+PAGE_STEERS = "test_cli_contract.py::test_the_rest_of_the_page_steers_a_run"
+ELSEWHERE = {
+    "ask": "test_cli_chat.py::test_a_question_from_standard_input_is_answered_by_both_models_as_one_object",
+    "chat": "test_cli_chat.py::test_a_chat_of_programs_answers_each_line_and_remembers_the_one_before",
+    "delete": PAGE_STEERS,
+    "demo": "../../Makefile::$(VENV)/bin/ollama-tune demo",
+    "doctor": "test_doctor.py::test_the_quick_one_leaves_out_what_takes_seconds",
+    "evaluate": "test_cli_evaluate.py::test_every_example_of_the_help_runs",
+    "export": "test_cli_export.py::test_an_export_ends_with_one_object_and_verify_shows_it_again",
+    "launch": "test_cli_launch.py::test_the_examples_of_the_help_work",
+    "pause": PAGE_STEERS,
+    "resume": PAGE_STEERS,
+    "run": PAGE_JOB,
+    "serve": "test_serve.py::test_a_browser_sees_the_wizard_and_its_keys_work",
+    "stop": PAGE_STEERS,
+    "track": "test_cli_tracking.py::test_a_tracker_that_is_not_installed_is_named_with_its_extra",
+}
+"""Commands that need minutes, a terminal, a server or another library, and the test that runs each (CI begins
+with `make demo`). The examples of every other command are run here."""
+NOT_LIVE = ("Qwen/", "--unload", "&&", "--trials", "1e-3 --json")
+"""Marks of examples that need what is not here: a hub, models in an Ollama, hours."""
 
 
 def command(name: str) -> click.Command:
@@ -83,11 +107,13 @@ class Box:
             inside.setattr(sys, "stdout", printed)
             found = main()
         assert found == status, f"{line} gave {found}: {printed.getvalue()[-400:]}"
+        if "--json" in plain and words[1] in NAMES:
+            outputs.told(words[1], printed.getvalue())
         return printed.getvalue()
 
     def words(self, line: str) -> list[str]:
         names = {"RUN": self.run, "OTHER": f"{self.run}-other"}
-        return [names.get(word, word) for word in shlex.split(line)]
+        return [names.get(word, re.sub("^~/", f"{self.folder}/", word)) for word in shlex.split(line)]
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +127,8 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
     (folder / "texts.csv").write_text("".join(f"{a},{b}\n" for a, b in [("text", "label"), *LABELLED]))
     (folder / "llamafactory.yaml").write_text("model_name_or_path: a/b\nstage: sft\nlora_rank: 8\n")
     (folder / "axolotl.yml").write_text("base_model: a/b\nadapter: lora\nsequence_len: 512\n")
-    shutil.copytree(asset("model"), folder / "model")
+    for name in ("model", "my-model", "Llama-3.1-8B"):
+        shutil.copytree(asset("model"), folder / name)
     with pytest.MonkeyPatch.context() as patch:
         for variable, value in {"OLLAMA_HOST": "127.0.0.1:9", "HF_HUB_OFFLINE": "1"}.items():
             patch.setenv(variable, value)
@@ -141,15 +168,29 @@ def test_every_example_is_understood(name: str, line: str) -> None:
             assert context.params is not None
 
 
-LIVELY = [line for name, line in ALL if name in LIVE and not any(mark in line for mark in NOT_LIVE)]
+LIVELY = {
+    line: name for name, line in ALL if name not in ELSEWHERE and not any(mark in line for mark in NOT_LIVE)
+}
 
 
 @pytest.mark.parametrize("line", LIVELY)
-def test_the_examples_of_quick_commands_work(box: Box, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_examples_work(box: Box, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (box.folder / "run.yaml").write_text((box.told or {})["run.yaml"], encoding="utf-8")
     printed = box.start(line, monkeypatch)
     assert printed
     if "--json" in line:
-        json.loads(printed)
+        assert [json.loads(told) for told in (printed.splitlines() if LIVELY[line] in LINES else [printed])]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_has_an_example_that_a_test_runs(name: str) -> None:
+    assert not isinstance(command(name), click.Group), "its subcommands want examples too"
+    if name in ELSEWHERE:
+        file, _, test = ELSEWHERE[name].partition("::")
+        text = (Path(__file__).parent / file).read_text(encoding="utf-8")
+        assert (f"def {test}(" if test.startswith("test_") else test) in text and name in text
+    else:
+        assert name in LIVELY.values()
 
 
 def test_the_page_for_agents_describes_a_job_that_works(box: Box) -> None:
@@ -161,6 +202,7 @@ def test_the_page_for_agents_describes_a_job_that_works(box: Box) -> None:
     events = [json.loads(line) for line in told["run"].splitlines()]
     assert [event["n"] for event in events] == list(range(len(events)))
     assert events[-1]["kind"] == "done" and events[-1]["stage"] == "export"
+    assert events[0]["kind"] == "start" and events[0]["run"] == box.run
     assert json.loads(told["runs"])[0]["state"] == "finished"
     assert json.loads(told["verify"])["outcome"] in ("ok", "warn")
 
@@ -231,6 +273,8 @@ def test_what_only_tells_changes_no_file(box: Box, line: str, monkeypatch: pytes
     [
         ("ollama-tune stop --jsn --json", 2, "usage", "--jsn"),
         ("ollama-tune frobnicate --json", 2, "usage", "frobnicate"),
+        ("ollama-tune evalute RUN --json", 2, "usage", "Did you mean 'evaluate'?"),
+        ("ollama-tune schema evalute --json", 2, "usage", "evalute"),
         ("ollama-tune delete RUN --json", 2, "usage", "nothing is asked"),
         ("ollama-tune verify nothing --json", 2, "usage", "nothing"),
         ("ollama-tune run absent.yaml --json", 2, "usage", "absent.yaml"),
@@ -273,6 +317,39 @@ def test_a_crash_is_an_error_with_a_code_too(box: Box, monkeypatch: pytest.Monke
     told = json.loads(box.start("ollama-tune paths --json", monkeypatch, status=1))
     assert told["code"] == "crashed" and "ZeroDivisionError" in told["what"]
     assert "data row" not in str(told) and "The report is in" in told["fix"]
+
+
+def test_the_output_of_every_command_is_described() -> None:
+    assert set(commands()) == set(NAMES) == {name for names in GROUPS.values() for name in names}
+    assert set(LINES) < set(NAMES)
+    with pytest.raises(UsageError, match="'evaluate'"):
+        output_schema("evalute")
+
+
+TOLD_ELSEWHERE = {"ask", "chat", "doctor", "evaluate", "export", "launch", "sweep", "tensorboard"}
+"""Commands whose output their own tests hold against the schema."""
+
+
+def test_every_output_is_held_against_its_schema() -> None:
+    here = {line.split()[1] for line in (*LIVELY, *page_commands()) if "--json" in line}
+    others = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    assert {name for name in TOLD_ELSEWHERE if f'outputs.told("{name}"' in others} == TOLD_ELSEWHERE
+    alike = {"track": "tensorboard"}
+    shapes = {name: {**output_schema(name), "title": ""} for name in NAMES}
+    assert all(shapes[name] == shapes[other] for name, other in alike.items())
+    own = {"attach", "demo", "schema", "serve"}
+    """attach and demo: below; schema gives schemas; serve prints two keys before it serves."""
+    assert set(NAMES) == here | TOLD_ELSEWHERE | set(alike) | own
+
+
+def test_what_the_demo_prints_is_described(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ollama_tune.tui.demo.GOAL", 0.0)
+    folder, follower = RunFolder(box.home / "data" / "runs" / box.run), Follower(lambda _line: None)
+    for event in folder.events():
+        follower.show(event)
+    error, values = _report(folder, follower, State.FINISHED, 1.0, lambda _line: None)
+    assert error is None
+    outputs.told("demo", json.dumps({"outcome": "ok", "run": folder.name, "path": str(folder.path)} | values))
 
 
 def test_json_is_seen_in_any_command_line() -> None:

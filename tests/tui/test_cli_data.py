@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from ollama_tune.core.errors import UsageError
-from ollama_tune.tui.data_cli import data
+from ollama_tune.tui.cli import cli
 from tests.tiny import build_tokenizer
 
 
@@ -34,7 +34,7 @@ def write(name: str, *lines: object) -> str:
 
 
 def run(*arguments: str, status: int = 0) -> str:
-    done = CliRunner().invoke(data, list(arguments), catch_exceptions=False)
+    done = CliRunner().invoke(cli, ["data", *arguments], catch_exceptions=False)
     assert done.exit_code == status, done.output
     return done.stdout
 

@@ -16,13 +16,15 @@ from ollama_tune.core.export.ollama import OllamaClient
 from ollama_tune.core.runs.folder import RunFolder, create_run
 from ollama_tune.tui.cli import cli
 from ollama_tune.tui.evaluate_cli import EPILOG
+from tests import told as outputs
 from tests.core.test_export_ollama import push_and_create
+from tests.loud import publish_loud_adapter
 from tests.ollama_double import OllamaDouble
 from tests.ollama_engine import WordEngine
 from tests.ollama_files import write_gguf
 
 from .conftest import write_rows
-from .run_logs import make_run, publish_loud_adapter
+from .run_logs import make_run
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +91,7 @@ def test_every_example_of_the_help_runs(
     assert names == ["Loss", "Perplexity", "Exact match", "Token F1", "ROUGE-L", "BLEU", "chrF"]
     assert Path(out.rstrip().rpartition("Report: ")[2]).read_text().startswith("# Is ")
     status, out, err = tune(capsys, with_json)
-    check_schema(json.loads(out), run)
+    check_schema(outputs.told("evaluate", out), run)
     assert status == 0 and "base model, answers: 5 of 5" in err
     gguf = write_gguf(tmp_path / "model.gguf", 10_000)
     with OllamaDouble(engine=WordEngine("Bird 1 is blue.")) as server:

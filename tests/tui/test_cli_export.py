@@ -16,6 +16,7 @@ import pytest
 from ollama_tune.core.plan.settings import ExportForm, GgufType, Settings
 from ollama_tune.tui.export_cli import FORMS, TYPES
 from ollama_tune.tui.fields import GGUF_WORDS
+from tests import told as outputs
 from tests.ollama_double import OllamaDouble
 from tests.ollama_state import Model
 from tests.terminal import Terminal
@@ -87,7 +88,7 @@ def test_the_options_are_those_of_the_settings() -> None:
 def test_an_export_ends_with_one_object_and_verify_shows_it_again(home: Path) -> None:
     done = tune(home, "export", RUN, "--name", "birds", "--type", "q8_0", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
-    told = json.loads(done.stdout)
+    told = outputs.told("export", done.stdout)
     assert told["outcome"] in ("ok", "warn")
     proof = told["verification"]
     assert (proof["type"], proof["file"]) == ("q8_0", "birds-q8_0.gguf")
@@ -161,7 +162,7 @@ def test_a_file_that_fails_its_proof_is_no_success(home: Path) -> None:
     """Random weights have close choices everywhere, so 4 bit is another model: the real proof finds that."""
     done = tune(home, "export", RUN, "--name", "birds", "--type", "q4_k_m", "--json")
     assert done.returncode == 1
-    told = json.loads(done.stdout)
+    told = outputs.told("export", done.stdout)
     assert told["outcome"] == "error" and "failed its proof" in told["what"]
     assert told["verification"]["verdict"] == "fail"
     assert told["verification"]["file"].endswith(".failed.gguf")
@@ -212,7 +213,7 @@ def test_an_adapter_of_another_tool_becomes_a_proved_model(trained: Path, tmp_pa
     home = tmp_path / "tune"
     done = tune(home, "export", str(adapter), "--json")
     assert done.returncode == 0, done.stdout + done.stderr
-    told = json.loads(done.stdout)
+    told = outputs.told("export", done.stdout)
     assert told["outcome"] in ("ok", "warn")
     assert told["verification"]["file"] == "base-lora-out-f16.gguf"
     assert files(adapter) == before

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from click.testing import CliRunner, Result
 from ollama_tune.core.errors import TuneError, UsageError
 from ollama_tune.tui.cli import cli
 from ollama_tune.tui.launch_cli import EPILOG
+from tests import told as outputs
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def test_a_file_is_written_beside_the_run_yaml(
 ) -> None:
     found = launch("--on", engine, "--nodes", "2", "--gpus", "4", *words, "--json")
     assert found.exit_code == 0, found.output
-    told: dict[str, Any] = json.loads(found.stdout)
+    told: dict[str, Any] = outputs.told("launch", found.stdout)
     assert set(told) == {"outcome", "engine", "output", "submit", "processes", "notes"}
     assert (told["outcome"], told["engine"], told["processes"]) == ("ok", engine, 8)
     assert told["submit"][: len(submit)] == submit and str(here / name) in told["submit"]

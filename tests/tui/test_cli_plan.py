@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from ollama_tune.core.errors import UsageError
 from ollama_tune.core.plan.settings import field_paths, load
+from ollama_tune.tui.cli import cli
 from ollama_tune.tui.plan_cli import plan
 from tests.core.test_plan_prepare import CONFIG
 
@@ -99,7 +100,7 @@ def test_the_memory_is_simulated_after_the_plan_is_printed(
 
 
 def test_an_error_is_one_object_where_that_was_asked_for(model: str) -> None:
-    done = CliRunner().invoke(plan, ["--model", model, "--gpu", "RTX 4095", "--json"])
+    done = CliRunner().invoke(cli, ["plan", "--model", model, "--gpu", "RTX 4095", "--json"])
     assert done.exit_code == 2
     told = json.loads(done.stdout)
     assert told["outcome"] == "error" and "RTX 4095" in told["what"] and told["fix"]

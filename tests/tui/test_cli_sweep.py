@@ -16,7 +16,9 @@ from ollama_tune.core.runs.folder import RunFolder
 from ollama_tune.core.runs.sweep import MEASUREMENTS, Trial
 from ollama_tune.tui import sweep_cli
 from ollama_tune.tui.cli import cli
+from ollama_tune.tui.shell import Interrupted
 from ollama_tune.tui.sweep_cli import chart_lines, table_lines
+from tests import told as outputs
 
 RANKS = "training.rank=8,16,32"
 
@@ -42,7 +44,7 @@ def fake_worker(folder: RunFolder, stage: str) -> None:
 
 def test_a_dry_run_says_the_trials_and_the_time_and_starts_nothing(file: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["sweep", str(file), "--over", RANKS, "--dry-run", "--json"])
-    told = json.loads(done.output)
+    told = outputs.told("sweep", done.output)
     assert sorted(point["training.rank"] for point in told["combinations"]) == [8, 16, 32]
     seconds = told["seconds"]
     assert told["full_run_seconds"] <= seconds["least"] <= seconds["usual"] <= seconds["most"]
@@ -55,7 +57,7 @@ def test_the_best_run_is_named_and_the_same_command_gives_the_same_table(
     monkeypatch.setattr(search_room, "start", fake_worker)
     command = ["sweep", str(file), "--over", RANKS, "--json"]
     first, second = (CliRunner().invoke(cli, command) for _ in range(2))
-    told = json.loads(first.stdout)
+    told = outputs.told("sweep", first.stdout)
     assert told == json.loads(second.stdout)
     assert told["trials"][0]["values"] == {"training.rank": 32}
     assert told["best"] == told["trials"][0]["run"]
@@ -86,7 +88,7 @@ def test_an_interrupted_sweep_lets_its_run_rest(file: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(sweep_cli, "_carry_out", interrupted)
     done = CliRunner().invoke(cli, ["sweep", str(file), "--over", RANKS])
-    assert done.exit_code == 130 and "goes on where it was" in done.stderr
+    assert isinstance(done.exception, Interrupted) and "goes on where it was" in str(done.exception)
 
 
 def test_table_and_chart_are_plain_lines() -> None:

@@ -11,8 +11,9 @@ import pytest
 from click.testing import CliRunner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ollama_tune.core.errors import TuneError
 from ollama_tune.core.plan.settings import Settings, TrackerName, TrackingSettings
-from ollama_tune.core.runs import tracking
+from ollama_tune.core.runs import trackers, tracking
 from ollama_tune.core.runs.events import EventWriter
 from ollama_tune.core.runs.folder import RunFolder, RunLock, create_run
 from ollama_tune.core.runs.launch import track
@@ -20,6 +21,7 @@ from ollama_tune.core.runs.trackers import TRACKERS
 from ollama_tune.core.runs.tracking import Follower
 from ollama_tune.tui.cli import cli
 from ollama_tune.tui.tracking_cli import NAMES, tracking_lines, tracking_values
+from tests import told as outputs
 
 
 def run_with_steps(count: int) -> RunFolder:
@@ -44,7 +46,7 @@ def losses(place: Path) -> list[int]:
 def test_an_ended_run_is_written_for_tensorboard(tmp_path: Path) -> None:
     folder = run_with_steps(3)
     done = CliRunner().invoke(cli, ["tensorboard", folder.name, str(tmp_path / "charts"), "--json"])
-    told = json.loads(done.output)
+    told = outputs.told("tensorboard", done.output)
     assert told["outcome"] == "ok" and told["steps"] == 3 and told["live"] is False
     assert told["place"] == f"tensorboard --logdir {tmp_path / 'charts'}"
     assert losses(tmp_path / "charts" / folder.name) == [1, 2, 3]
@@ -67,7 +69,7 @@ def test_a_run_that_is_going_is_followed_to_its_end_and_not_twice(monkeypatch: p
     assert "is being sent to tensorboard already" in str(again.exception)
     add_steps(folder, 3, 5)
     lock.release()
-    assert processes[0].wait(20) == 0
+    assert processes[0].wait(180) == 0
     assert losses(folder.path / "tensorboard") == [1, 2, 3, 4, 5]
 
 
@@ -101,6 +103,14 @@ def test_a_run_that_was_deleted_does_not_come_back(tmp_path: Path) -> None:
     shutil.move(folder.path, tmp_path / "gone")
     follower = Follower(folder, "tensorboard", TrackingSettings())
     assert follower.turn(last=True) and not folder.path.exists()
+
+
+def test_a_tracker_that_is_not_installed_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = run_with_steps(2)
+    monkeypatch.setattr(trackers, "find_spec", lambda _name: None)
+    with pytest.raises(TuneError, match="figures are to go to mlflow") as caught:
+        CliRunner().invoke(cli, ["track", folder.name, "--to", "mlflow"], catch_exceptions=False)
+    assert "ollama-tune[mlflow]" in caught.value.fix
 
 
 def test_help_has_examples() -> None:

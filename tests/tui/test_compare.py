@@ -101,6 +101,22 @@ def test_other_models_are_told_to_compare_by_answers() -> None:
     assert "compare exact answers rather than losses" in remarks(runs)[0]
 
 
+@pytest.mark.parametrize(
+    "others", [{"training__objective": "sft"}, {"training__objective": "dpo", "training__beta": 0.5}]
+)
+def test_losses_of_preferences_are_not_held_against_others_and_pairs_have_a_figure(others: Any) -> None:
+    said = ({"training__objective": "dpo", "training__beta": 0.1}, others)
+    run, other = (read_compared(run_with(name, **values)) for name, values in zip("ab", said, strict=True))
+    better = replace(run, summary=replace(run.summary, best_loss=0.01, preferred=0.9))
+    assert best_of(metric("best_loss"), [better, other]) is None
+    assert "compare exact answers, not losses" in remarks([better, other])[0]
+    assert best_of(metric("best_loss"), [better, replace(better, summary=run.summary)]) == 0
+    assert {row.label: row.cells for row in metric_rows([better, other])}["Better answers preferred"] == (
+        "90%",
+        "–",
+    )
+
+
 def test_a_run_without_settings_or_steps_is_compared_as_far_as_it_goes() -> None:
     broken, empty = run_with("a"), make_run("b")
     broken.settings_path.write_text("training: [\n")
@@ -151,7 +167,8 @@ async def test_runs_are_marked_and_compared_by_keys() -> None:
         await until_text(pilot, "✓ finished")
         await pilot.press("c")
         assert isinstance(app.screen, RunsScreen)
-        await pilot.press("space")
+        assert app.screen.chosen is not None and app.screen.chosen.folder == folders[0]
+        await pilot.press("home", "space")
         await until_text(pilot, "● ✓ finished", "Mark another one")
         await pilot.press("space")
         await until_text(pilot, "2 runs are marked", "c Compare")

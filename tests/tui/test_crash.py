@@ -79,7 +79,7 @@ def test_a_real_crash_shows_three_lines_and_no_secret(name: str, corner: Corner)
         if name not in ("the start", "a widget that draws"):
             terminal.wait("This computer")
             terminal.press("r", pause=0.3)
-        assert terminal.finish(20) == 1
+        assert terminal.finish() == 1
         shown = terminal.raw.rpartition(LEFT)[2].decode()
     assert "ollama-tune met an error of its own" in shown
     assert "goes on where you were" in " ".join(shown.split())
@@ -166,7 +166,7 @@ def test_a_signal_number_is_the_exit_status_of_the_command(corner: Corner) -> No
     with Terminal([sys.executable, "-m", "ollama_tune.tui"], env, cwd=str(corner.home)) as terminal:
         terminal.wait("This computer")
         terminal.process.send_signal(signal.SIGTERM)
-        assert terminal.finish(20) == 128 + signal.SIGTERM
+        assert terminal.finish() == 128 + signal.SIGTERM
 
 
 def test_leaving_while_another_run_lives_says_that_it_goes_on(corner: Corner) -> None:
@@ -176,5 +176,5 @@ def test_leaving_while_another_run_lives_says_that_it_goes_on(corner: Corner) ->
         terminal.wait("This computer")
         with alive(folder):
             terminal.press("q")
-            assert terminal.finish(20) == 0
+            assert terminal.finish() == 0
         assert f"ollama-tune attach {folder.name}" in terminal.raw.decode().replace("\r\n", "")

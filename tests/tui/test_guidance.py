@@ -16,6 +16,7 @@ from ollama_tune.core.data.chat.notes import NOTES
 from ollama_tune.core.data.rows.clean import CHECKS
 from ollama_tune.core.data.rows.wholes import DUPLICATE, HELD_OUT_COPY, NEAR_DUPLICATE
 from ollama_tune.core.data.schemas.preferences import TROUBLES
+from ollama_tune.core.data.values import OTHER_VERSION
 from ollama_tune.core.models.catalogue import catalogue, spec_of
 from ollama_tune.core.paths import asset
 from ollama_tune.core.plan import rules
@@ -90,7 +91,10 @@ def test_every_problem_of_the_data_says_what_it_means_what_becomes_of_it_and_wha
 
 def test_the_help_of_problems_explains_no_kind_that_is_gone() -> None:
     text = asset("help/problems.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"^## (.+)$", text, re.MULTILINE)) - kinds_of_problems() == {"labels"}
+    assert set(re.findall(r"^## (.+)$", text, re.MULTILINE)) - kinds_of_problems() == {
+        "labels",
+        OTHER_VERSION,
+    }
 
 
 @pytest.mark.parametrize("step", range(1, REVIEW + 1))

@@ -14,7 +14,7 @@ from ollama_tune.tui.screens.review import ReviewScreen
 from ollama_tune.tui.screens.settings import SettingsScreen
 from ollama_tune.tui.widgets.help import HelpScreen
 from tests.tui.conftest import Corner, gpu_machine, settled, shown
-from tests.tui.run_logs import Log, make_run, open_app
+from tests.tui.run_logs import Log, make_run, open_app, until
 
 
 def names(app: object) -> list[str]:
@@ -106,7 +106,8 @@ async def test_from_a_finished_run_the_steps_after_it_open_one_by_one(corner: Co
     Log(folder).trained()
     app = open_app(folder, 6, gpu_machine)
     async with app.run_test(size=(80, 24)) as pilot:
-        await pilot.pause(0.3)
+        await settled(pilot)
+        await until(pilot, lambda: app.can_go_to(7))
         assert [app.can_go_to(number) for number in (5, 6, 7, 8)] == [True, False, True, False]
         await pilot.press("ctrl+p", *"its log", "enter")
         await pilot.pause()

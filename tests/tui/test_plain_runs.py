@@ -17,7 +17,6 @@ from ollama_tune.tui.state import WizardState, load_answers
 from tests.tui.conftest import Corner, cpu_machine
 from tests.tui.plain_talk import ESCAPE, INTERRUPT, converse
 from tests.tui.run_logs import CHECKS, NASTY, Log, alive, make_run
-from tests.tui.test_run_export import ollama, version  # noqa: F401
 
 ENTER = ""
 SETUP = ["r", "x", ENTER, "all", ENTER, ENTER, "c", "9", "2", ENTER, "yes", ENTER, "x", "b", "1", ENTER]
@@ -27,12 +26,6 @@ SETUP += ["7", "2", "1", "0", "2", "more", "r 1", ENTER, "w"]
 
 def at(step: int, folder: RunFolder) -> None:
     WizardState(step=step, run=folder.name).save()
-
-
-@pytest.fixture
-def trained() -> tuple[RunFolder, Log]:
-    folder = make_run()
-    return folder, Log(folder).trained()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from ollama_tune.core.runs.rates import RATE, RateSearch, carry_out
 from ollama_tune.tui.cli import cli
 from ollama_tune.tui.screens.rates import RatesScreen
 from ollama_tune.tui.state import load_answers
+from tests import told as outputs
 from tests.tui.conftest import Corner, settled, shown
 from tests.tui.plain_talk import converse
 
@@ -147,7 +147,7 @@ def file(tmp_path: Path) -> Path:
 @pytest.mark.usefixtures("at_once")
 def test_the_command_prints_one_object_with_the_best_and_its_reason(file: Path) -> None:
     done = CliRunner().invoke(cli, ["sweep", str(file), "--rates", "3", "--json"])
-    told = json.loads(done.stdout)
+    told = outputs.told("sweep", done.stdout)
     assert list(told) == ["outcome", "folder", "steps", "rates", "best", "reason"]
     assert [entry["rate"] for entry in told["rates"]] == [6.67e-05, 2e-4, 6e-4]
     assert told["best"] == 6e-4 and "one still further that way was not tried" in told["reason"]
@@ -157,7 +157,7 @@ def test_the_command_prints_one_object_with_the_best_and_its_reason(file: Path) 
 
 def test_a_dry_run_says_rates_and_seconds_and_makes_nothing(file: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["sweep", str(file), "--rates", "5", "--dry-run", "--json"])
-    told = json.loads(done.stdout)
+    told = outputs.told("sweep", done.stdout)
     assert len(told["rates"]) == 5 and told["seconds"] > 0
     assert not (tmp_path / "tune-home" / "data" / "rates").exists()
     refused = CliRunner().invoke(cli, ["sweep", str(file), "--rates", "3", "--over", f"{RATE}=1,2"])

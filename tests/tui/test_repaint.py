@@ -10,20 +10,21 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
 from rich.segment import ControlType
-from textual._compositor import ChopsUpdate, Compositor
+from textual._compositor import ChopsUpdate, Compositor, LayoutUpdate
 from textual._styles_cache import StylesCache
 from textual.geometry import Region
 from textual.widgets import RichLog
 
 from ollama_tune.tui import control_cli
-from ollama_tune.tui.repaint import SparingCompositor, outside
+from ollama_tune.tui.repaint import SparingCompositor, apart, outside
 from ollama_tune.tui.run_view import RunView
+from ollama_tune.tui.widgets.help import HelpScreen
 from ollama_tune.tui.widgets.log import MOST_LINES, RunLog
 from tests.tui.conftest import Corner, settled
 from tests.tui.run_logs import Log, make_run, open_app
@@ -42,8 +43,18 @@ def test_what_a_region_leaves_of_another_is_exactly_the_rest() -> None:
         assert set(cells) == wanted and set(cells.values()) <= {1}
 
 
-def painted(update: ChopsUpdate | None) -> Cells:
-    """What an update writes into which cell of the terminal."""
+def test_regions_apart_have_the_same_cells_each_once() -> None:
+    chance = random.Random(5)
+    for _ in range(200):
+        regions = [Region(*(chance.randrange(7) for _ in range(4))) for _ in range(chance.randrange(5))]
+        regions = [region for region in regions if region]
+        cells = Counter((x, y) for part in apart(regions) for x in part.column_range for y in part.line_range)
+        assert set(cells) == {(x, y) for r in regions for x in r.column_range for y in r.line_range}
+        assert set(cells.values()) <= {1}
+
+
+def painted(update: ChopsUpdate | LayoutUpdate | None) -> Cells:
+    """What an update writes into which cell of the terminal; Textual's goes on to the end of a segment."""
     cells: Cells = {}
     if update is None:
         return cells
@@ -52,40 +63,40 @@ def painted(update: ChopsUpdate | None) -> Cells:
     for segment in update.__rich_console__(console, console.options):
         for code in segment.control or ():
             assert code[0] is ControlType.CURSOR_MOVE_TO
-            x, y = int(code[1]) - 1, int(code[2]) - 1  # type: ignore[arg-type, misc]
+            x, y = int(code[1]), int(code[2])  # type: ignore[arg-type, misc]
         for letter in "" if segment.control else segment.text.rstrip("\n"):
             cells[x, y] = (letter, str(segment.style))
             x += 1
     return cells
 
 
+@pytest.mark.parametrize("kind", ["render_partial_update", "render_full_update"])
 async def test_the_same_is_painted_as_by_textual_itself(
-    corner: Corner, monkeypatch: pytest.MonkeyPatch
+    corner: Corner, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     checked: list[int] = []
-    ours = SparingCompositor.render_partial_update
+    ours, textuals = getattr(SparingCompositor, kind), getattr(Compositor, kind)
 
-    def both(self: SparingCompositor) -> ChopsUpdate | None:
+    def both(self: SparingCompositor, **how: bool) -> ChopsUpdate | LayoutUpdate | None:
         regions = self._dirty_regions.copy()
-        update = ours(self)
+        update = ours(self, **how)
         self._dirty_regions.update(regions)
-        with monkeypatch.context() as patch:
-            patch.setattr(SparingCompositor, "_get_renders", Compositor._get_renders)
-            plain = Compositor.render_partial_update(self)
-        cells = painted(update)
-        assert cells == painted(plain)
+        cells, plain = painted(update), painted(textuals(self, **how))
+        assert cells.items() <= plain.items()
+        changed = [region.intersection(self.size.region) for region in regions]
+        assert set(cells) >= {(x, y) for r in changed for x in r.column_range for y in r.line_range}
         checked.append(len(cells))
-        return update
+        return cast("ChopsUpdate | LayoutUpdate | None", update)
 
-    monkeypatch.setattr(SparingCompositor, "render_partial_update", both)
+    monkeypatch.setattr(SparingCompositor, kind, both)
     corner.rows.write_text("\n".join(chat_lines(60)) + "\n")
     app = corner.app(step=3)
     async with app.run_test(size=(100, 34)) as pilot:
         await settled(pilot)
-        for key in ("tab", "down", "pagedown", "i", "end", "tab", "x", "up", "question_mark", "down"):
+        for key in ("tab", "down", "pagedown", "i", "end", "tab", "x", "up", "question_mark", "down", "q"):
             await pilot.press(key)
         await pilot.pause(0.05)
-    assert sum(count > 0 for count in checked) > 10
+    assert sum(count > 0 for count in checked) > (10 if kind == "render_partial_update" else 3)
 
 
 async def test_a_key_in_the_preview_asks_few_widgets_for_few_lines(
@@ -142,6 +153,42 @@ async def test_screens_and_windows_over_them_paint_sparingly() -> None:
         await pilot.pause()
         own = app.screen_stack[1:]
         assert len(own) == 2 and all(isinstance(one._compositor, SparingCompositor) for one in own)
+
+
+async def test_the_help_is_kept_and_tells_of_what_it_is_asked_for() -> None:
+    app = open_app(make_run())
+    async with app.run_test(size=(100, 30)) as pilot:
+        seen: list[tuple[object, str]] = []
+        for key in ("question_mark", "pagedown", "q", "l", "question_mark", "q", "escape", "question_mark"):
+            await pilot.press(key)
+            await pilot.pause()
+            if isinstance(app.screen, HelpScreen):
+                lines = app.screen._compositor.render_strips()
+                seen.append((app.screen, "\n".join(strip.text for strip in lines)))
+        first, paged, other, again = seen
+        assert {window for window, _ in seen} == {app.screen}
+        assert first[1] != paged[1] and first[1] == again[1]
+        assert other[1] not in (first[1], paged[1])
+
+
+def test_what_the_rooms_loaded_is_collected_no_more_only_in_a_window_of_its_own() -> None:
+    code = """
+import gc
+from ollama_tune.tui.app import collect_again, keep_loaded
+keep_loaded()
+none = gc.get_freeze_count()
+gc.disable()
+collect_again()
+begun, made = gc.get_freeze_count(), [[] for _ in range(1000)]
+keep_loaded()
+print(none, begun > 0, gc.get_freeze_count() - begun >= 1000, gc.isenabled())
+"""
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == [
+        "0",
+        "True",
+        "True",
+        "True",
+    ]
 
 
 def test_nothing_is_collected_until_an_attached_run_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
+from ollama_tune.core.machine.values import Machine
+from ollama_tune.core.plan.room import settings_here
 from ollama_tune.core.plan.schema import json_schema
 from ollama_tune.core.plan.settings import load
 from ollama_tune.core.runs.events import Event, effective
@@ -73,6 +76,34 @@ async def test_a_run_of_the_wizard_and_of_its_file_in_another_home_are_the_same_
     schema = Draft202012Validator(json_schema())
     for name in ("run.yaml", "run-2.yaml"):
         assert schema.is_valid(yaml.safe_load((corner.home / name).read_text()))
+
+
+def not_asked() -> Machine:
+    raise AssertionError("the file leaves nothing to this box")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"training.method": name} for name in ("adalora", "full", "prompt")] + [{"training.objective": "dpo"}],
+    ids=lambda said: str(*said.values()),
+)
+async def test_the_file_of_the_wizard_is_its_plan_whatever_is_trained_and_however(
+    corner: Corner, said: dict[str, str]
+) -> None:
+    """The worker is given a run.yaml alone, so that the same file is the same curve."""
+    pairs = ({"prompt": f"Question {n}?", "chosen": f"Yes {n}.", "rejected": f"No {n}."} for n in range(60))
+    if "training.objective" in said:
+        corner.rows.write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
+    app = corner.app(step=5, changed=said)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settled(pilot)
+        assert app.facts.plan is not None, app.facts
+        await pilot.press("w")
+        await settled(pilot)
+        planned = app.facts.plan.settings
+    path, value = next(iter(said.items()))
+    assert planned.get(path) == value
+    assert settings_here(corner.home / "run.yaml", {}, not_asked) == (planned, {})
 
 
 def run_file(file: Path, home: Path, change: str) -> RunFolder:

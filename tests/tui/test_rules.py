@@ -67,7 +67,7 @@ RULES: dict[int, tuple[str, tuple[str, ...]]] = {
         "What changes memory or time changes the estimate on the same screen.",
         (
             "tui/test_wizard_settings.py::test_the_estimate_follows_every_key",
-            "tui/test_wizard_proofs.py::test_an_edit_has_its_estimate_within_200_ms_of_computing",
+            "tui/test_wizard_proofs.py::test_an_edit_has_its_estimate_and_is_planned_once",
         ),
     ),
     10: (
@@ -80,7 +80,7 @@ RULES: dict[int, tuple[str, tuple[str, ...]]] = {
     11: (
         "Slow work says what it does, Esc ends it, and keys stay quick meanwhile.",
         (
-            "tui/test_slow_work.py::test_a_long_file_says_how_far_it_is_read_and_keys_stay_quick",
+            "tui/test_slow_work.py::test_a_long_file_says_how_far_it_is_read_and_keys_are_answered",
             "tui/test_slow_work.py::test_escape_leaves_a_reading_and_another_file_ends_it",
             "tui/test_run_try_it.py::test_esc_first_stops_the_answer_and_then_goes_back",
             "tui/test_run_try_it.py::test_esc_stops_the_eight_with_what_there_is",

@@ -51,6 +51,29 @@ async def test_a_run_without_an_export_has_nothing_to_copy(folder: RunFolder) ->
         assert "Copy" not in screen_text(app)
 
 
+async def test_where_no_export_is_possible_the_commands_that_answer_are_shown_and_copied(
+    folder: RunFolder,
+) -> None:
+    Log(folder).trained()
+    settings = folder.settings().with_values({"training.method": "prompt", "export.name": None})
+    settings.save(folder.settings_path)
+    app = open_app(folder, 9)
+    async with app.run_test() as pilot:
+        await until_text(pilot, "Ollama's files have no place for a soft prompt")
+        await until_text(pilot, f"ollama-tune chat {folder.name}")
+        await pilot.press("c")
+        await until(pilot, lambda: app.clipboard.endswith(f"ollama-tune evaluate {folder.name}"))
+
+
+async def test_the_figure_that_decided_is_among_what_it_learned(folder: RunFolder) -> None:
+    log = Log(folder).trained()
+    log("evaluation", step=200, model="tuned", loss=0.5, metric="token_f1", score=0.8, best_score=0.9,
+        best_step=100)  # fmt: skip
+    app = open_app(folder, 9)
+    async with app.run_test() as pilot:
+        await until_text(pilot, "90.0 % at step 100, which is kept")
+
+
 async def test_n_begins_a_new_run_and_l_lists_all(folder: RunFolder) -> None:
     Log(folder).trained().exported()
     app = open_app(folder, 9)

@@ -1,83 +1,23 @@
-from __future__ import annotations
+"""The export's screen: the form, the request to the worker, its progress, and failures."""
 
-import json
-import threading
-from collections.abc import Iterator
-from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from __future__ import annotations
 
 import pytest
 from textual.widgets import Input
 
-from ollama_tune.core.export.values import Check, Verification
-from ollama_tune.core.machine.ollama import read_ollama
-from ollama_tune.core.machine.values import Machine
 from ollama_tune.core.models.spec import read_spec
 from ollama_tune.core.plan import gguf_types
 from ollama_tune.core.plan.gguf_types import export_bytes
 from ollama_tune.core.plan.settings import ExportSettings
 from ollama_tune.core.runs.folder import RunFolder
 from ollama_tune.core.text import human_bytes
-from ollama_tune.tui.exporting import remarks
 from ollama_tune.tui.help_texts import help_text
-from ollama_tune.tui.screens import export as export_screen
-from ollama_tune.tui.screens.done import DoneScreen
 from ollama_tune.tui.screens.export import ExportScreen
-from ollama_tune.tui.widgets.card import card_content
 from ollama_tune.tui.widgets.choice import GgufTypes
-from ollama_tune.tui.widgets.confirm import ConfirmScreen
 from ollama_tune.tui.widgets.export_form import ExportForm
 
 from .conftest import cpu_machine
 from .run_logs import NASTY, Log, alive, make_run, open_app, screen_text, until, until_text
-
-
-@pytest.fixture
-def trained() -> tuple[RunFolder, Log]:
-    folder = make_run()
-    return folder, Log(folder).trained()
-
-
-class Server(BaseHTTPRequestHandler):
-    """As much of Ollama as is asked before an export: version, models, whether a name is taken."""
-
-    version = "0.34.4"
-
-    def _answer(self, status: int, body: object) -> None:
-        content = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def do_GET(self) -> None:
-        self._answer(200, {"version": self.version} if self.path == "/api/version" else {"models": []})
-
-    def do_POST(self) -> None:
-        name = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["model"]
-        known = name.removesuffix(":latest") == "taken"
-        self._answer(200, {"details": {}}) if known else self._answer(404, {"error": "model not found"})
-
-    def log_message(self, *_: object) -> None:
-        return
-
-
-@pytest.fixture
-def version() -> str:
-    return "0.34.4"
-
-
-@pytest.fixture
-def ollama(monkeypatch: pytest.MonkeyPatch, version: str) -> Iterator[None]:
-    monkeypatch.setattr(Server, "version", version)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{server.server_port}")
-    yield
-    server.shutdown()
-    server.server_close()
-    thread.join()
 
 
 async def test_the_form_comes_with_name_types_and_what_happens_without_ollama(
@@ -206,97 +146,6 @@ async def test_the_progress_of_the_worker_is_shown_and_next_waits(trained: tuple
             await until(pilot, folder.stop_path.exists)
 
 
-async def test_the_card_is_shown_and_enter_goes_on(trained: tuple[RunFolder, Log]) -> None:
-    folder, log = trained
-    log.exported("kitchen")
-    app = open_app(folder, 8)
-    async with app.run_test() as pilot:
-        await until_text(
-            pilot,
-            "✓ Exported. It is in Ollama as kitchen.",
-            "! Proved with remarks",
-            "✓ Pieces of words",
-            "– Ollama",
-        )
-        await pilot.press("enter")
-        await until(pilot, lambda: isinstance(app.screen, DoneScreen))
-        await pilot.press("escape")
-        await until_text(pilot, "a Export again")
-        await pilot.press("a")
-        await until_text(pilot, "Name in Ollama", "Enter Export")
-
-
-async def test_a_refuted_file_is_shown_with_its_card_and_leads_only_to_another_try(
-    trained: tuple[RunFolder, Log],
-) -> None:
-    folder, log = trained
-    log.start(stage="export")
-    log(
-        "verification",
-        **Verification(
-            "fail", (Check("tokens", "fail", "3 of 9", "They differ."),), "x.failed.gguf", "0" * 64, 9, "q8_0"
-        ).to_dict(),
-    )
-    log("error", what="The exported file failed its proof (tokens).", fix="Do not use it.", details="")
-    app = open_app(folder, 8)
-    async with app.run_test() as pilot:
-        await until_text(
-            pilot, "✗ The exported file failed its proof", "✗ Texts", "Not proved", "Do not use it."
-        )
-        await pilot.press("enter")
-        await until_text(pilot, "press a to export again")
-        assert isinstance(app.screen, ExportScreen)
-
-
-async def test_a_proved_file_that_failed_in_ollama_is_told_apart(trained: tuple[RunFolder, Log]) -> None:
-    folder, log = trained
-    log.start(stage="export")
-    checks = (
-        Check("tokens", "pass", "9 of 9", "Equal."),
-        Check("ollama answer", "fail", "no end", "Endless."),
-    )
-    log("verification", **Verification("fail", checks, "x.gguf", "0" * 64, 9, "q8_0").to_dict())
-    log("error", what="The model in Ollama failed its proof.", fix="Update Ollama.", details="")
-    app = open_app(folder, 8)
-    async with app.run_test() as pilot:
-        await until_text(pilot, "✗ The model in Ollama failed its proof.", "✗ The file is proved, but")
-        assert "do not use" not in screen_text(app)
-        await pilot.press("enter")
-        await until_text(pilot, "press a to export again")
-        await pilot.press("f1")
-        await until_text(pilot, "Help: Proof", "llama.cpp")
-
-
-async def test_the_card_tells_what_to_type_and_trouble_first(trained: tuple[RunFolder, Log]) -> None:
-    folder, log = trained
-    checks = (
-        Check("tokens", "pass", "9 of 9", "Equal."),
-        Check("answers", "warn", "7 of 8", "Compare some."),
-    )
-    commands = (
-        "ollama run kitchen",
-        "ollama signin",
-        "ollama cp kitchen USER/kitchen",
-        "ollama push USER/kitchen",
-    )
-    proof = Verification("warn", checks, "x.gguf", "0" * 64, 9, "q8_0", "kitchen:latest", {}, commands)
-    log.start(stage="export")
-    log("verification", **proof.to_dict())
-    log("done", stage="export", files={}, ollama_name="kitchen:latest", commands=commands)
-    app = open_app(folder, 8)
-    async with app.run_test() as pilot:
-        await until_text(
-            pilot, "It is in Ollama as kitchen.", "ollama run kitchen", "To share it: ollama signin;"
-        )
-        text = screen_text(app)
-        assert text.index("! Answers") < text.index("✓ Texts")
-        await pilot.press("enter")
-        await until_text(
-            pilot, "✓ kitchen is in Ollama", "█ ollama run kitchen", "To share it: ollama signin"
-        )
-        assert app.screen.commands() == ["ollama run kitchen"]  # type: ignore[attr-defined]
-
-
 async def test_a_failure_says_what_to_do_and_allows_another_try(trained: tuple[RunFolder, Log]) -> None:
     folder, log = trained
     log.start(stage="export").phase("Sending.")
@@ -314,89 +163,6 @@ async def test_a_worker_that_ended_without_a_word_is_told(trained: tuple[RunFold
         await until_text(pilot, "✗ The export ended without a word.", "Enter Export")
 
 
-async def test_a_model_that_ollama_has_is_replaced_only_after_a_yes(
-    trained: tuple[RunFolder, Log], ollama: None
-) -> None:
-    folder = trained[0]
-    app = open_app(folder, 8)
-    async with app.run_test() as pilot:
-        await until_text(pilot, "✓ Ollama 0.34.4 at", "keeps the file as it is", "MiB")
-        app.screen.query_one("#name", Input).value = "taken"
-        await pilot.press("enter")
-        await until(pilot, lambda: isinstance(app.screen, ConfirmScreen))
-        await until_text(pilot, "Replace taken in Ollama?")
-        await pilot.press("enter")
-        await until_text(pilot, "Name in Ollama", "Enter Export")
-        assert not folder.export_request_path.exists() and not folder.alive()
-
-
-async def test_an_ollama_that_is_started_meanwhile_is_found(
-    trained: tuple[RunFolder, Log], ollama: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(export_screen, "KNOCK", 0.2)
-    app = open_app(trained[0], 8, cpu_machine)
-    async with app.run_test() as pilot:
-        await until_text(pilot, "(•) f16", "✓ Ollama 0.34.4 at", "keeps the file as it is")
-
-
-async def test_an_answer_about_another_name_comes_too_late(trained: tuple[RunFolder, Log]) -> None:
-    app = open_app(trained[0], 8, cpu_machine)
-    async with app.run_test() as pilot:
-        await until_text(pilot, "(•) f16", "– No Ollama answers")
-        status = replace(cpu_machine().ollama, version="0.34.4")
-        late = [Check("ollama name", "warn", "exists", "an-older-name exists.")]
-        app.screen.post_message(export_screen.Asked(status, ("an-older-name", 1), late))
-        await pilot.pause(0.2)
-        assert "older-name" not in screen_text(app) and "– No Ollama answers" in screen_text(app)
-
-
-async def test_the_name_of_a_model_that_ollama_has_is_told_before_enter(
-    trained: tuple[RunFolder, Log], ollama: None
-) -> None:
-    app = open_app(trained[0], 8)
-    async with app.run_test() as pilot:
-        await until_text(pilot, "✓ Ollama 0.34.4 at", "MiB")
-        app.screen.query_one("#name", Input).value = "taken"
-        await pilot.press("tab")
-        await until_text(pilot, "! taken:latest exists and is replaced once")
-
-
-def test_a_run_without_questions_remarks_on_a_model_that_will_be_replaced(ollama: None) -> None:
-    (remark,) = remarks(ExportSettings(name="taken"))
-    assert "taken:latest exists and is replaced" in remark
-    assert remarks(ExportSettings(name="free")) == remarks(ExportSettings(name="taken", push=False)) == []
-    assert remarks(ExportSettings()) == []
-
-
-@pytest.mark.parametrize("version", ["0.5.1"])
-async def test_an_ollama_that_cannot_take_it_is_named_and_the_file_alone_is_possible(
-    trained: tuple[RunFolder, Log], ollama: None
-) -> None:
-    folder = trained[0]
-    app = open_app(folder, 8)
-    async with app.run_test(size=(120, 40)) as pilot:
-        await until_text(pilot, "✗ Ollama 0.5.1 at", "✗ This Ollama makes no models", "MiB")
-        await pilot.press("enter")
-        await until_text(pilot, "press F2 and say no to Send to Ollama", "Enter Export")
-        assert not folder.export_request_path.exists()
-        await pilot.press("f2", "tab", "tab", "space", "enter")
-        await until(pilot, folder.export_request_path.exists, 30)
-        assert folder.export_settings().push is False
-        await until_text(pilot, "has no tuned model yet", seconds=60)
-
-
-@pytest.mark.parametrize("version", ["0.34.0"])
-async def test_another_host_and_a_version_that_writes_twice_are_named(
-    trained: tuple[RunFolder, Log], ollama: None
-) -> None:
-    def remote() -> Machine:
-        return replace(cpu_machine(), ollama=replace(read_ollama(), local=False))
-
-    app = open_app(trained[0], 8, remote)
-    async with app.run_test(size=(120, 40)) as pilot:
-        await until_text(pilot, "(another host) gets the model", "rewrites the file", "– unknown")
-
-
 async def test_the_request_is_written_and_a_worker_is_started(trained: tuple[RunFolder, Log]) -> None:
     """There is no adapter, so the real worker ends soon; its words are on the screen."""
     folder = trained[0]
@@ -405,39 +171,7 @@ async def test_the_request_is_written_and_a_worker_is_started(trained: tuple[Run
         await until_text(pilot, "demo-model-tickets", "MiB")
         app.screen.query_one("#name", Input).value = "mine"
         await pilot.press("tab", "down", "enter")
-        await until(pilot, folder.export_request_path.exists, 30)
+        await until(pilot, folder.export_request_path.exists)
         assert (folder.export_settings().name, folder.export_settings().type) == ("mine", "q8_0")
-        await until_text(pilot, "has no tuned model yet", "Enter Export", seconds=60)
+        await until_text(pilot, "has no tuned model yet", "Enter Export")
     assert folder.settings().export.name is None, "run.yaml is never written again"
-
-
-def test_text_of_a_check_is_shown_harmless_and_within_the_width() -> None:
-    checks = (Check(NASTY, "warn", NASTY, NASTY * 5), Check("short", "pass", "1", "Fine."))
-    for figures in (False, True):
-        card = card_content(Verification("warn", checks, NASTY, "0" * 64, 5, "f16"), 60, figures)
-        assert "[/foo]" in card.plain and not any(c in card.plain for c in "\x1b\x07\u202e")
-        assert max(len(line) for line in card.plain.split("\n")) <= 60
-
-
-async def test_the_card_speaks_plain_words_and_has_its_figures_at_a_key(
-    trained: tuple[RunFolder, Log],
-) -> None:
-    folder, log = trained
-    checks = (
-        Check("BOS", "pass", "0", "Every prompt begins with no BOS token, as in the training."),
-        Check("probabilities", "pass", "KL 1.5e-05, first token 100%", "At 48 places they are equal."),
-        Check("chat", "pass", "23 of 23", "Conversations become the text of the training."),
-    )
-    log.start(stage="export")
-    log("verification", **Verification("pass", checks, "x.gguf", "0" * 64, 9, "q8_0").to_dict())
-    log("done", stage="export", files={}, ollama_name=None, commands=())
-    app = open_app(folder, 8)
-    async with app.run_test() as pilot:
-        await until_text(
-            pilot, "✓ Prompts", "begin as in training", "✓ Conversations    23 of 23 have", "F2 More"
-        )
-        assert "KL" not in screen_text(app) and "BOS" not in screen_text(app)
-        await pilot.press("m")
-        await until_text(pilot, "✓ BOS", "KL 1.5e-05, first token 100%", "m shows plain words again.")
-        await pilot.press("m")
-        await until_text(pilot, "✓ Prompts")

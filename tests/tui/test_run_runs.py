@@ -189,7 +189,9 @@ async def test_the_details_say_what_the_curves_mean() -> None:
     app = open_app(folder)
     async with app.run_test(size=(100, 30)) as pilot:
         await opened(app)
-        await until_text(pilot, "✓ Finished: loss", "Best at step 200", "ollama-tune run FOLDER/run.yaml")
+        await until_text(
+            pilot, "✓ Finished: loss", "Best at the end (step 200)", "ollama-tune run FOLDER/run.yaml"
+        )
 
 
 async def test_no_key_of_the_list_stops_or_deletes_by_accident() -> None:
@@ -214,7 +216,9 @@ async def test_no_key_of_the_list_stops_or_deletes_by_accident() -> None:
         assert not folder.stop_path.exists()
 
 
-async def test_again_opens_the_wizard_with_what_differs_from_the_recommendation(corner: Corner) -> None:
+async def test_again_opens_the_wizard_with_what_differs_from_the_recommendation(
+    corner: Corner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     app = corner.app(4)
     async with app.run_test(size=(100, 30)) as pilot:
         await settled(pilot)
@@ -225,8 +229,13 @@ async def test_again_opens_the_wizard_with_what_differs_from_the_recommendation(
         mine = app.answers
         await opened(app)
         await until_text(pilot, "not started")
+        read = app.read_answers
+        monkeypatch.setattr(app, "read_answers", lambda: None)
         await pilot.press("n")
         await until(pilot, lambda: isinstance(app.screen, SettingsScreen))
+        await until_text(pilot, "Reading the data")
+        assert app.facts.plan is None, "the plan of other answers could be started"
+        read()
         await settled(pilot)
         await until_text(pilot, "Your unfinished", "b in Runs brings them back")
         plan, recommended = app.facts.plan, app.facts.recommended

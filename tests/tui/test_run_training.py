@@ -11,6 +11,7 @@ from ollama_tune.core.text import visible
 from ollama_tune.tui.run_values import Memory
 from ollama_tune.tui.run_view import RunView
 from ollama_tune.tui.screens.training import TrainingScreen
+from ollama_tune.tui.screens.training_lines import finished
 from ollama_tune.tui.widgets.chart import LossChart
 from ollama_tune.tui.widgets.confirm import ConfirmScreen
 from ollama_tune.tui.widgets.log import LogTail
@@ -124,6 +125,15 @@ async def test_next_is_refused_in_words_while_training_goes_on() -> None:
             await pilot.press("enter")
             await until_text(pilot, "Training is still going")
             assert isinstance(app.screen, TrainingScreen)
+
+
+@pytest.mark.parametrize(
+    ("width", "words"), [(80, "✓ Finished early after 50 of 200 steps."), (50, "✓ Finished early.")]
+)
+def test_a_run_that_early_stopping_ended_says_so(width: int, words: str) -> None:
+    view = RunView()
+    view.step, view.total_steps, view.before, view.after = 50, 200, 0.02, 0.9
+    assert finished(view, width).plain == f"{words} Exact answers: 2.0% before, 90.0% after."
 
 
 async def test_a_finished_run_goes_on_with_enter() -> None:
@@ -302,7 +312,7 @@ async def test_p_asks_for_a_pause_and_takes_it_back() -> None:
         async with app.run_test(size=(80, 24)) as pilot:
             await until_text(pilot, "p Pause")
             await pilot.press("p")
-            await until_text(pilot, "Pausing: the worker finishes its step", "p Go on")
+            await until_text(pilot, "Pausing: the run finishes its step", "p Go on")
             assert folder.pause_path.exists()
             log("paused", step=30, reason="request", what="The run waits [/foo].", fix="It keeps its memory.")
             await until_text(

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from ollama_tune.core.evaluate.asking import Asking, Sampling, save_asking
 from ollama_tune.core.evaluate.conversation import Conversation, HeldOut
 from ollama_tune.core.evaluate.held_out import read_held_out
 from ollama_tune.core.runs.folder import RunFolder, create_run
+from ollama_tune.tui import wrapping
 from ollama_tune.tui.help_texts import help_text
 from ollama_tune.tui.screens.training import TrainingScreen
 from ollama_tune.tui.screens.try_it import TryItScreen
@@ -155,17 +155,23 @@ async def test_an_answer_is_text_whatever_is_in_it_and_is_judged_by_the_referenc
         assert not any(c in screen_text(app) for c in "\x1b\x07\u202e")
 
 
-async def test_a_long_answer_without_a_line_break_is_drawn_in_no_time() -> None:
+async def test_a_long_answer_without_a_line_break_is_broken_piece_by_piece(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     folder = make_run()
     Log(folder).trained()
     app = open_app(folder, 7)
     async with app.run_test(size=(80, 24)) as pilot:
         await until_text(pilot, "F5")
         pane = app.screen.query_one("#tuned", AnswerPane)
-        start = time.process_time()
+        wrapped: list[int] = []
+        broken = wrapping.broken
+        monkeypatch.setattr(
+            wrapping, "broken", lambda text, width: wrapped.append(len(text)) or broken(text, width)
+        )
         for _ in range(100):
             pane.add("[/b]\x1b天" * 200)
-        assert time.process_time() - start < 1.5
+        assert max(wrapped) < 200 * 6 + 80, "a new piece breaks only the last line anew"
         await pilot.pause()
         assert len(pane.text) == 100 * 200 * 6
         assert pane.virtual_size.height <= 5000 and pane.scroll_offset.y == pane.max_scroll_y > 100

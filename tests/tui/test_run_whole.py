@@ -82,7 +82,7 @@ async def _set_up(app: TuneApp, pilot: Pilot[Any]) -> None:
         await until_text(pilot, f"Step {step} of 9", text, seconds=60)
         if not isinstance(app.screen, ReviewScreen):
             await pilot.press("enter")
-    await until(pilot, lambda: app._warm is not None, 30)
+    await until(pilot, lambda: app._warm is not None)
     await pilot.press("enter")
 
 

@@ -34,7 +34,7 @@ from tests.tui.conftest import write_rows
 aiohttp: Any = pytest.importorskip("aiohttp", reason="the extra `web` (textual-serve) is not installed")
 pytest.importorskip("textual_serve", reason="the extra `web` (textual-serve) is not installed")
 
-LONG = 20.0
+LONG = 120.0
 
 
 def free_port() -> int:
@@ -94,7 +94,7 @@ def serving(tmp_path: Path) -> Iterator[Serving]:
     for server in started:
         server.process.terminate()
         try:
-            server.process.wait(20)
+            server.process.wait(LONG)
         finally:
             server.process.kill()
             assert server.process.stdout is not None
@@ -167,7 +167,7 @@ async def test_a_browser_sees_the_wizard_and_its_keys_work(serving: Serving) -> 
             assert len(server.views()) == 2
     await asyncio.to_thread(_until, lambda: server.views() == [])
     os.kill(server.process.pid, signal.SIGHUP)
-    assert await asyncio.to_thread(server.process.wait, 20) == 0
+    assert await asyncio.to_thread(server.process.wait, LONG) == 0
 
 
 async def test_only_who_has_the_key_and_comes_from_the_own_page_is_let_in(serving: Serving) -> None:

@@ -185,7 +185,7 @@ def test_verification_card(size: Size, folder: RunFolder, clock: Clock, snap_com
 
 def test_card_of_a_failed_proof(folder: RunFolder, clock: Clock, snap_compare: Compare) -> None:
     Log(folder, clock).trained().refuted()
-    assert picture(snap_compare, open_app(folder, 8), (80, 24), "Not proved", "a Export again")
+    assert picture(snap_compare, open_app(folder, 8), (80, 24), "Do not use this file", "a Export again")
 
 
 @SIZES

@@ -62,4 +62,4 @@ def test_runs_in_a_small_window_with_marks(folders: list[RunFolder], snap_compar
         await until_text(pilot, "2 runs are marked", "c Compare")
         await at_rest(pilot)
 
-    assert snap_compare(open_app(folders[0]), terminal_size=(60, 18), run_before=prepare)
+    assert snap_compare(open_app(folders[2]), terminal_size=(60, 18), run_before=prepare)

@@ -17,7 +17,7 @@ from ollama_tune.tui.app import TuneApp
 from ollama_tune.tui.look import THEMES, VARIABLE, Look, find_look
 from ollama_tune.tui.themes import OWN, automatic_theme
 from tests.tui.conftest import Corner, gpu_machine, settled, shown
-from tests.tui.run_logs import Log, alive, make_run, open_app
+from tests.tui.run_logs import Log, alive, at_rest, make_run, open_app, until_text
 
 NORMAL, HIGH = 4.5, 7.0
 LINES = "".join(map(chr, (*range(0x2500, 0x25A0), *range(0x2800, 0x2900))))
@@ -95,8 +95,8 @@ async def test_every_text_of_a_run_can_be_read_in_every_theme(step: int, corner:
     with alive(folder) if step == 6 else nullcontext():
         app = open_app(folder, step, gpu_machine)
         async with app.run_test(size=(100, 40)) as pilot:
-            await pilot.pause(0.3)
-            assert f"Step {step} of 9" in shown(app)
+            await until_text(pilot, f"Step {step} of 9")
+            await at_rest(pilot)
             assert await faint_anywhere(pilot) == {}
 
 

@@ -12,7 +12,7 @@ from textual.widgets import OptionList
 
 from ollama_tune.tui.screens.data import DataScreen
 from ollama_tune.tui.screens.model import ModelScreen
-from tests.core.hub import Hub, running
+from tests.core.hub import Hub, online
 from tests.tui.conftest import Corner, gpu_machine, make_base, settled, shown
 
 SMALLEST = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -21,17 +21,9 @@ SMALLEST = "HuggingFaceTB/SmolLM2-135M-Instruct"
 @pytest.fixture
 def hub(corner: Corner, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub that has the smallest listed model: the corner's own."""
-    from huggingface_hub import constants
-
     monkeypatch.setenv("HF_HUB_CACHE", str(corner.home / "cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(corner.home / "token"))
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    with running(corner.model) as hub:
+    with online(corner.model, monkeypatch) as hub:
         hub.repository = SMALLEST
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         yield hub
 
 

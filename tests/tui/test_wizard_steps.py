@@ -20,6 +20,7 @@ from ollama_tune.tui.screens.review import ReviewScreen
 from ollama_tune.tui.screens.settings import SettingsScreen
 from ollama_tune.tui.state import STEPS, WizardState, load_answers
 from tests.tui.conftest import Corner, gpu_machine, settled, shown
+from tests.tui.run_logs import until
 
 SETUP = [MachineScreen, ModelScreen, DataScreen, SettingsScreen, ReviewScreen]
 
@@ -92,7 +93,7 @@ async def test_a_wizard_reopens_at_its_step_with_its_answers(corner: Corner) -> 
         await pilot.press("enter")
         await settled(pilot)
         await pilot.press("home", *["delete"] * 8, "4")
-        await pilot.pause(0.8)
+        await until(pilot, lambda: dict(load_answers().changed) == {"training.epochs": 4.0})
         saved = load_answers()
     assert (saved.step, saved.data, dict(saved.changed)) == (4, str(corner.rows), {"training.epochs": 4.0})
     again = TuneApp(find_start(), warm=False)

@@ -49,7 +49,7 @@ def test_a_killed_wizard_reopens_at_its_step(corner: Corner) -> None:
         terminal.press("enter")
         terminal.wait("40 rows")
         terminal.process.send_signal(signal.SIGKILL)
-        terminal.process.wait(timeout=10)
+        terminal.process.wait(timeout=180)
     with wizard(corner) as terminal:
         terminal.wait("Step 3 of 9")
         terminal.wait("40 rows")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ollama_tune.core.plan.exportable import export_obstacle
 from ollama_tune.core.text import one_line, visible
-from ollama_tune.tui.exporting import use_and_share
+from ollama_tune.tui.exporting import use_and_share, without_export
 from ollama_tune.tui.plain.export import exported, proof
 from ollama_tune.tui.plain.training import rate_lines
 from ollama_tune.tui.text import tilde
@@ -42,7 +42,8 @@ def _use_lines(folder: RunFolder) -> list[str]:
     done = exported(folder)
     if done is None:
         waits = "The model is trained; there is no file for Ollama yet. b goes back to Export."
-        return [export_obstacle(folder.settings()) or waits]
+        obstacle = export_obstacle(folder.settings())
+        return [obstacle, *(f"  {command}" for command in without_export(folder))] if obstacle else [waits]
     name = done.get("ollama_name")
     use, share = use_and_share([str(command) for command in done.get("commands") or []])
     use = use or ([f"ollama run {name}"] if name else [])

@@ -156,6 +156,8 @@ def describe(spec: ModelSpec, found: About, machine: Machine) -> list[str]:
     ]
     if spec.export_reason:
         lines.append(f"! It cannot be exported to Ollama: {one_line(spec.export_reason, 200)}")
+    if found.newer:
+        lines.append(f"! {visible(found.newer)}")
     if found.to_download:
         disk = machine.models_disk or machine.disk
         lines.append(

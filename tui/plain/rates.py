@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.runs.rates import RATE, Outcome, RateSearch, Tried, begin, look, outcome
 from ollama_tune.tui.plain.talk import Back
-from ollama_tune.tui.rates import ABOUT, cost_line, outcome_line, search_of, seconds_of
+from ollama_tune.tui.rates import ABOUT, cost_line, outcome_line, search_of, seconds_of, waiting_line
 
 if TYPE_CHECKING:
     from ollama_tune.tui.plain.talk import Talk
@@ -47,13 +47,16 @@ def _agreed(wizard: Wizard, search: RateSearch) -> bool:
 
 def _followed(talk: Talk, search: RateSearch) -> Outcome | None:
     """Follow them to their end; after Ctrl+C they go on by themselves."""
-    told = 0
+    told, waited = 0, ""
     try:
         if outcome(search, look(search)) is None:
             begin(search)
             talk.say("They are tried in the background. Ctrl+C goes back to the settings, and they go on.")
         while True:
-            going, tried = search.going, look(search)
+            going, tried, waits_for = search.going, look(search), search.waits_for
+            if waits_for and waits_for != waited:
+                talk.say(waiting_line(waits_for))
+            waited = waits_for
             for number, point in enumerate(tried[told:], told + 1):
                 if not point.over:
                     break

@@ -15,6 +15,7 @@ from ollama_tune.tui import review_words
 from ollama_tune.tui.plain.settings import memory_line
 from ollama_tune.tui.plain.talk import Back
 from ollama_tune.tui.run_file import free_place, started_with
+from ollama_tune.tui.tasks import require_there
 from ollama_tune.tui.text import tilde
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def _doubted(wizard: Wizard, plan: Plan) -> bool:
 
 def _start(wizard: Wizard, plan: Plan) -> bool:
     """Make the run folder and start its worker; False where that failed, after saying why."""
+    from ollama_tune.core.plan.stopping import require_measurable
     from ollama_tune.core.runs.folder import create_run
     from ollama_tune.core.runs.launch import start
 
@@ -102,6 +104,9 @@ def _start(wizard: Wizard, plan: Plan) -> bool:
         return False
     talk.say("Starting the run ...")
     try:
+        kind = wizard.rooms.counted().lengths.kind
+        require_measurable(settings.training.early_stopping_metric, kind)
+        require_there(settings)
         folder = create_run(settings, settings.export.name or Path(settings.model.source).name)
         start(folder, "train", wizard.take_warm())
     except TuneError as error:

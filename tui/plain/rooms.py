@@ -152,7 +152,8 @@ class Rooms:
         news = self._talk.news("Counting tokens: {:.0%} ...")
         examples, problems = encode_rows(chat, profile.rows, news)
         if examples:
-            return Counted(chat, measure_rows(chat, profile.rows, examples), tuple(problems))
+            lengths = replace(measure_rows(chat, profile.rows, examples), kind=profile.kind)
+            return Counted(chat, lengths, tuple(problems))
         reason = problems[0].text if problems else "There is no usable row."
         raise TuneError(f"No row can be trained on: {reason}", "Use other data or another model.")
 

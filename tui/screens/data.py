@@ -14,6 +14,7 @@ from textual.containers import Vertical
 from textual.content import Content
 from textual.timer import Timer
 from textual.widgets import Static
+from textual.widgets.input import Selection
 from textual.worker import Worker, get_current_worker
 
 from ollama_tune.core.text import visible
@@ -36,8 +37,7 @@ if TYPE_CHECKING:
     from ollama_tune.core.data.chat.render import ChatFormat
     from ollama_tune.core.data.values import DatasetProfile, Problem, Question, Row
 
-HELP = {"path": ("data", "path"), "problems": ("data", "problems")}
-HELP |= {"rows": ("data", "table"), "text": ("data", "text")}
+HELP = {part: ("data", part) for part in ("path", "problems", "text")} | {"rows": ("data", "table")}
 WITH_ROWS = ("go_to", "ids", "all_rows")
 REST = 0.06
 """Seconds between two keys below which a key is held: rows that it passes over get no text."""
@@ -92,8 +92,16 @@ class DataScreen(StepScreen):
         self._put(self.tune.answers.data)
         self.query_one("#path").focus()
 
+    def on_screen_resume(self) -> None:
+        """The file may have been mended in between."""
+        self.tune.read_changed_data()
+        super().on_screen_resume()
+
     def _put(self, path: str) -> None:
-        self.query_one("#path", TextField).value = tilde(path) if path.startswith("/") else path
+        """With the cursor at its end; over `bundled` one types at once."""
+        field = self.query_one("#path", TextField)
+        field.value = tilde(path) if path.startswith("/") else path
+        field.selection = Selection(0 if path == BUNDLED else len(field.value), len(field.value))
 
     # What is known
 
@@ -106,7 +114,8 @@ class DataScreen(StepScreen):
         problems = (*profile.problems, *facts.length_problems) if profile else ()
         self.query_one("#problems", ProblemList).show(problems, own)
         self._show_rows(profile)
-        limit = facts.plan.settings.training.sequence_length if facts.plan else self._kept_limit()
+        kept = self._limit if self.tune.answers.data == self._limit_of else 0
+        limit = facts.plan.settings.training.sequence_length if facts.plan else kept
         chat = facts.fitted or facts.chat
         if (chat, limit) != (self._chat, self._limit):
             self._chat, self._limit, self._limit_of = chat, limit, self.tune.answers.data
@@ -126,10 +135,6 @@ class DataScreen(StepScreen):
     @property
     def _reads_long(self) -> bool:
         return self._reads_since is not None and time.monotonic() - self._reads_since >= LONG
-
-    def _kept_limit(self) -> int:
-        """While there is no plan: what the plan before it allowed, unless that was for other data."""
-        return self._limit if self.tune.answers.data == self._limit_of else 0
 
     def _own(self, path: str) -> list[str]:
         return list(self.tune.answers.changed.get(path, []))
@@ -350,6 +355,7 @@ class DataScreen(StepScreen):
         """End a long reading; the form is as it was, and the next Esc goes back."""
         self.tune.stop_reading()
 
+    @on(TextField.Blurred, "#path")
     def leaving(self) -> None:
         """Take the path that was typed."""
         self._take_typed()
@@ -366,17 +372,13 @@ class DataScreen(StepScreen):
         self.tune.choose_data(path)
         return True
 
-    @on(TextField.Blurred, "#path")
-    def _left_line(self) -> None:
-        self.leaving()
-
     def obstacle(self) -> str:
         """A file that cannot be used; one that is still being read may be read on."""
         return "Mend that first: see above." if self.tune.facts.data_error else ""
 
     async def action_next(self) -> None:
-        """A typed file is read and shown first, and again after an error; the next Enter goes on."""
-        if self._take_typed():
+        """A typed file is read and shown first, and again after a change or an error; then Enter goes on."""
+        if self._take_typed() or self.tune.read_changed_data():
             return
         if self.tune.facts.data_error is not None:
             self.tune.choose_data(self.tune.answers.data)

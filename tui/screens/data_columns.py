@@ -169,11 +169,11 @@ class ReadingScreen(BoxScreen[dict[str, Any]]):
 
     def action_explain(self) -> None:
         """The help of the focused field."""
-        from ollama_tune.tui.widgets.help import HelpScreen
+        from ollama_tune.tui.widgets.help import show_help
 
         row = next((row for row in self._rows() if row.editor.has_focus), None)
         kind, _, name = (row.field.path if row else "column.").partition(".")
-        self.app.push_screen(HelpScreen("data", name if kind == "data" else f"{kind}s"))
+        show_help(self.app, "data", name if kind == "data" else f"{kind}s")
 
 
 def _field(index: int, column: Column) -> FormField:

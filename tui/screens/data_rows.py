@@ -78,7 +78,7 @@ class QuestionScreen(BoxScreen[int]):
     QuestionScreen #options:ansi > .option-list--option-highlighted {
         background: ansi_default; text-style: reverse;
     }
-    QuestionScreen #samples { margin-top: 1; max-height: 10; }
+    QuestionScreen #samples { margin-top: 1; max-height: 10; text-wrap: nowrap; text-overflow: ellipsis; }
     """
     HELP_TOPIC: ClassVar[tuple[str, str]] = ("windows", "Question about the data")
     BINDINGS: ClassVar[list[BindingType]] = [

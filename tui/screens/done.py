@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -16,7 +17,7 @@ from ollama_tune.core.evaluate.metrics import exact_match
 from ollama_tune.core.files import write_atomic
 from ollama_tune.core.plan.exportable import export_obstacle
 from ollama_tune.core.text import one_line, visible
-from ollama_tune.tui.exporting import use_and_share
+from ollama_tune.tui.exporting import use_and_share, without_export
 from ollama_tune.tui.run_view import RunView
 from ollama_tune.tui.screens.run_screen import RunScreen
 from ollama_tune.tui.text import tilde
@@ -42,6 +43,11 @@ class DoneScreen(RunScreen):
         Binding("l", "runs", "All runs"),
     ]
 
+    @cached_property
+    def _obstacle(self) -> str:
+        """Why there can be no export; empty where there can be one."""
+        return export_obstacle(self.folder.settings())
+
     def body(self) -> ComposeResult:
         """What to type, then what changed, then where it is; it scrolls where the window is low."""
         with VerticalScroll(id="page-of-results"):
@@ -63,8 +69,10 @@ class DoneScreen(RunScreen):
         return super().check_action(action, parameters)
 
     def commands(self) -> list[str]:
-        """What to type now, as the export left it; none where there was no export."""
+        """What to type now, as the export left it, or where there can be none; nothing before an export."""
         done = self.view.done.get("export")
+        if done is None and self._obstacle:
+            return without_export(self.folder)
         name = done.get("ollama_name") if done is not None else None
         return use_and_share(self._left())[0] or ([f"ollama run {name}"] if name else [])
 
@@ -102,7 +110,7 @@ class DoneScreen(RunScreen):
         done = self.view.done.get("export")
         if done is None:
             waits = "Training is done; there is no file for Ollama yet. Esc goes back to Export."
-            return Content(export_obstacle(self.folder.settings()) or waits)
+            return Content(self._obstacle or waits)
         name = done.get("ollama_name")
         if name:
             words = f"{one_line(str(name).removesuffix(':latest'), 60)} is in Ollama. Talk to it with:"
@@ -165,6 +173,9 @@ def learned(view: RunView, width: int) -> Content:
         for name, share in (("before", view.before), ("after", view.after)):
             figure = f" {share:>6.1%} {words}"
             lines.append(Content.assemble((f"{name:<{LABEL}}", "dim"), level(share, BAR), figure))
+    if view.scored is not None:
+        best = f"{view.scored.words(view.scored.best)} at step {view.scored.best_step:,}, which is kept"
+        lines.append(Content.assemble((f"{view.scored.title:<{LABEL}}", "dim"), one_line(best, width)))
     if view.preferred is not None:
         words = f"{view.preferred.words}: the better answer gained more"
         lines.append(Content.assemble((f"{'preferred':<{LABEL}}", "dim"), one_line(words, width)))

@@ -193,7 +193,7 @@ class ExportScreen(RunScreen):
             self.query_one("#result" if card else "#name").focus()
         self._watch_facts(self.tune.facts)
         self.tick()
-        failure = None if self.working or self.finished else self._failure()
+        failure = self._failure() if self.form_shown or self.impossible else None
         trouble = self.query_one("#trouble", Static)
         trouble.display = failure is not None
         if failure is not None:
@@ -205,10 +205,12 @@ class ExportScreen(RunScreen):
 
     def _state(self) -> Content:
         if self.working:
-            return Content("Starting the worker …") if self._busy else working(self.view, time.time())
+            return Content("Starting the export …") if self._busy else working(self.view, time.time())
         if self.refuted:
-            what = "model in Ollama" if self._in_ollama else "exported file"
-            return Content.styled(f"✗ The {what} failed its proof.", "bold $text-error")
+            words = "model in Ollama failed its proof"
+            if not self._in_ollama:
+                words = "exported file failed its proof, and was not sent to Ollama"
+            return Content.styled(f"✗ The {words}.", "bold $text-error")
         if not self.finished:
             return Content("One file that Ollama runs, proved to be the tuned model.")
         name = self.view.done["export"].get("ollama_name")

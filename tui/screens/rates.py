@@ -14,7 +14,16 @@ from textual.widgets import Static
 
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.text import visible
-from ollama_tune.tui.rates import ABOUT, LETTERS, cost_line, outcome_line, search_of, seconds_of, table_lines
+from ollama_tune.tui.rates import (
+    ABOUT,
+    LETTERS,
+    cost_line,
+    outcome_line,
+    search_of,
+    seconds_of,
+    table_lines,
+    waiting_line,
+)
 from ollama_tune.tui.widgets.modal import BoxScreen
 from ollama_tune.tui.widgets.overlay import Line, Overlay
 
@@ -84,10 +93,11 @@ class RatesScreen(BoxScreen[float]):
 
     @dataclass
     class Seen(Message):
-        """How far the rates are, and whether somebody tries them."""
+        """How far the rates are, whether somebody tries them, and what those wait for."""
 
         tried: tuple[Tried, ...]
         going: bool
+        waits_for: str
 
     @dataclass
     class Failed(Message):
@@ -117,8 +127,8 @@ class RatesScreen(BoxScreen[float]):
     def _look(self) -> None:
         from ollama_tune.core.runs.rates import look
 
-        going = self._search.going
-        self.post_message(self.Seen(look(self._search), going))
+        going, waits_for = self._search.going, self._search.waits_for
+        self.post_message(self.Seen(look(self._search), going, waits_for))
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="begin")
     def _begin(self) -> None:
@@ -143,13 +153,15 @@ class RatesScreen(BoxScreen[float]):
         self.query_one(Overlay).show(lines, lambda step: f"step {step:,.0f}")
         table = table_lines(self._search, message.tried, self._found)
         self.query_one("#table", Static).update("\n".join(table))
-        self._say(self._words(message.tried))
+        self._say(self._words(message.tried, message.waits_for))
         self.refresh_bindings()
 
-    def _words(self, tried: tuple[Tried, ...]) -> str:
+    def _words(self, tried: tuple[Tried, ...], waits_for: str) -> str:
         """What came of it, or what Enter does."""
         if self._found is not None:
             return f"{outcome_line(self._found)} Enter takes it."
+        if waits_for:
+            return f"{waiting_line(waits_for)} s ends them."
         if self._going or self._begun:
             return GOING
         if all(point.over for point in tried):

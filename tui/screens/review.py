@@ -139,11 +139,14 @@ class ReviewScreen(StepScreen):
         return path
 
     def obstacle(self) -> str:
-        """No plan, or one that is being started."""
+        """No plan, one that is not yet or never will be that of the values that were typed last, or one that
+        is being started."""
         facts = self.tune.facts
         if "start" in facts.busy:
             return facts.busy["start"]
-        if facts.plan is None:
+        if facts.plan_error is not None:
+            return str(facts.plan_error)
+        if facts.plan is None or "plan" in facts.busy:
             return "The plan is still being made." if facts.busy else "There is no plan: see above."
         return ""
 

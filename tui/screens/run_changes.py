@@ -70,7 +70,7 @@ class RunChangesScreen(FramedScreen):
 
         run = self.chosen
         if run is not None:
-            text = "The worker finishes its step, writes a checkpoint and ends. Going on later loses nothing."
+            text = "The run finishes its step, writes a checkpoint and ends. Going on later loses nothing."
             self.app.push_screen(
                 ConfirmScreen(f"Stop {run.folder.name}?", text), lambda yes: self._stop(run.folder, bool(yes))
             )
@@ -88,7 +88,7 @@ class RunChangesScreen(FramedScreen):
     def action_resume(self) -> None:
         """Go on from the last checkpoint."""
         if self.chosen is not None:
-            self.say(f"Starting a worker for {self.chosen.folder.name} …")
+            self.say(f"Starting {self.chosen.folder.name} again …")
             self._resume(self.chosen.folder)
 
     @work(thread=True, exclusive=True, exit_on_error=False, group="change")

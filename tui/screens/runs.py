@@ -19,6 +19,7 @@ from textual.widgets.option_list import Option
 from textual.worker import get_current_worker
 
 from ollama_tune.core.runs.folder import RunFolder
+from ollama_tune.core.runs.turns import searching
 from ollama_tune.tui.duplicate import kept_answers
 from ollama_tune.tui.run_summary import ListedRun, folder_size, read_runs
 from ollama_tune.tui.screens.run_changes import RunChangesScreen
@@ -30,6 +31,7 @@ POLL = 1.0
 NEWS = 0.3
 MOST = 4
 """So many runs can be compared at once."""
+SEARCHING = "Learning rates are being tried in the background: F6 in Settings shows them."
 MANY = 6
 """From so many runs on the list can be filtered and ordered."""
 ORDERS: dict[str, Callable[[ListedRun], Any]] = {
@@ -101,6 +103,8 @@ class RunsScreen(RunChangesScreen):
     def on_screen_resume(self) -> None:
         """Read again: a run may have been started, deleted or ended meanwhile."""
         self._kept = kept_answers() is not None
+        if searching():
+            self.say(SEARCHING)
         self._read_runs()
 
     def on_resize(self) -> None:
@@ -160,7 +164,7 @@ class RunsScreen(RunChangesScreen):
         return sorted(found, key=ORDERS[self._order])
 
     def _fill(self) -> None:
-        """Bring the lines up to date; the highlighted run stays highlighted."""
+        """Bring the lines up to date; the highlighted run stays so, at first the one that one came from."""
         runs, listed = self.query_one("#runs", OptionList), self._listed()
         table = Table(runs.size.width)
         paths = tuple(run.folder.path for run in listed)
@@ -171,7 +175,8 @@ class RunsScreen(RunChangesScreen):
                 if self._lines[index] != line:
                     runs.replace_option_prompt_at_index(index, line)
         else:
-            before = self._shown[runs.highlighted] if runs.highlighted is not None else None
+            opened = self.tune.folder.path if self.tune.folder is not None else None
+            before = self._shown[runs.highlighted] if runs.highlighted is not None else opened
             runs.clear_options()
             runs.add_options(Option(line) for line in lines)
             self._shown = paths
@@ -202,7 +207,8 @@ class RunsScreen(RunChangesScreen):
         if self._runs:
             none = f"No run has {self._wanted!r} in its name, model or state."
         waiting = Content(none if self._read else "Reading the runs …")
-        put_text(self.query_one("#about-run", Static), about(run, run.model()) if run else waiting)
+        words = about(run, run.model(), run.trained()) if run else waiting
+        put_text(self.query_one("#about-run", Static), words)
 
     def changed(self) -> None:
         """Read the runs again."""

@@ -122,7 +122,7 @@ class Table:
         return (" " * GAP).join(cells)
 
 
-def about(run: ListedRun, model: str) -> Content:
+def about(run: ListedRun, model: str, trained: str) -> Content:
     """What the list has no room for: what the curves mean, what was learned, and how to do it again."""
     summary = run.summary
     pairs = [("model", one_line(model, 200) or "–")]
@@ -130,6 +130,8 @@ def about(run: ListedRun, model: str) -> Content:
         pairs.insert(0, ("problem", one_line(summary.problem, 200)))
     if summary.before is not None and summary.after is not None:
         pairs.append(("learned", f"{summary.before:.1%} exact answers before, {summary.after:.1%} after"))
+    if trained:
+        pairs.append(("trained", trained))
     if summary.exported:
         name = summary.name
         pairs.append(("exported", f"in Ollama as {one_line(name, 80)}" if name else "as a file"))

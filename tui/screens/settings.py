@@ -12,6 +12,7 @@ from textual.content import Content
 from textual.widgets import Static
 
 from ollama_tune.core.errors import UsageError
+from ollama_tune.core.plan.stopping import metric_obstacle
 from ollama_tune.core.text import visible
 from ollama_tune.tui.fields import FIELDS, FIRST, MORE, check, text_of, value_of
 from ollama_tune.tui.screens.base import StepScreen
@@ -21,7 +22,7 @@ from ollama_tune.tui.widgets.form import FieldRow, Form
 from ollama_tune.tui.widgets.membar import MemoryBar
 
 RATE = "training.learning_rate"
-HINT = "Press m for more: rank, schedule, seeds and the rest."
+HINT = "F2 (or m) shows more: rank, schedule, seeds and the rest."
 
 
 class SettingsScreen(StepScreen):
@@ -33,7 +34,7 @@ class SettingsScreen(StepScreen):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+r", "restore", "Recommended"),
         Binding("f4", "restore_all", "All recommended"),
-        Binding("m,f2", "more", "More"),
+        Binding("f2,m", "more", "More"),
         Binding("f6", "rates", "Try learning rates"),
     ]
 
@@ -90,7 +91,15 @@ class SettingsScreen(StepScreen):
             row.tell(choice.reason, source=choice.source)
         elif recommended is not None:
             same = recommended.value == value
-            row.tell(recommended.reason, "" if same else text_of(row.field, recommended.value) or "none")
+            words = "" if same else text_of(row.field, recommended.value) or "none"
+            row.tell(self._obstacle(path, value, facts) or recommended.reason, words)
+
+    @staticmethod
+    def _obstacle(path: str, value: Any, facts: Facts) -> str:
+        """Why a value of the person's cannot be had of these rows."""
+        lengths = facts.lengths if path == "training.early_stopping_metric" else None
+        found = metric_obstacle(value, lengths.kind) if lengths is not None else None
+        return f"✗ {found[0].partition(', which ')[2]}" if found else ""
 
     @on(FieldRow.Edited)
     def _edited(self, event: FieldRow.Edited) -> None:
@@ -208,7 +217,7 @@ class SettingsScreen(StepScreen):
             list(self._rows())[-1].editor.focus()
 
     async def _open_more(self) -> None:
-        self._hint("More (m hides it again)", closed=False)
+        self._hint("More (F2 or m hides it again)", closed=False)
         await self.query_one("#form").mount_all([FieldRow(field, classes="more") for field in MORE])
         self.facts_changed(self.tune.facts)
 

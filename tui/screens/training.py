@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from dataclasses import dataclass
 from typing import ClassVar
@@ -154,7 +155,9 @@ class TrainingScreen(RunScreen):
         self._chart.show(view.losses, marks, view.total_steps)
         words = coach(advise(view))
         self.tell("#coach", words)
-        self.set_class(words.cell_length <= self._figures.size.width, "-brief")
+        lines = len(textwrap.wrap(words.plain, max(self._figures.size.width, 1)))
+        self.set_class(lines < 2, "-brief")
+        self.set_class(lines > 2, "-wordy")
         if self.size.width >= SPARK_WIDTH:
             curves = (spark(curve, SPARK, view.total_steps) for curve in (view.norms, view.rates))
             self._sparks = Sparks(*curves)

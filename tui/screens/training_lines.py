@@ -45,15 +45,17 @@ def running(view: RunView, now: float) -> Content:
 
 def finished(view: RunView, width: int) -> Content:
     """The end and what it brought; where there is no room for both, what it brought."""
-    early = f" of {view.total_steps:,}" if view.step < view.total_steps else ""
-    words = Content.assemble(("✓ Finished", "bold $text-success"), f" after {view.step:,}{early} steps. ")
+    early = view.step < view.total_steps
+    steps = f"after {view.step:,}{f' of {view.total_steps:,}' if early else ''} steps"
+    sign = (f"✓ Finished{' early' if early else ''}", "bold $text-success")
+    words = Content.assemble(sign, f" {steps}. ")
     if view.before is None or view.after is None:
         return Content.assemble(words, "Enter goes on to Try it.")
     brought = Content.assemble(
         f"Exact answers: {view.before:.1%} before, ", (f"{view.after:.1%} after", "bold"), "."
     )
     fits = words.cell_length + brought.cell_length <= width
-    return (words if fits else Content.assemble(("✓ Finished. ", "bold $text-success"))) + brought
+    return (words if fits else Content.assemble(sign, ". ")) + brought
 
 
 def figures(view: RunView, now: float, *, going: bool, sparks: Sparks) -> list[Content]:

@@ -31,13 +31,13 @@ class Wishes:
 def state_words(view: RunView, state: State, wishes: Wishes, now: float, width: int) -> Content:
     """The first line: what the run does, or how it ended."""
     if wishes.starting:
-        return Content("Starting the worker …")
+        return Content("Starting the run …")
     if view.trained:
         return finished(view, width)
     if wishes.stopping:
-        return Content("Stopping: the worker finishes its step and writes a checkpoint …")
+        return Content("Stopping: the run finishes its step and writes a checkpoint …")
     if wishes.pausing:
-        return Content("Pausing: the worker finishes its step and writes a checkpoint …")
+        return Content("Pausing: the run finishes its step and writes a checkpoint …")
     if state is State.SILENT:
         ago = human_seconds(now - view.updated)
         return Content.assemble(("! No sign of life ", "bold $text-warning"), f"for {ago}.")
@@ -70,7 +70,7 @@ def trouble_words(folder: RunFolder, view: RunView, state: State, wishes: Wishes
         return way_on(view)
     if state is State.SILENT:
         return (
-            "The worker holds the run but writes nothing. A very long step may do this; "
+            "The run goes on but writes nothing. A very long step may do this; "
             "if it lasts, press s to stop it."
         )
     what, fix = next(reversed(view.warnings.items()), ("", ""))
@@ -95,6 +95,6 @@ def what_stop_keeps(view: RunView) -> str:
     if not view.step:
         return "No step is done yet, so there is nothing to save: going on later starts from the beginning."
     return (
-        f"The worker finishes its step, writes a checkpoint (step {view.step:,} so far) and ends. "
+        f"The run finishes its step, writes a checkpoint (step {view.step:,} so far) and ends. "
         "You can go on from there later with r. To leave and let it train on, press d instead."
     )

@@ -18,10 +18,13 @@ STYLES = {"pass": "$text-success", "warn": "$text-warning", "fail": "$text-error
 VERDICTS = {
     "pass": "Proved: the file answers as the tuned model does.",
     "warn": "Proved with remarks: you can use it; the lines marked with ! say what to watch.",
-    "fail": "Not proved: do not use this file. The lines marked with ✗ say why; press a to try another type.",
+    "fail": "Do not use this file. The lines marked with ✗ say why; press a to try another type.",
     "skipped": "Not checked: nothing could be compared on this machine.",
 }
-IN_OLLAMA = "The file is proved, but the model in Ollama is not: it got no name. See the lines marked with ✗."
+IN_OLLAMA = (
+    "The file is proved; the model that Ollama made of it is not, and got no name. The lines marked with ✗ "
+    "say why; update Ollama and press a to export again."
+)
 WORDS = {
     "tokenizer": ("Pieces of words", "texts are cut as in training"),
     "structure": ("Kind of model", "a tiny one, built the same way, answers right"),
@@ -45,7 +48,7 @@ COUNT = re.compile(r"\d[\d,]* of \d+(,\d{3})*")
 ROOM = 36
 """Cells in which the beginning of a sentence still says something."""
 ORDER = {"fail": 0, "warn": 1, "pass": 2, "skipped": 3}
-MORE, LESS = "m shows the figures behind these lines.", "m shows plain words again."
+MORE, LESS = "F2 shows the figures behind these lines.", "F2 shows plain words again."
 
 
 def card_content(verification: Verification, width: int, figures: bool = False) -> Content:

@@ -13,17 +13,9 @@ from ollama_tune.tui.widgets.form import TextField
 from ollama_tune.tui.widgets.modal import BoxScreen, paragraph
 
 
-class ConfirmScreen(BoxScreen[bool]):
-    """A question that `y` answers with yes and everything else with no: Enter never says yes.
+class _Question(BoxScreen[bool]):
+    """`title` names the thing that is touched, `text` says what happens and what is kept."""
 
-    `title` names the thing that is touched, `text` says what happens and what is kept.
-    """
-
-    HELP_TOPIC: ClassVar[tuple[str, str]] = ("windows", "Question")
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("y", "accept", "Yes"),
-        Binding("n,enter,escape", "refuse", "No", priority=True),
-    ]
     refused = False
 
     def __init__(self, title: str, text: str) -> None:
@@ -34,12 +26,22 @@ class ConfirmScreen(BoxScreen[bool]):
         """What happens."""
         yield paragraph(self._text)
 
+
+class ConfirmScreen(_Question):
+    """A question that `y` answers with yes and everything else with no: Enter never says yes."""
+
+    HELP_TOPIC: ClassVar[tuple[str, str]] = ("windows", "Question")
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("y", "accept", "Yes"),
+        Binding("n,enter,escape", "refuse", "No", priority=True),
+    ]
+
     def action_accept(self) -> None:
         """Yes."""
         self.dismiss(True)
 
 
-class TypedConfirmScreen(BoxScreen[bool]):
+class TypedConfirmScreen(_Question):
     """A question that only the typed word `yes` answers with yes."""
 
     HELP_TOPIC: ClassVar[tuple[str, str]] = ("windows", "Typed question")
@@ -47,15 +49,10 @@ class TypedConfirmScreen(BoxScreen[bool]):
         Binding("enter", "accept", "Answer", priority=True),
         Binding("escape", "refuse", "No", priority=True),
     ]
-    refused = False
-
-    def __init__(self, title: str, text: str) -> None:
-        super().__init__(title)
-        self._text = text
 
     def content(self) -> ComposeResult:
         """What happens, and where to type."""
-        yield paragraph(self._text)
+        yield from super().content()
         yield paragraph("\nType yes to go on all the same:")
         yield TextField(id="typed", max_length=8)
 

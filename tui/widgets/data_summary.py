@@ -9,7 +9,7 @@ from textual.content import Content
 from ollama_tune.core.data.values import LENGTH_STEP
 from ollama_tune.core.text import human_count, one_line, visible
 from ollama_tune.tui.data_report import label_counts
-from ollama_tune.tui.state import Facts
+from ollama_tune.tui.state import BUNDLED, Facts
 from ollama_tune.tui.widgets.errors import sentence
 from ollama_tune.tui.widgets.page import Line
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ollama_tune.core.data.values import DatasetProfile, Lengths
 
 LABELS = 12
+YOURS = "  These rows come with the tool. For yours type a file above, or press Ctrl+O."
 MIXED = 0.05
 
 
@@ -28,6 +29,7 @@ def found_lines(facts: Facts) -> list[Line]:
     if facts.profile is None:
         return [Line(Content(visible(facts.busy.get("data", ""))))]
     lines = [summary(facts.profile, facts.busy.get("data", "")), token_line(facts)]
+    lines += [Content.styled(YOURS, "dim")] if facts.profile.source == BUNDLED else []
     lines += [label_line(facts.profile)] if facts.profile.labels else []
     lines += [script_line(facts.profile)] if _mixed(facts.profile) else []
     lines += [
@@ -73,7 +75,7 @@ def _lengths(lengths: Lengths, facts: Facts) -> Content:
     share = lengths.trained_tokens / max(lengths.tokens, 1)
     text = (
         f"  {about}{human_count(lengths.tokens)} tokens, {share:.0%} of them trained; "
-        f"a row has {lengths.median:,} (median) to {lengths.longest:,}"
+        f"the usual row has {lengths.median:,}, the longest {lengths.longest:,}"
     )
     counting = facts.profile is not None and facts.profile.exact and not lengths.exact
     news = f". {visible(facts.busy.get('rows', ''))}" if counting else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Generic, TypeVar
 
+from rich.cells import cell_len
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
@@ -16,10 +17,14 @@ from ollama_tune.tui.explaining import ExplainedScreen, Topic, size_classes
 from ollama_tune.tui.widgets.keybar import KeyBar
 
 Result = TypeVar("Result")
+WIDEST = 84
 
 
 class BoxScreen(ExplainedScreen[Result], ModalScreen[Result], Generic[Result]):
-    """A box over the screen. A subclass fills `content()`; Esc closes it with `refused`."""
+    """A box over the screen. A subclass fills `content()`; Esc closes it with `refused`.
+
+    A title that is wider than the box stands in it, wrapped.
+    """
 
     DEFAULT_CSS = """
     BoxScreen { align: center middle; background: $background; }
@@ -47,8 +52,11 @@ class BoxScreen(ExplainedScreen[Result], ModalScreen[Result], Generic[Result]):
         """The box."""
         self.add_class(*size_classes(self.app))
         with Vertical(id="box") as box:
-            box.border_title = Content(visible(self._title))
+            whole = cell_len(self._title) <= min(self.app.size.width * 9 // 10, WIDEST) - 6
+            box.border_title = Content(visible(self._title)) if whole else ""
             with VerticalScroll(id="content", can_focus=False):
+                if not whole:
+                    yield Static(Content.styled(visible(self._title), "bold"), markup=False)
                 yield from self.content()
             yield KeyBar()
 

@@ -95,6 +95,7 @@ def describe(spec: ModelSpec, facts: Facts) -> list[Line]:
         row("Chat form", _chat_form(spec, facts), LABEL),
         row("Licence", _licence(spec.licence, found is not None and bool(found.gated)), LABEL),
         row("Export", one_line(spec.export_reason, 200) or "✓ can be exported to Ollama", LABEL),
+        *([row("Hub", visible(found.newer), LABEL)] if found is not None and found.newer else []),
         _place(spec, facts),
         _technical(spec, found.tokenizer if found else ""),
     ]

@@ -22,6 +22,8 @@ _SUFFIXES = (".csv", ".tsv", ".tab", ".psv")
 _ROWS_SEEN = 200
 _SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n?\Z")
 _SENTENCE = re.compile(r"(\s.*[.?!]|[。？！])[\"'”」]?\Z")
+_FIGURES = re.compile(r"[+-]?\d[\d.,:/\- ]*\Z")
+"""A number, a date or a time of day."""
 _NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?\Z")
 _LONGEST_NAME = 60
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n|\Z)")
@@ -67,13 +69,13 @@ def table_of(source: Source, known: Collection[str]) -> Table | None:
     if len(lines) > 1 and len(source.head) >= 2**16:
         lines.pop()
     if said:
-        return _table(source, said.group(1), lines, known, skip)
+        return _table(said.group(1), lines, known, skip)
     scored = [(_score(lines, delimiter, known), delimiter) for delimiter in _DELIMITERS]
     score, delimiter = max(scored, key=lambda entry: entry[0][0])
     if score[0] > 0 and _is_table(source, score, delimiter, lines):
-        return _table(source, delimiter, lines, known, skip)
+        return _table(delimiter, lines, known, skip)
     if source.suffix in _SUFFIXES and lines:
-        return _table(source, ",", lines, known, skip)
+        return _table(",", lines, known, skip)
     return None
 
 
@@ -123,7 +125,7 @@ def _is_table(source: Source, score: tuple[float, _Counts], delimiter: str, line
     return delimiter == "\t" or not any(_is_data(cell) or cell.count(" ") > 2 for cell in first)
 
 
-def _table(source: Source, delimiter: str, lines: list[str], known: Collection[str], before: int) -> Table:
+def _table(delimiter: str, lines: list[str], known: Collection[str], before: int) -> Table:
     text = "".join(lines)
     space = text.count(f'{delimiter} "') > text.count(f'{delimiter}"')
     table = Table(delimiter, True, 0, skip_space=space, lines_before=before)
@@ -139,12 +141,23 @@ def _table(source: Source, delimiter: str, lines: list[str], known: Collection[s
 
 
 def _is_header(first: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
-    """False where the first line looks like those below it: sentences, figures, the same cells again."""
+    """False where the first line looks like those below it: sentences, figures, the same cells again.
+
+    A word above a column of nothing but figures or dates is its name, with whatever sign it ends (`No.`).
+    """
     if [cell.strip() for cell in first if cell.strip()] == [str(i) for i in range(sum(map(bool, first)))]:
+        return True
+    if any(_names_figures(cell, [row[i] for row in rows if i < len(row)]) for i, cell in enumerate(first)):
         return True
     if any(_is_data(cell) for cell in first):
         return False
     return not any(cell and cell == row[i] for row in rows for i, cell in enumerate(first) if i < len(row))
+
+
+def _names_figures(name: str, cells: Sequence[str]) -> bool:
+    known = [cell.strip() for cell in cells if cell.strip()]
+    word = any(letter.isalpha() for letter in name) and len(name.strip()) <= _LONGEST_NAME
+    return word and len(known) > 1 and all(_FIGURES.match(cell) for cell in known)
 
 
 def _is_data(cell: str) -> bool:

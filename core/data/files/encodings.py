@@ -84,7 +84,7 @@ def encoding_of(head: bytes, whole: bool) -> str | None:
         return "iso2022_jp"
     if _decoded(head, "utf-8", whole) is not None or mostly_utf8(head):
         return "utf-8"
-    return legacy(head, whole)
+    return legacy(head)
 
 
 def _wide(head: bytes) -> str | None:
@@ -125,7 +125,7 @@ def mostly_utf8(data: bytes) -> bool:
     return sum(not character.isascii() for character in text) - bad > bad
 
 
-def legacy(data: bytes, whole: bool = True) -> str:
+def legacy(data: bytes) -> str:
     """The likeliest of the old encodings; Windows-1252 where none fits."""
     data = _telling(data)
     scored = [

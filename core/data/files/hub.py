@@ -139,15 +139,31 @@ def _remember(name: str, revision: str, commit: str) -> None:
     write_atomic(reference, commit)
 
 
+def commit_here(path_text: str, revision: str) -> str:
+    """The commit of the hub's data set that is on this machine by that text; empty where there is none."""
+    found = hub_id(path_text)
+    if found is None:
+        return ""
+    try:
+        commit = _known_commit(found[0], revision or found[1])
+        return commit if (_repository(found[0]) / "snapshots" / commit).is_dir() else ""
+    except OSError:
+        return ""
+
+
+def _known_commit(name: str, revision: str) -> str:
+    """What a branch or tag named at the last download, else the revision itself."""
+    reference = _repository(name) / "refs" / (revision or "main").replace("/", "--")
+    return reference.read_text().strip() if reference.is_file() else revision
+
+
 def _on_this_machine(name: str, revision: str, reading: Reading) -> Path | None:
     """The folder of an earlier download that has all files this reading uses."""
-    repository = _repository(name)
     try:
-        reference = repository / "refs" / (revision or "main").replace("/", "--")
-        commit = reference.read_text().strip() if reference.is_file() else revision
+        commit = _known_commit(name, revision)
         if not commit:
             return None
-        folder = repository / "snapshots" / commit / (reading.subset or "default")
+        folder = _repository(name) / "snapshots" / commit / (reading.subset or "default")
         plan = json.loads((folder / MAP).read_text(encoding="utf-8"))
         wanted = _wanted(plan["splits"], reading)
     except (OSError, ValueError, KeyError):

@@ -264,11 +264,3 @@ def distinct(numbers: NDArray[Any]) -> NDArray[Any]:
 
 def _upper(numbers: Words) -> Any:
     return (numbers >> np.uint64(32)).astype(np.int64)
-
-
-def near_duplicates(texts: Sequence[str]) -> list[int]:
-    """For each text the place of the first text of its cluster."""
-    signatures = Signatures()
-    for text in texts:
-        signatures.add(text)
-    return [int(first) for first in signatures.clusters(lambda places: [texts[at] for at in places])]

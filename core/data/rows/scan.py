@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from ollama_tune.core.data.files.read import Item, Items, read_items
 from ollama_tune.core.data.files.sample import Sample, sample_items
@@ -16,6 +17,7 @@ from ollama_tune.core.data.problems import ProblemLog, RowLog
 from ollama_tune.core.data.rows import cache
 from ollama_tune.core.data.rows.clean import TEXTS, findings
 from ollama_tune.core.data.rows.keys import keys_of
+from ollama_tune.core.data.rows.rated import BadAnswer, Rated
 from ollama_tune.core.data.rows.store import FINDINGS, HELD_OUT, PAIR, Store, Writer
 from ollama_tune.core.data.schemas.detect import ACCEPTED, KNOWN, Detector, Unusable
 from ollama_tune.core.data.schemas.preferences import other_side
@@ -53,8 +55,8 @@ def scan(path: Path, reading: Reading, where: Path, progress: Progress | None = 
     files = cache.identity(path)
     target = where / f"{cache.name_of(files, reading)}.rows"
     try:
-        with atomic_file(target) as out:
-            _Scan(path, reading, files, progress).write(out)
+        with atomic_file(target) as out, tempfile.TemporaryFile() as aside:
+            _Scan(path, reading, files, progress).write(out, Rated(aside))
     except OSError as error:
         reason = error.strerror or str(error)
         raise TuneError(
@@ -74,14 +76,18 @@ class _Scan:
         self._bytes = sum(file[1] for file in files)
         self._began = time.time()
 
-    def write(self, out: BinaryIO) -> None:
-        """All rows, twice where only all of them tell what their labels are."""
+    def write(self, out: BinaryIO, rated: Rated) -> None:
+        """All rows, twice where only all of them tell what their labels are, or which answers are pairs."""
         detector, sample = detector_for(self._path, self._reading)
         while True:
-            pass_ = _Pass(self._path, self._reading, detector, Writer(out))
+            pass_ = _Pass(self._path, self._reading, detector, Writer(out), rated)
             pass_.read(lambda rows: self._told(rows / max(sample.rows_estimate, 1)))
             again = detector.revised()
-            if again is None:
+            if again is not None:
+                rated.restart()
+            elif rated.match():
+                again = detector.again()
+            else:
                 break
             detector = again
             out.seek(0)
@@ -108,14 +114,27 @@ def open_dataset(path: Path, reading: Reading, log: ProblemLog) -> Items:
     return read_items(path, log, KNOWN, split=reading.split, validation=reading.validation)
 
 
-def checked_row(item: Item, detector: Detector, log: ProblemLog) -> tuple[Row, str | None]:
-    """A record as a row, and its label if it has one; what is found goes into the log. Raises `Unusable`."""
+class Checked(NamedTuple):
+    """A record as a row, its label if it has one, and whether its answer is marked as good."""
+
+    row: Row
+    label: str | None
+    good: bool
+
+
+def checked_row(item: Item, detector: Detector, log: ProblemLog) -> Checked:
+    """A record as a row; what is found goes into the log. Raises `Unusable`, with the row where its answer is
+    marked as bad (`BadAnswer`)."""
     found = detector.convert(item.value, item.line, log)
+    if found.good is False:
+        messages = tidy(found.messages, item.line, ProblemLog())
+        raise BadAnswer(Row(messages, item.line, found.tools, item.file, item.held_out))
     messages = tidy(found.messages, item.line, log)
     for kind in findings(messages, found.label is not None):
         log.warn(kind, TEXTS[kind], item.line)
     rejected = other_side(messages, found, item.line, log)
-    return Row(messages, item.line, found.tools, item.file, item.held_out, rejected), found.label
+    row = Row(messages, item.line, found.tools, item.file, item.held_out, rejected)
+    return Checked(row, found.label, bool(found.good))
 
 
 def questions_of(detector: Detector, splits: Sequence[str], reading: Reading) -> tuple[Question, ...]:
@@ -135,11 +154,14 @@ def questions_of(detector: Detector, splits: Sequence[str], reading: Reading) ->
 class _Pass:
     """One reading of all records."""
 
-    def __init__(self, path: Path, reading: Reading, detector: Detector, writer: Writer) -> None:
+    def __init__(
+        self, path: Path, reading: Reading, detector: Detector, writer: Writer, rated: Rated
+    ) -> None:
         from ollama_tune.core.data.rows.wholes import Wholes
 
         self.log = RowLog()
         self._path, self._reading, self._detector, self._writer = path, reading, detector, writer
+        self._rated = rated
         self._items = open_dataset(path, reading, self.log)
         self._wholes = Wholes()
         self._kinds: dict[str, int] = {}
@@ -163,7 +185,13 @@ class _Pass:
                 told(self._read)
 
     def _take(self, item: Item) -> None:
-        row, name = checked_row(item, self._detector, self.log)
+        try:
+            row, name, good = checked_row(item, self._detector, self.log)
+        except BadAnswer as bad:
+            self._rated.bad(bad)
+            return
+        if good:
+            row = self._rated.good(row, self.log)
         keys = keys_of(row.messages, row.tools, row.rejected)
         bits = (HELD_OUT if row.held_out else 0) | (PAIR if row.rejected else 0)
         for kind in self.log.take(row.line):

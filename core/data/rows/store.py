@@ -157,7 +157,8 @@ class Store:
 class StoredRows(Sequence[Row]):
     """Some of the rows of a store, by their places in it, in order; a slice is again such rows.
 
-    Can be sent to another process, which opens the same file.
+    A kind of rows that is not what the store holds says in `seen` what it makes of each. Can be sent to
+    another process, which opens the same file.
     """
 
     def __init__(self, store: Store, places: Sequence[int]) -> None:
@@ -172,12 +173,16 @@ class StoredRows(Sequence[Row]):
     def __getitem__(self, at: slice) -> StoredRows: ...
     def __getitem__(self, at: int | slice) -> Row | StoredRows:
         if isinstance(at, slice):
-            return StoredRows(self.store, self.places[at])
-        return self.store.row(self.places[at])
+            return type(self)(self.store, self.places[at])
+        return self.seen(self.store.row(self.places[at]))
 
     def __iter__(self) -> Iterator[Row]:
         for start in range(0, len(self.places), _BLOCK):
-            yield from self.store.block(self.places[start : start + _BLOCK])
+            yield from map(self.seen, self.store.block(self.places[start : start + _BLOCK]))
+
+    def seen(self, row: Row) -> Row:
+        """A row of the store as one of these."""
+        return row
 
     @property
     def key(self) -> str:
@@ -196,7 +201,7 @@ class StoredRows(Sequence[Row]):
 
     def chosen(self, numbers: Iterable[int]) -> StoredRows:
         """Those with these numbers among these rows, counted from 0."""
-        return StoredRows(self.store, array("I", (self.places[number] for number in numbers)))
+        return type(self)(self.store, array("I", (self.places[number] for number in numbers)))
 
     def pairs(self) -> list[int]:
         """The numbers of those that are pairs of answers, without reading them."""
@@ -210,17 +215,9 @@ class StoredRows(Sequence[Row]):
 class RejectedRows(StoredRows):
     """Pairs of a store, each with its worse answer in place of the better one."""
 
-    @overload
-    def __getitem__(self, at: int) -> Row: ...
-    @overload
-    def __getitem__(self, at: slice) -> RejectedRows: ...
-    def __getitem__(self, at: int | slice) -> Row | RejectedRows:
-        if isinstance(at, slice):
-            return RejectedRows(self.store, self.places[at])
-        return worse(self.store.row(self.places[at]))
-
-    def __iter__(self) -> Iterator[Row]:
-        return map(worse, super().__iter__())
+    def seen(self, row: Row) -> Row:
+        """The pair's worse answer alone."""
+        return worse(row)
 
     @property
     def key(self) -> str:

@@ -97,7 +97,7 @@ def content_text(value: Any) -> str:
 
 
 def _object_text(value: dict[str, Any]) -> str:
-    for key in ("text", "content", "value", "parts"):
+    for key in ("text", "content", "value", "parts", "full_text"):
         if isinstance(value.get(key), (str, list)):
             return content_text(value[key])
     return part_text(value) if isinstance(value.get("type"), str) else cell_text(value)

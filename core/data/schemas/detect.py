@@ -11,6 +11,7 @@ from ollama_tune.core.data.problems import ProblemLog
 from ollama_tune.core.data.schemas.cells import Unusable, cell_text, decoded
 from ollama_tune.core.data.schemas.choices import multiple_choice
 from ollama_tune.core.data.schemas.columns import KNOWN, normal
+from ollama_tune.core.data.schemas.compared import compared, ranked
 from ollama_tune.core.data.schemas.dialogues import conversation, only_prompts, segments, text
 from ollama_tune.core.data.schemas.guess import (
     likely_question,
@@ -50,6 +51,8 @@ Schema = Callable[[Table], Plan | None]
 SCHEMAS: tuple[Schema, ...] = (
     segments,
     preference,
+    compared,
+    ranked,
     conversation,
     steps,
     only_prompts,
@@ -214,6 +217,10 @@ class Detector:
         if (sorted_labels(answers) if fixed else ()) == self._counted.labels:
             return None
         return Detector(self._reading, self._sample, answers)
+
+    def again(self) -> Detector:
+        """A detector for reading the same file once more, to count its rows anew."""
+        return Detector(self._reading, self._sample, self._known_labels)
 
     def finish(self, log: ProblemLog) -> None:
         """Say what only the whole file tells: labels that are nearly equal, rare, or nearly always right,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -63,6 +64,7 @@ _LANGUAGES = frozenset(
         "zh",
     ]
 )
+_WORD = re.compile(r"[^\W_]{2,}")
 DEEPEST = 2
 """Keys that a record may lie below."""
 _WORDS = 2
@@ -145,7 +147,7 @@ def _inside(plan: Plan, column: str) -> Plan:
 def two_columns(table: Table) -> Plan | None:
     """Exactly two columns of text whose names say nothing, or one beside a known question or answer.
 
-    The question is the one with more question marks, else the shorter one; that choice is always said.
+    The question is the likelier one (`likely_question`); that choice is always said.
     """
     known = {part: table.find(part) for part in ("question", "answer")}
     texts = [name for name in text_columns(table) if name not in known.values()]
@@ -205,12 +207,20 @@ def _is_same(table: Table, name: str) -> bool:
 
 
 def likely_question(table: Table, one: str, other: str) -> str:
-    """Of two columns the one that asks: more question marks, else shorter texts."""
+    """Of two columns the one that asks: by a word of its name, by more question marks, else shorter texts."""
+    named = {name: _says(name, "question") - _says(name, "answer") for name in (one, other)}
+    if named[one] != named[other]:
+        return max(named, key=lambda name: named[name])
     asking = {name: _asking(table, name) for name in (one, other)}
     if abs(asking[one] - asking[other]) > 0.2:
         return max(asking, key=lambda name: asking[name])
     lengths = {name: _mean_length(table, name) for name in (one, other)}
     return one if lengths[one] <= lengths[other] else other
+
+
+def _says(name: str, part: str) -> bool:
+    """True where a word of a column's name means that part: `Our answer (checked)`."""
+    return any(word in ALIASES[part] for word in _WORD.findall(normal(str(name))))
 
 
 def _asking(table: Table, name: str) -> float:

@@ -20,6 +20,8 @@ TROUBLES = {
     "other-question": "The two answers of a pair do not follow the same question.",
 }
 """Why a row with both columns is no pair; its better answer can be learned all the same."""
+SCORE_ORDER = "By their scores the rejected answer of a pair is the better one; the columns are believed."
+EQUAL_SCORES = "Both answers of a pair have the same score; the columns are believed."
 LEFT_OUT = "With training.objective dpo the row is left out."
 
 
@@ -34,7 +36,8 @@ def preference(table: Table) -> Plan | None:
     extra = following_input(table, question, {*columns, question}) if question else None
     history = table.find("history", *columns, question)
     parts = [("question", question), ("input", extra), ("history", history)]
-    parts += [("chosen", chosen), ("rejected", rejected)]
+    scores = _scores(table)
+    parts += [("chosen", chosen), ("rejected", rejected), *(("score", name) for name in scores)]
     note = (
         "preference-pairs",
         f"Each row has a better answer ({chosen!r}) and a worse one ({rejected!r}): training.objective dpo "
@@ -42,13 +45,38 @@ def preference(table: Table) -> Plan | None:
     )
     asked = [name for name in (question, extra) if name]
     better, worse = (
-        make_plan(table, "preference pairs", parts, _side(asked, history, *pair), [note])
+        make_plan(table, "preference pairs", parts, side(asked, history, *pair), [note])
         for pair in (columns, columns[::-1])
     )
-    return replace(better, convert=_both(better.convert, worse.convert))
+    convert = both_sides(better.convert, worse.convert)
+    return replace(better, convert=_doubted(convert, *scores) if scores else convert)
 
 
-def _both(better: Convert, worse: Convert) -> Convert:
+def _scores(table: Table) -> tuple[str, ...]:
+    """The columns that hold the scores of the better and of the worse answer."""
+    for word in ("score", "rating", "reward"):
+        for names in ((f"{word}_chosen", f"{word}_rejected"), (f"chosen_{word}", f"rejected_{word}")):
+            if all(name in table.names for name in names):
+                return tuple(table.names[name] for name in names)
+    return ()
+
+
+def _doubted(inner: Convert, chosen: str, rejected: str) -> Convert:
+    """The same, telling of pairs whose scores say something else."""
+
+    def convert(record: Record, line: int, log: ProblemLog) -> Conversation:
+        found, scores = inner(record, line, log), (record[chosen], record[rejected])
+        if all(isinstance(score, (int, float)) for score in scores) and scores[0] <= scores[1]:
+            equal = scores[0] == scores[1]
+            log.warn("equal-scores" if equal else "score-order", EQUAL_SCORES if equal else SCORE_ORDER, line)
+        return found
+
+    return convert
+
+
+def both_sides(better: Convert, worse: Convert) -> Convert:
+    """A reader of pairs, made of those of their two sides."""
+
     def convert(record: Record, line: int, log: ProblemLog) -> Conversation:
         found = better(record, line, log)
         try:
@@ -60,8 +88,8 @@ def _both(better: Convert, worse: Convert) -> Convert:
     return convert
 
 
-def _side(asked: Sequence[str], history: str | None, column: str, other: str) -> Base:
-    """The conversation with the answer of one column."""
+def side(asked: Sequence[str], history: str | None, column: str, other: str) -> Base:
+    """The conversation with the answer of one column; `other` is that of the other answer."""
 
     def base(record: Record, line: int, log: ProblemLog) -> list[Message]:
         cell = record[column]

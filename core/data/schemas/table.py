@@ -17,6 +17,8 @@ from ollama_tune.core.data.values import Message, Option, Question, Reading
 LOOKED_AT = 200
 """Rows of the sample that a decision looks at."""
 
+NOT_RATED = "It is not told whether an answer is good or bad, so it is not learned."
+
 Record = Mapping[str, Any]
 Base = Callable[[Record, int, ProblemLog], list[Message]]
 Convert = Callable[[Record, int, ProblemLog], Conversation]
@@ -129,7 +131,7 @@ def make_plan(
     parts_used = (*used, *((part, name) for part, name in beside.items() if name and part != "media"))
     if rated:
         parts_used = (*parts_used, ("rated", rated))
-        kind = f"rated answers (good ones), {kind}"
+        kind = f"rated answers, {kind}"
     readers = [_reader(part, name) for part, name in beside.items() if name]
     convert = _finished(base, readers, rated)
     return Plan(kind, parts_used, convert, tuple(notes), tuple(questions))
@@ -177,12 +179,13 @@ def _finished(base: Base, readers: Sequence[Reader], rated: str | None) -> Conve
         return lambda record, line, log: Conversation(tuple(base(record, line, log)))
 
     def convert(record: Record, line: int, log: ProblemLog) -> Conversation:
-        if rated and _truth(record[rated]) is not True:
-            raise Unusable("rejected-answer", "An answer that is marked as bad is not learned.")
+        good = _truth(record[rated]) if rated else None
+        if rated and good is None:
+            raise Unusable("no-verdict", NOT_RATED)
         messages, tools = base(record, line, log), ""
         for reader in readers:
             messages, found = reader(record, messages)
             tools = tools or found
-        return Conversation(tuple(messages), tools)
+        return Conversation(tuple(messages), tools, good=good)
 
     return convert

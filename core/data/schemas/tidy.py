@@ -78,7 +78,7 @@ def _plain_text(message: Message) -> tuple[Message, ...]:
 def _without_empty(messages: Sequence[Message], line: int, log: ProblemLog) -> list[Message]:
     """Turns without text go, except calls of tools and results, which may be empty."""
     kept = [turn for turn in messages if turn.content.strip() or turn.tool_calls or turn.role == "tool"]
-    if len(kept) < len(messages) and any(message.role == "assistant" for message in kept):
+    if len(kept) < len(messages) and {"user", "assistant"} <= {message.role for message in kept}:
         log.warn("empty-turn", "Empty messages were left out.", line)
     return kept
 

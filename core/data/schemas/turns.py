@@ -31,12 +31,14 @@ class Conversation(NamedTuple):
     """A record as messages; `tools` is the JSON text of what it may call, `label` the class of its text.
 
     Of a record that is to hold a pair, `rejected` is the same with the worse answer, empty where that lacks.
+    `good` tells what somebody thought of the answer, where a column says that.
     """
 
     messages: tuple[Message, ...]
     tools: str = ""
     label: str | None = None
     rejected: tuple[Message, ...] | None = None
+    good: bool | None = None
 
 
 class Shape(NamedTuple):

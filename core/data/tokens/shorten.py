@@ -38,28 +38,53 @@ def shorten(chat: ChatFormat, row: Row, sequence_length: int) -> Shortened | Non
     Turns go up to a question, so that a system text and the last question with its answer always stay. What
     is left is rendered and masked anew, so it is exactly what a conversation of these turns gives.
     """
-    head = next((i for i, message in enumerate(row.messages) if message.role != "system"), 0)
-    cuts = [i for i in range(head + 1, len(row.messages)) if _opens(row, i)]
+    found = _cut(chat, [row], len(row.messages), sequence_length)
+    if found is None:
+        return None
+    (example,), head, cut = found
+    return Shortened(_without(row, head, cut), example, head, cut)
 
-    def left(cut: int) -> Row:
-        return replace(row, messages=row.messages[:head] + row.messages[cut:])
+
+def shorten_pair(chat: ChatFormat, row: Row, sequence_length: int) -> tuple[Example, Example] | None:
+    """Both rows of a pair without as few of the oldest turns that they share as make each of them fit; None
+    where nothing helps. What they are the same in stays the same, the question above all."""
+    other = replace(row, messages=row.rejected, rejected=())
+    found = _cut(chat, [replace(row, rejected=()), other], row.shared, sequence_length)
+    return found and (found[0][0], found[0][1])
+
+
+def _cut(
+    chat: ChatFormat, rows: Sequence[Row], shared: int, sequence_length: int
+) -> tuple[list[Example], int, int] | None:
+    """The rows as examples without the messages from the first returned number to the second, which are among
+    the `shared` ones that all begin with."""
+    row = rows[0]
+    head = next((i for i, message in enumerate(row.messages) if message.role != "system"), 0)
+    cuts = [i for i in range(head + 1, shared) if _opens(row, i)]
 
     def fits(cut: int) -> bool:
-        shorter = left(cut)
-        try:
-            text = chat.render(shorter.messages, tools=shorter.tools)
-        except TuneError:
-            return False
-        return len(chat.encode(text)[0]) <= sequence_length
+        return all(_tokens(chat, _without(row, head, cut)) <= sequence_length for row in rows)
 
     for cut in cuts[bisect_left(cuts, True, key=fits) :]:
         try:
-            example = make_example(chat, left(cut))
+            examples = [make_example(chat, _without(row, head, cut)) for row in rows]
         except TuneError:
             continue
-        if len(example.ids) <= sequence_length:
-            return Shortened(left(cut), example, head, cut)
+        if all(len(example.ids) <= sequence_length for example in examples):
+            return examples, head, cut
     return None
+
+
+def _without(row: Row, head: int, cut: int) -> Row:
+    return replace(row, messages=row.messages[:head] + row.messages[cut:])
+
+
+def _tokens(chat: ChatFormat, row: Row) -> float:
+    """Tokens of a row; endless where the template does not take it."""
+    try:
+        return len(chat.encode(chat.render(row.messages, tools=row.tools))[0])
+    except TuneError:
+        return float("inf")
 
 
 def _opens(row: Row, number: int) -> bool:

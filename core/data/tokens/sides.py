@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.data.problems import ProblemLog
 from ollama_tune.core.data.rows.store import RejectedRows, StoredRows, worse
-from ollama_tune.core.data.tokens.encoded import Examples, Picked
+from ollama_tune.core.data.tokens.encoded import Examples, Held, Picked
 from ollama_tune.core.data.tokens.lengths import encode_rows, measure
+from ollama_tune.core.data.tokens.shorten import shorten_pair
 from ollama_tune.core.data.values import Example, Lengths, Problem, Row
 from ollama_tune.core.errors import TuneError
 
@@ -26,7 +27,7 @@ FIXES = dict.fromkeys(
 NO_PAIRS = (
     "training.objective dpo learns from rows with a better and a worse answer, and this data has none.",
     "Set training.objective to sft, or give data with columns such as chosen and rejected; answers that are "
-    "each marked good or bad (KTO) are no pairs.",
+    "each marked good or bad (KTO) are pairs where one question has both.",
 )
 """Why preferences cannot be learned from a data set, and what to do."""
 
@@ -95,14 +96,11 @@ class Pairs(Examples):
         return Picked([self._better, self._rejected], places)
 
     def _learned(self, index: int) -> int:
-        import numpy as np
-
         one, other = self._raw(index)
-        ids = [np.frombuffer(side[0], np.uint32) for side in (one, other)]
-        shorter = min(map(len, ids))
-        differ = ids[0][:shorter] != ids[1][:shorter]
-        same = int(differ.argmax()) if differ.any() else shorter
-        return sum(int(np.frombuffer(side[1], np.bool_)[same:].sum()) for side in (one, other))
+        shorter = min(len(one[0]), len(other[0]))
+        differ = int.from_bytes(one[0][:shorter], "little") ^ int.from_bytes(other[0][:shorter], "little")
+        same = ((differ & -differ).bit_length() - 1) // 32 if differ else shorter // 4
+        return one[1].count(1, same) + other[1].count(1, same)
 
     def _raw(self, index: int) -> tuple[tuple[bytes, bytes], tuple[bytes, bytes]]:
         one, other = self._numbers[index]
@@ -118,9 +116,30 @@ class Pairs(Examples):
         one, other = self._numbers[index]
         return Pair.of(self._better.get(one), self._rejected.get(other), self._first + index)
 
+    def with_shorter(self, changed: Mapping[int, tuple[Example, Example] | None]) -> Pairs:
+        """The pairs with others in the place of some, or without them."""
+        fitted = [(at, pair) for at, pair in changed.items() if pair is not None]
+        rows = [self.rows[at] for at, _ in fitted]
+        better, rejected = (
+            _followed(old, Held([pair[side] for _, pair in fitted], array("I", rows)))
+            for side, old in enumerate((self._better, self._rejected))
+        )
+        starts = len(self._better), len(self._rejected)
+        new = {at: (starts[0] + n, starts[1] + n) for n, (at, _) in enumerate(fitted)}
+        numbers = [
+            new.get(at, pair) for at, pair in enumerate(self._numbers) if at in new or at not in changed
+        ]
+        return Pairs(better, rejected, numbers, self._first)
+
     def chosen(self, numbers: Sequence[int], first: int) -> Pairs:
         """Those with these numbers among these pairs, the first of them at a place of its own."""
         return Pairs(self._better, self._rejected, [self._numbers[at] for at in numbers], first)
+
+
+def _followed(examples: Examples, others: Examples) -> Examples:
+    """Two sets of examples, one after the other."""
+    places = [(source, at) for source, some in enumerate((examples, others)) for at in range(len(some))]
+    return Picked([examples, others], places)
 
 
 def pair_numbers(rows: Sequence[Row]) -> Sequence[int]:
@@ -142,7 +161,7 @@ def encode_pairs(
 ) -> tuple[Pairs, list[Problem]]:
     """The pairs among the rows of which both answers can be learned whole, and what is left out and why.
 
-    Nothing is shortened: the two rows of a pair must go on from the same text. `progress` is as for
+    Both rows of a pair that is too long lose the oldest turns that they share. `progress` is as for
     `encode_rows`, once for each side. Raises `TuneError` where there is no pair at all.
     """
     if not pair_numbers(rows):
@@ -152,16 +171,31 @@ def encode_pairs(
     lone = len(rows) - len(pair_numbers(rows))
     if lone:
         log.add("no-pair", NO_PAIR, lone, severity="error")
-    sides, kept = pairs.sides.counts, []
-    for at in range(len(pairs)):
-        if max(sides[2 * at], sides[2 * at + 1]) > sequence_length:
-            text = f"An answer of a pair does not fit into {sequence_length:,} tokens; the pair is left out."
-            log.add("too-long", text, 1, severity="error")
-        elif not pairs.trained[at]:
-            log.add("equal-answers", ALIKE, 1, severity="error")
+    sides = pairs.sides.counts
+    long = [at for at in range(len(pairs)) if max(sides[2 * at], sides[2 * at + 1]) > sequence_length]
+    pairs = pairs.with_shorter(_shortened(chat, rows, pairs, long, sequence_length, log)) if long else pairs
+    alike = [at for at, trained in enumerate(pairs.trained) if not trained]
+    if alike:
+        log.add("equal-answers", ALIKE, len(alike), severity="error")
+    kept = set(range(len(pairs))).difference(alike)
+    return pairs.chosen(sorted(kept), 0), list(log.problems())
+
+
+def _shortened(
+    chat: ChatFormat, rows: Sequence[Row], pairs: Pairs, long: Sequence[int], length: int, log: ProblemLog
+) -> dict[int, tuple[Example, Example] | None]:
+    """What becomes of the pairs that are too long, by their places: shorter ones, or nothing."""
+    found: dict[int, tuple[Example, Example] | None] = {}
+    for at in long:
+        row = rows[pairs.rows[at]]
+        found[at] = shorten_pair(chat, row, length)
+        if found[at] is None:
+            text = f"An answer of a pair does not fit into {length:,} tokens; the pair is left out."
+            log.set_aside("too-long", text, row.line)
         else:
-            kept.append(at)
-    return pairs.chosen(kept, 0), list(log.problems())
+            text = f"A pair is longer than {length:,} tokens; its oldest turns are left out, of both rows."
+            log.warn("shortened", text, row.line)
+    return found
 
 
 def _paired(

@@ -16,6 +16,7 @@ import torch
 from torch.nn import Parameter
 
 from ollama_tune.core.errors import TuneError
+from ollama_tune.core.export.adapter_config import CONFIG, WEIGHTS
 from ollama_tune.core.models.tokenizer_files import read_json
 from ollama_tune.core.plan.settings import ALL_LINEAR, TrainingSettings
 from ollama_tune.core.text import one_line
@@ -23,7 +24,6 @@ from ollama_tune.core.text import one_line
 if TYPE_CHECKING:
     from ollama_tune.core.models.blueprint import Blueprint
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."
 # PEFT draws a start in the order in which transformers registers the linear layers.
 _DRAWN = (
