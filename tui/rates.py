@@ -58,7 +58,8 @@ def table_lines(search: RateSearch, tried: Sequence[Tried], found: Outcome | Non
         steps = f"{point.step} of {point.steps}"
         loss = f"{point.train[-1][1]:.4f}" if point.train else "–"
         held = f"{point.held_out[-1][1]:.4f}" if point.held_out else "–"
-        signs = [STATES[point.state]] if STATES[point.state] else []
+        waits = "waits" if point.state == "waiting" and point.step else STATES[point.state]
+        signs = [waits] if waits else []
         signs += ["recommended"] if point.rate == search.middle else []
         signs += ["best"] if found is not None and point.rate == found.rate else []
         line = f"{letter:<3}{point.rate:<10g}{steps:<10}{loss:>8}{held:>10}   {', '.join(signs)}"

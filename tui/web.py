@@ -27,6 +27,16 @@ PRIVATE = {
 }
 """The page asks nobody else for anything, not even for a font, and stands in no other page."""
 
+FOCUS = """<script>
+  const typed = ".xterm-helper-textarea";
+  const waiting = setInterval(() => {
+    document.querySelector(typed)?.focus();
+    if (document.activeElement?.matches(typed)) clearInterval(waiting);
+  }, 100);
+</script>
+"""
+"""Gives the keyboard to the wizard as soon as it is painted; textual-serve's page waits for a click."""
+
 Handler = Callable[[Any], Awaitable[Any]]
 
 
@@ -97,7 +107,9 @@ class WebServer:
     async def _page(self, request: Any) -> Any:
         """The page; its links lead to where it was asked for, since a tunnel's port may be another."""
         self._server.public_url = f"{request.scheme}://{request.host}"
-        return await self._index(request)
+        response = await self._index(request)
+        response.text = response.text.replace("</body>", f"{FOCUS}</body>")
+        return response
 
     async def _view(self, request: Any) -> Any:
         """One view, until its page is closed or the server ends."""

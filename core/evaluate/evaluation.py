@@ -191,7 +191,10 @@ def _remarks(
     if learned := measured[1].rows.learned:
         verb = "row stands" if learned == 1 else "rows stand"
         said.append(f"{learned:,} {verb} in the data that the run learned from; that flatters its figures.")
-    if min(result.rows for result in results) < FEW:
+    fewest = min(result.rows for result in results)
+    if fewest == 1:
+        said.append("One row gives no interval and no test: its figures say nothing of other rows.")
+    elif fewest < FEW:
         said.append("These are few rows: only large differences show.")
     other = measured[0].side.folder
     if other is not None and any(r.metric.kind == "loss" and r.difference is None for r in results):

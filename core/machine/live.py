@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,17 +75,23 @@ class GpuSensors:
         self._cards, self._nvml = [], None
 
 
-class BoxSampler:
-    """Looks at the box of a run: its folder's disk, its worker `pid` and, if it trains on them, the GPUs."""
+def workers(who: Mapping[str, Any]) -> list[int]:
+    """The processes of a run on this box, as `worker.json` says: of a launcher all that it started."""
+    with contextlib.suppress(KeyError, TypeError, ValueError, psutil.Error):
+        return [child.pid for child in psutil.Process(who["launcher"]).children()]
+    return [who["pid"]] if isinstance(who.get("pid"), int) else []
 
-    def __init__(self, folder: Path, pid: int | None = None, *, gpus: bool = False, nvml: Any = None) -> None:
+
+class BoxSampler:
+    """Looks at the box of a run: its folder's disk, its processes and, if it trains on them, the GPUs."""
+
+    def __init__(self, folder: Path, *pids: int, gpus: bool = False, nvml: Any = None) -> None:
         self._folder = folder
         self._cores = read_host().cores
         self._sensors = GpuSensors(nvml) if gpus else None
-        self._worker: psutil.Process | None = None
-        if pid is not None:
-            with contextlib.suppress(psutil.Error):
-                self._worker = psutil.Process(pid)
+        self._workers: list[psutil.Process] = []
+        with contextlib.suppress(psutil.Error):
+            self._workers = [psutil.Process(pid) for pid in pids]
         self._spent = self._cpu_seconds(), time.monotonic()
         psutil.cpu_percent()
 
@@ -103,11 +110,9 @@ class BoxSampler:
         )
 
     def _cpu_seconds(self) -> float | None:
-        if self._worker is None:
-            return None
         with contextlib.suppress(psutil.Error):
-            times = self._worker.cpu_times()
-            return float(times.user + times.system)
+            times = [worker.cpu_times() for worker in self._workers]
+            return float(sum(spent.user + spent.system for spent in times)) if times else None
         return None
 
     def _run_cores(self) -> float | None:
@@ -135,16 +140,15 @@ class BoxWatch:
     seen last, None before the first look. What goes wrong in it only ends the looking.
     """
 
-    def __init__(self, folder: Path, pid: int | None = None, *, gpus: bool = False) -> None:
+    def __init__(self, folder: Path, *pids: int, gpus: bool = False) -> None:
         self.latest: BoxNow | None = None
         self._over = threading.Event()
-        self._ask = (folder, pid, gpus)
+        self._folder, self._pids, self._gpus = folder, pids, gpus
         threading.Thread(target=self._look, name="box", daemon=True).start()
 
     def _look(self) -> None:
-        folder, pid, gpus = self._ask
         with contextlib.suppress(Exception):
-            sampler = BoxSampler(folder, pid, gpus=gpus)
+            sampler = BoxSampler(self._folder, *self._pids, gpus=self._gpus)
             while not self._over.wait(SECONDS):
                 self.latest = sampler.read()
             sampler.close()

@@ -120,7 +120,7 @@ def _method(asked: Asked) -> Iterator[str]:
     if idle:
         yield f"Method {training.method} has no adapter on layers, so it does not use {', '.join(idle)}."
     if training.dora:
-        yield "DoRA takes more memory and time than is predicted here, which is for plain LoRA."
+        yield "DoRA takes more time than is predicted here, which is for plain LoRA."
     try:
         require_metric(training.early_stopping_metric)
     except TuneError as error:

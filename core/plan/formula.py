@@ -18,6 +18,9 @@ CUBLAS = 2 * (4096 * 1024 * 2 + 16 * 1024 * 8)
 """cuBLAS' workspaces of the forward and the backward thread."""
 CUBLAS_HOPPER = 2 * 4096 * 1024 * 8
 
+TOKEN_STEPS = ((0, 256, 32), (256, 512, 64), (512, 1 << 30, 128))
+"""From, to and step of the numbers of tokens that a micro-batch is filled up to in 16 bit on the CPU."""
+
 KEEPING = ("none", "mlp")
 """Ways of recomputing in which layers keep more than their input."""
 
@@ -35,6 +38,19 @@ class Formula:
     def walk(self) -> LayerWalk:
         """One layer in detail."""
         return LayerWalk(self.shape, self.request)
+
+    def products(self) -> int:
+        """Matrix products of different shapes that a run may compute, forward and backward.
+
+        Tokens come in steps of 32 up to 256, of 64 up to 512, then of 128 (`train/general.even`); in the last
+        chunk of a head that learns there is any number of them.
+        """
+        tokens, sizes = self.walk.tokens, len(set(self.shape.linear().values()))
+        rows = sum(max(-(-(min(tokens, to) - low) // step), 0) for low, to, step in TOKEN_STEPS)
+        if self.walk.full:
+            return 3 * (sizes * rows + min(tokens, LOSS_CHUNK))
+        adapter = {size for i, o in self.walk.targets.values() for size in ((i, 0), (0, o))}
+        return rows * (2 * sizes + 3 * len(adapter) + 2)
 
     def weights(self) -> float:
         """The base weights as they are held."""

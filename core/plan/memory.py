@@ -20,7 +20,7 @@ from ollama_tune.core.plan.formula import Formula
 from ollama_tune.core.plan.gpus import of_one, taken, world_of
 from ollama_tune.core.plan.methods import extra_parts
 from ollama_tune.core.plan.padding import largest_batch, longest_row
-from ollama_tune.core.plan.paths import way_of
+from ollama_tune.core.plan.paths import PathName, way_of
 from ollama_tune.core.plan.predict import CUDA_CONTEXT
 from ollama_tune.core.plan.request import as_request
 from ollama_tune.core.plan.settings import Settings, TrainingSettings
@@ -30,8 +30,15 @@ from ollama_tune.core.plan.values import MemoryEstimate, MemoryPart
 
 GIB = 1 << 30
 Settled = Literal["ddp", "fsdp"]
-PYTHON_BASE = GIB // 2
-"""A worker with torch, transformers and peft imported and one step done; measured."""
+MIB = 1 << 20
+LIBRARIES: Mapping[PathName, int] = {"fast": 264 * MIB, "general": 440 * MIB}
+"""A worker of a path with its libraries and no model; the fast one has no transformers and peft. Measured."""
+VOCABULARY_ENTRY = 1100
+"""Bytes of the tokenizer for each entry of its vocabulary; measured from 32,000 to 256,000."""
+COMPILED = int(0.9 * MIB)
+COMPILED_LIMIT = 1024
+"""A product in 16 bit on the CPU, which oneDNN compiles for its shape: 0.6 to 1.7 MiB measured; it keeps so
+many."""
 HEAP_COPIES = 48
 HEAP_LIMIT = int(0.75 * GIB)
 """The C library keeps about that many freed buffers of a layer, of 32 MiB at most; measured."""
@@ -126,7 +133,7 @@ def predict_parts(
     found = of_many(formula.parts() + extra_parts(training, spec), formula.shape, training, world)
     if training.device == "cuda":
         return gpu_parts(found)
-    return tuple(replace(part, bytes=world * part.bytes) for part in _cpu_parts(found, _heap(formula)))
+    return tuple(replace(part, bytes=world * part.bytes) for part in _cpu_parts(found, _process(formula)))
 
 
 def gpu_parts(found: Mapping[str, int]) -> tuple[MemoryPart, ...]:
@@ -137,9 +144,9 @@ def gpu_parts(found: Mapping[str, int]) -> tuple[MemoryPart, ...]:
     return tuple(MemoryPart(name, count) for name, count in parts.items())
 
 
-def _cpu_parts(found: Mapping[str, int], heap: int) -> tuple[MemoryPart, ...]:
+def _cpu_parts(found: Mapping[str, int], process: int) -> tuple[MemoryPart, ...]:
     parts = {name: found.get(name, 0) for name in _PARTS}
-    other = int(ALLOCATOR * (sum(parts.values()) - parts["weights"])) + PYTHON_BASE + heap
+    other = int(ALLOCATOR * (sum(parts.values()) - parts["weights"])) + process
     return tuple(MemoryPart(name, count) for name, count in (parts | {"other": other}).items())
 
 
@@ -183,6 +190,13 @@ def _corrected(parts: tuple[MemoryPart, ...], factor: float) -> tuple[MemoryPart
         missing -= change
         found.append(MemoryPart(part.name, part.bytes + change))
     return tuple(found)
+
+
+def _process(formula: Formula) -> int:
+    """What a CPU worker holds besides tensors: libraries, tokenizer, compiled products, freed memory."""
+    compiled = min(formula.products(), COMPILED_LIMIT) if formula.walk.size < 4 else 0
+    libraries = LIBRARIES[formula.request.path] + VOCABULARY_ENTRY * formula.shape.V
+    return libraries + COMPILED * compiled + _heap(formula)
 
 
 def _heap(formula: Formula) -> int:

@@ -15,7 +15,7 @@ from ollama_tune.core.plan.settings import Method, TrainingSettings
 from ollama_tune.core.plan.shape import config_of
 
 PathName = Literal["fast", "general"]
-FAST = "The family is known, so rows lie end to end without padding."
+FAST = "This kind of model is known, so short rows are not filled up."
 ASKED = "The settings ask for transformers and PEFT."
 ADAPTERS_ONLY: Mapping[str, str] = {
     "adalora": "The fast path trains adapters of one rank, not AdaLoRA.",

@@ -75,6 +75,8 @@ class MemoryRequest(TrainingSettings):
     """With more than one the gradients stay in memory while the next batch is computed."""
     method: Literal["lora", "full"] = "lora"
     """`lora` trains an adapter, `full` every weight."""
+    rank: int = Field(16, ge=1, le=768)
+    """Width of the adapter; AdaLoRA begins with half as much again as the settings allow."""
     experts: bool = True
     """An adapter on all linear layers reaches the experts, too; peft's AdaLoRA does not."""
     adapter_dtype: AdapterDtype | None = None

@@ -204,9 +204,10 @@ def _tried(search: RateSearch, rate: float, folder: RunFolder) -> Tried:
     log = folder.events()
     events = effective(log)
     steps, measured = ([e for e in events if e.kind == kind] for kind in ("step", "evaluation"))
-    loss, state = search.reached(events), folder.status(log).state
-    over = (folder.path / GIVEN_UP).exists() or state in (State.FAILED, State.FINISHED)
-    ended: Literal["going", "done", "failed"] = "done" if loss is not None else "failed" if over else "going"
+    loss, status = search.reached(events), folder.status(log)
+    over = (folder.path / GIVEN_UP).exists() or status.state in (State.FAILED, State.FINISHED)
+    open_still: Literal["going", "waiting"] = "going" if status.alive else "waiting"
+    ended = "done" if loss is not None else "failed" if over else open_still
     total = min(search.short, int(steps[-1]["total_steps"]) if steps else search.short)
     step = min(int(steps[-1]["step"]) if steps else 0, total)
     return Tried(rate, total, ended, step, loss, _pairs(steps, total), _pairs(measured, total))

@@ -170,7 +170,8 @@ class WandB(_Appending):
 
     def __init__(self, series: Series) -> None:
         wandb = import_module("wandb")
-        quiet = wandb.Settings(console="off", silent=True, disable_git=True, save_code=False)
+        unseen = {"disable_git": True, "save_code": False, "x_disable_meta": True}
+        quiet = wandb.Settings(console="off", silent=True, **unseen)
         self._run = wandb.init(
             project=series.project,
             name=series.name,

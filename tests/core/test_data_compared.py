@@ -25,6 +25,19 @@ FORMS: dict[str, list[dict[str, Any]]] = {
         {"prompt": ASKED, "response_a": GOOD, "response_b": BAD, "winner": "a"},
         {"prompt": ASKED, "response_a": BAD, "response_b": GOOD, "winner": "B"},
     ],
+    "winner by number": [
+        {"prompt": ASKED, "response_a": GOOD, "response_b": BAD, "winner": 1},
+        {"prompt": ASKED, "response_a": BAD, "response_b": GOOD, "winner": 2},
+    ],
+    "winner by word": [
+        {"prompt": ASKED, "response_a": GOOD, "response_b": BAD, "winner": "first"},
+        {"prompt": ASKED, "response_a": BAD, "response_b": GOOD, "winner": "Second"},
+        {"prompt": ASKED, "response_a": GOOD, "response_b": BAD, "winner": "left"},
+        {"prompt": ASKED, "response_a": BAD, "response_b": GOOD, "winner": "right"},
+    ],
+    "a verdict against scores": [
+        {"prompt": ASKED, "response_a": GOOD, "response_b": BAD, "winner": "a", "score_a": 1, "score_b": 9},
+    ],
     "winner by model": [
         MODELS | {"prompt": ASKED, "response_a": BAD, "response_b": GOOD, "winner": "model_b"},
     ],
@@ -91,6 +104,9 @@ FORMS: dict[str, list[dict[str, Any]]] = {
         {"prompt": ASKED, "answers": [{"answer": BAD, "rank": 7.0}, {"answer": GOOD, "rank": 1.0}]},
     ],
     "distilabel": [{"instruction": ASKED, "generations": [BAD, GOOD], "ratings": [2, 5]}],
+    "an answer nobody rated": [
+        {"instruction": ASKED, "generations": ["It is.", BAD, GOOD], "ratings": [float("nan"), 2, 5]},
+    ],
     "ranks": [{"prompt": ASKED, "responses": [GOOD, BAD], "ranks": [1, 2]}],
     "Stack Exchange": [
         {"question": ASKED, "answers": [{"text": BAD, "pm_score": 0}, {"text": GOOD, "pm_score": 4}]}
@@ -185,7 +201,15 @@ def test_scores_that_contradict_the_columns_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "record",
     [
-        {"question": ASKED, "answer_a": GOOD, "answer_b": BAD, "answer_c": "x", "label": "a", "answer": GOOD},
+        {
+            "question": ASKED,
+            "answer_a": GOOD,
+            "answer_b": BAD,
+            "answer_c": "x",
+            "winner": "a",
+            "answer": GOOD,
+        },
+        {"question": ASKED, "answer_a": GOOD, "answer_b": BAD, "label": "a", "answer": GOOD},
         {"prompt": ASKED, "response_a": GOOD, "response_b": BAD, "completion": GOOD},
         {"question": ASKED, "answers": {"text": [GOOD], "answer_start": [0]}},
         {"question": ASKED, "answers": [{"text": GOOD}, {"text": BAD}], "answer": GOOD},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.data.load import load_dataset, peek
+from ollama_tune.core.data.problems import ProblemLog
+from ollama_tune.core.data.rows.rated import BadAnswer, Rated
 from ollama_tune.core.data.rows.store import RejectedRows, StoredRows
 from ollama_tune.core.data.tokens.encoding import encode_in_child
 from ollama_tune.core.data.tokens.lengths import encode_rows, estimate_lengths, sample_lengths
@@ -202,6 +205,18 @@ def test_a_good_and_a_bad_answer_to_one_question_become_a_pair(tmp_path: Path) -
     kinds = {problem.kind: problem.lines for problem in found.problems}
     assert kinds["rejected-answer"] == (6, 7) and kinds["lone-good"] == (3,)
     assert len(peek(str(tmp_path / "rows.jsonl")).rows) == 3
+
+
+def test_answers_of_two_splits_are_no_pair() -> None:
+    def row(answer: str, held_out: bool) -> Row:
+        return Row((Message("user", "Why?"), Message("assistant", answer)), 1, held_out=held_out)
+
+    for held_out, paired in ((False, True), (True, False)):
+        rated = Rated(io.BytesIO())
+        rated.good(row("Yes.", False), ProblemLog())
+        with pytest.raises(BadAnswer):
+            rated.bad(BadAnswer(row("No.", held_out)))
+        assert rated.match() == paired
 
 
 def test_thousands_of_rated_answers_far_apart_find_each_other(tmp_path: Path) -> None:

@@ -299,6 +299,12 @@ def test_a_model_in_ollama_is_asked_the_same_questions(
         evaluate(run, wish)
 
 
+def test_one_row_is_said_to_give_no_interval(run: RunFolder, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "one.jsonl", 1)
+    found = evaluate(run, Wish(str(rows), metrics=("loss",)))
+    assert any("One row gives no interval" in remark for remark in found.remarks)
+
+
 def test_hostile_rows_are_measured_or_counted_and_stand_in_no_log(
     run: RunFolder, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import pynvml
 import pytest
 
 from ollama_tune.core.machine import live
-from ollama_tune.core.machine.live import BoxSampler, BoxWatch, GpuSensors
+from ollama_tune.core.machine.live import BoxSampler, BoxWatch, GpuSensors, workers
 from tests.nvml_double import GIB, Device, Nvml, error
 
 
@@ -32,6 +33,24 @@ def test_a_look_tells_processor_memory_disk_and_what_the_run_takes(tmp_path: Pat
 def test_a_worker_that_is_gone_leaves_a_gap(tmp_path: Path) -> None:
     assert BoxSampler(tmp_path, 2**22 + 1).read().run is None
     assert BoxSampler(tmp_path).read().run is None
+
+
+def test_what_all_processes_of_a_run_take_is_told(tmp_path: Path) -> None:
+    """Of two under one launcher the first sleeps and the second works."""
+    shell = ["sh", "-c", "sleep 60 & while :; do :; done & wait"]
+    with subprocess.Popen(shell) as launcher:
+        try:
+            assert within(lambda: "sleep" in [c.name() for c in psutil.Process(launcher.pid).children()])
+            pids = workers({"pid": 1, "launcher": launcher.pid})
+            (idle,) = [pid for pid in pids if psutil.Process(pid).name() == "sleep"]
+            sampler, alone = BoxSampler(tmp_path, *pids), BoxSampler(tmp_path, idle)
+            time.sleep(0.3)
+            assert (sampler.read().run or 0) > 0.01 > (alone.read().run or 0)
+        finally:
+            for child in psutil.Process(launcher.pid).children():
+                child.kill()
+    assert workers({"pid": 7}) == [7] and workers({}) == []
+    assert workers({"pid": 7, "launcher": launcher.pid}) == [7]
 
 
 def test_gpus_are_opened_once_and_read_again_and_again() -> None:

@@ -14,6 +14,7 @@ from ollama_tune.core.data.load import load_dataset
 from ollama_tune.core.data.values import Reading
 from ollama_tune.core.models.describe import describe
 from ollama_tune.core.models.download import download
+from ollama_tune.core.plan import pins
 from ollama_tune.core.plan.pins import data_news, hub_news, model_news, pinned
 from ollama_tune.core.plan.settings import Settings, load
 from ollama_tune.core.runs.folder import create_run
@@ -133,3 +134,28 @@ def test_without_hub_and_cache_the_settings_stay_and_another_source_loses_the_co
     other = fixed.with_values({"model.source": "org/other"})
     assert other.model.revision is None and other.data.revision == COMMIT
     assert fixed.with_values(NAMED) == fixed
+
+
+def test_only_what_is_not_pinned_is_asked_for_and_a_branch_is_compared_with_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[str, str, str]] = []
+
+    def commit_on_hub(*about: str) -> str:
+        asked.append(about)  # type: ignore[arg-type]
+        return NEXT
+
+    monkeypatch.setattr(pins, "commit_on_hub", commit_on_hub)
+    fixed = Settings().with_values(NAMED | {"model.revision": COMMIT, "data.revision": COMMIT})
+    assert pinned(fixed) == fixed and not asked
+    branches = Settings().with_values({"model.source": "org/tiny", "model.revision": "v1"})
+    named = pinned(branches.with_values({"data.path": "org/rows@v2"}))
+    assert named.model.revision == named.data.revision == NEXT
+    assert asked == [("org/tiny", "v1", "model"), ("org/rows", "v2", "data set")]
+    asked.clear()
+    for revision, commit in ((COMMIT, ""), ("v1", COMMIT)):
+        used = pins.Used("model", "org/tiny", "model.revision", revision, commit)
+        assert f"than commit {COMMIT[:12]}" in pins._news(used)
+    assert asked == [("org/tiny", "", "model"), ("org/tiny", "v1", "model")]
+    assert not pins._news(pins.Used("model", "org/tiny", "model.revision", "v1", ""))
+    assert pins.model_revision(Path("elsewhere")).value is None

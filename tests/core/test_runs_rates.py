@@ -124,10 +124,16 @@ def test_a_search_in_the_background_is_killed_stopped_and_goes_on_to_the_same_ta
         os.kill(process.pid, signal.SIGKILL)
     wait_for(lambda: not first.alive())
     begin(wanted)
-    wait_for(first.alive)
+    wait_for(lambda: first.alive() and first.process())
+    worker = first.process()
+    assert worker is not None
+    os.kill(worker.pid, signal.SIGSTOP)  # so that it is not at its end before it is asked to rest
     mine = RunLock(RunFolder(file.parent), sign=False)
+    wait_for(first.stop_path.exists)
+    os.kill(worker.pid, signal.SIGCONT)
     wait_for(lambda: wanted.waits_for == file.parent.name and not first.alive())
     assert wanted.going  # a run of the person's goes first
+    assert look(wanted)[0].state == "waiting"
     mine.release()
     wait_for(first.alive)
     end(wanted)

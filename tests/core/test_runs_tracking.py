@@ -326,6 +326,7 @@ def test_wandb_gets_the_step_as_a_figure_of_its_own(
     assert [row["step"] for row in rows if "train/loss" in row] == [1, 2, 3, 4, 5]
     assert (calls["step"], calls["*"], calls["exit"], calls["resume"]) == (None, "step", 0, "allow")
     assert calls["settings"]["console"] == "off" and not calls["settings"]["save_code"]
+    assert calls["settings"]["x_disable_meta"], "no folders, command line or name of this computer"
     assert sent(folder, "wandb").place == Run.url
 
 

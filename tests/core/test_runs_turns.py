@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,11 @@ def test_the_newest_run_at_work_goes_first_and_a_paused_one_keeps_nobody_waiting
     mine.pause_path.touch()
     assert at_work() == ""
     mine.pause_path.unlink()
+    older = RunLock(run_in(runs_dir(), "2025-12-31-older"), sign=False)
+    assert at_work() == mine.name
     lock.release()
+    assert at_work() == "2025-12-31-older"
+    older.release()
     assert at_work() == ""
 
 
@@ -50,9 +55,27 @@ def test_a_run_that_is_to_start_has_short_runs_end_and_keeps_searches_away_for_a
     step_aside()
     assert short.stop_path.exists() and gone_before(search) == "the run that is being started"
     lock.release()
-    an_hour_ago = (searches_dir() / "aside").stat().st_mtime - 3600
-    os.utime(searches_dir() / "aside", (an_hour_ago, an_hour_ago))
-    assert gone_before(search) == ""
+    announced = (searches_dir() / "aside").stat().st_mtime
+    for seconds, waits in ((30, True), (61, False)):
+        os.utime(searches_dir() / "aside", (announced - seconds,) * 2)
+        assert bool(gone_before(search)) == waits
+
+
+def test_a_run_that_is_to_start_waits_until_the_short_run_has_ended() -> None:
+    lock = RunLock(run_in(search_folder("one"), "rate-trial-1"), sign=False)
+    ended = threading.Event()
+    threading.Timer(0.3, lambda: (ended.set(), lock.release())).start()
+    step_aside()
+    assert ended.is_set()
+
+
+def test_a_search_between_two_short_runs_is_kept_away_too() -> None:
+    search = search_folder("one")
+    held = RunLock(RunFolder(search), sign=False)
+    assert turns.searching()
+    step_aside()
+    assert gone_before(search) == "the run that is being started"
+    held.release()
 
 
 def test_of_two_searches_the_later_one_waits_and_can_be_ended_meanwhile() -> None:

@@ -10,6 +10,7 @@ import subprocess
 import threading
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -26,6 +27,7 @@ from ollama_tune.core.train.dealing import deal
 from ollama_tune.core.train.flat import buckets
 from ollama_tune.core.train.group import Group
 from ollama_tune.core.train.importance import LayerInputs
+from ollama_tune.core.train.leader import Leader
 from ollama_tune.core.train.probe import Budget
 from ollama_tune.core.train.recipe import _arranged
 from ollama_tune.core.train.session import Session, StopWish
@@ -76,6 +78,26 @@ def test_packed_rows_take_no_more_sequences_at_once_than_before() -> None:
     assert sorted(chain(*chain(*shares))) == list(range(40))
     parts = [[lengths[row] for row in batch] for share in shares for batch in share]
     assert max(len(lay(part, 64)) for part in parts) <= before
+
+
+def test_what_the_loss_is_divided_by_may_be_known_only_once_all_ranks_have_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As of pairs: a window of four has twelve supervised tokens, and its loss is divided by four."""
+    factors: list[float] = []
+    group = SimpleNamespace(lockstep=False, order=lambda _do: None)
+    group.add_gradients = lambda _weights, factor: factors.append(factor)
+    leader = Leader.__new__(Leader)
+    leader.ranks, leader.group, leader.weights = 2, cast(Group, group), []
+    leader._training, leader.path = TrainingSettings(), cast(Any, SimpleNamespace(device="cpu"))
+    leader.examples = cast(Any, SimpleNamespace(counts=[5] * 4, supervised=[3] * 4))
+    batch = SimpleNamespace(supervised_tokens=1)
+    monkeypatch.setattr(leader, "order", lambda *_, **_about: None)
+    monkeypatch.setattr(leader, "begin", lambda share, step: [batch for rows in share for _ in rows])
+    monkeypatch.setattr(leader, "backward", lambda batches, about, *_: 8.0 / about)
+    monkeypatch.setattr(leader, "_all", lambda own: (own(), [({"sum": [4.0 / 12, 2]}, b"")]))
+    assert leader.gradients([[0, 1], [2, 3]], 0, lambda loss: loss) == pytest.approx((8.0 + 4.0) / 4)
+    assert factors == [pytest.approx(12 / 4)]
 
 
 def test_a_process_alone_has_no_world_and_one_of_several_has_keys_of_its_own() -> None:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -89,6 +89,11 @@ def test_sigterm_ends_a_command_as_ctrl_c_does() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def hears_sigint() -> None:
+    """Tests that run in the background (`make test &`) have it ignored, and hand that on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def started(home: Path, seen: Callable[[str], bool], *arguments: str) -> subprocess.Popen[str]:
     """A command that has come so far that a line of its output tells it."""
     process = subprocess.Popen(
@@ -98,6 +103,7 @@ def started(home: Path, seen: Callable[[str], bool], *arguments: str) -> subproc
         stderr=subprocess.DEVNULL,
         text=True,
         env=environment(home),
+        preexec_fn=hears_sigint,
     )
     assert process.stdout is not None
     while not seen(process.stdout.readline()):
@@ -106,10 +112,13 @@ def started(home: Path, seen: Callable[[str], bool], *arguments: str) -> subproc
 
 
 @pytest.fixture
-def long_run(tmp_path: Path) -> Path:
+def long_run(tmp_path: Path) -> Iterator[Path]:
+    """Settings of a run that ends long after the test; what is left of it is stopped."""
     values = {"training": {"epochs": 900, "early_stopping": 0}, "evaluation": {"rows": 0}}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
-    return tmp_path / "run.yaml"
+    yield tmp_path / "run.yaml"
+    for path in tmp_path.glob("home/data/runs/*"):
+        (path / "stop").touch()
 
 
 @pytest.mark.parametrize("number", SIGNALS)

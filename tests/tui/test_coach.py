@@ -210,6 +210,19 @@ def test_a_short_run_is_not_told_that_it_learns_nothing_nor_that_all_is_learned(
     assert "More epochs, or a higher learning rate (0.0006), would go further." in said[-1]
 
 
+def test_a_long_run_is_not_told_that_it_learns_nothing_before_a_quarter_of_its_steps() -> None:
+    random.seed(3)
+    said = told_of([3.0 + random.gauss(0, 0.02) for _ in range(240)], {})
+    first = next(at for at, words in enumerate(said) if words.startswith(("Nothing is", "Levelled off")))
+    assert 60 <= first + 1 < 80
+
+
+def test_a_loss_that_scatters_widely_is_not_called_level() -> None:
+    random.seed(3)
+    said = told_of([3.0 * math.exp(random.gauss(0, 1.2)) for _ in range(120)], {})
+    assert not [words for words in said[:-1] if "Levelled off" in words]
+
+
 def test_a_handful_of_steps_ends_with_what_the_held_out_rows_say() -> None:
     losses = SHORT_FALL[:6]
     assert "held-out loss 10.40 before, 4.40 now. More epochs may" in told_of(losses, {0: 10.4, 6: 4.4})[-1]

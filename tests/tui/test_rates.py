@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from ollama_tune.core.runs import rates
 from ollama_tune.core.runs import sweep as sweep_room
 from ollama_tune.core.runs.events import EventWriter
 from ollama_tune.core.runs.folder import RunFolder, list_runs
-from ollama_tune.core.runs.rates import RATE, RateSearch, carry_out
+from ollama_tune.core.runs.rates import RATE, RateSearch, Tried, carry_out, make_search
 from ollama_tune.tui.cli import cli
+from ollama_tune.tui.rates import table_lines
 from ollama_tune.tui.screens.rates import RatesScreen
 from ollama_tune.tui.state import load_answers
 from tests import told as outputs
@@ -96,6 +98,13 @@ async def test_the_wizard_says_the_cost_tries_and_takes_the_best_as_a_changed_va
         await pilot.press("f6")
         text = await until(pilot, "Enter takes it")
         assert len(at_once) == 1, "the same search is not made again"
+
+
+def test_a_short_run_that_gave_way_waits_and_one_without_a_step_is_to_come() -> None:
+    search = make_search(Settings(), 171)
+    first, *others = (Tried(rate, search.short) for rate in search.rates)
+    lines = table_lines(search, [replace(first, step=5), *others], None)
+    assert lines[1].endswith("waits") and lines[2].endswith("to come, recommended")
 
 
 async def test_esc_changes_nothing_and_another_wizard_finds_the_search_on_the_review(

@@ -240,6 +240,8 @@ def test_the_plan_of_these_answers_is_held_against_what_was_measured() -> None:
     assert "79% of predicted" in str(Content("\n").join(panel.lines(100)))
     panel.show(memory, {"weights": 395 * mib})
     assert "! 100% over predicted" in str(Content("\n").join(panel.lines(100)))
+    panel.show(memory, {"weights": 789 * mib})
+    assert "100% of predicted" in str(Content("\n").join(panel.lines(100))), "no warning of 0% over"
 
 
 def test_what_the_probe_measured_stands_beside_what_was_predicted_and_the_limit() -> None:

@@ -18,7 +18,7 @@ from ollama_tune.tui.screens.training import TrainingScreen
 from ollama_tune.tui.screens.try_it import TryItScreen
 from ollama_tune.tui.screens.try_it_options import FIELDS, REASONS, meant, written
 from ollama_tune.tui.widgets.answer import AnswerPane
-from ollama_tune.tui.widgets.talk import TalkView
+from ollama_tune.tui.widgets.talk import HINTS, TalkView
 
 from .conftest import write_rows
 from .run_logs import NASTY, Log, make_run, open_app, screen_text, until, until_text
@@ -184,13 +184,16 @@ async def test_a_long_answer_without_a_line_break_is_broken_piece_by_piece(
 async def test_answers_stand_below_each_other_in_a_narrow_window_and_beside_in_a_wide_one() -> None:
     folder = make_run()
     Log(folder).trained()
-    for size, beside in (((80, 24), False), ((60, 18), False), ((120, 40), True)):
+    for size, beside in (((80, 24), False), ((60, 18), False), ((100, 30), True), ((120, 40), True)):
         app = open_app(folder, 7)
         async with app.run_test(size=size) as pilot:
             await until_text(pilot, "Base model", "Tuned model", "Type a question")
             base, tuned = (app.screen.query_one(f"#{name}").region for name in ("base", "tuned"))
             assert (base.y == tuned.y) is beside
             assert tuned.right <= size[0] and tuned.height >= 3
+            pane = app.screen.query_one("#base", AnswerPane)
+            shown = " ".join(pane.render_line(y).text.strip() for y in range(2)).strip()
+            assert shown == HINTS["base"], "the hint is broken where the box is narrow"
 
 
 async def test_a_conversation_goes_on_until_a_new_one_is_begun_and_is_written_to_a_file(

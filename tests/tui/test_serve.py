@@ -29,6 +29,7 @@ from ollama_tune.core.runs.folder import RunFolder
 from ollama_tune.tui import serve_cli
 from ollama_tune.tui.serve_cli import opening, serve
 from ollama_tune.tui.state import REVIEW, WizardState
+from ollama_tune.tui.web import FOCUS
 from tests.tui.conftest import write_rows
 
 aiohttp: Any = pytest.importorskip("aiohttp", reason="the extra `web` (textual-serve) is not installed")
@@ -147,8 +148,10 @@ async def opened(server: Server) -> AsyncIterator[Page]:
     async with aiohttp.ClientSession(cookie_jar=jar) as session:
         async with session.get(server.url) as answer:
             assert answer.status == 200 and answer.headers["Referrer-Policy"] == "no-referrer"
-            found = re.search(r'data-session-websocket-url="(ws:[^"]+)"', await answer.text())
+            text = await answer.text()
+        found = re.search(r'data-session-websocket-url="(ws:[^"]+)"', text)
         assert found
+        assert f"{FOCUS}</body>" in text, "keys reach the wizard without a click into the page"
         options = {"width": "80", "height": "24"}
         async with session.ws_connect(found[1], params=options, origin=server.place) as socket:
             yield Page(socket)

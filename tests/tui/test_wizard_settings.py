@@ -59,6 +59,7 @@ async def test_a_changed_value_is_marked_moves_the_estimate_and_can_be_restored(
         assert plan.settings.training.batch_size == 9
         assert plan.memory.needed > before.memory.needed
         assert f"changed, recommended: {before.settings.training.batch_size}" in text
+        assert "why recommended: " in text
         await pilot.press("ctrl+r")
         await settled(pilot)
         assert app.facts.plan == before

@@ -149,7 +149,7 @@ class RatesScreen(BoxScreen[float]):
             Line(letter, point.train, [pair for pair in point.held_out if pair[0]])
             for letter, point in zip(LETTERS, message.tried, strict=False)
         ]
-        self.set_class(self._going or any(point.state != "waiting" for point in message.tried), "-begun")
+        self.set_class(self._going or any(point.step or point.over for point in message.tried), "-begun")
         self.query_one(Overlay).show(lines, lambda step: f"step {step:,.0f}")
         table = table_lines(self._search, message.tried, self._found)
         self.query_one("#table", Static).update("\n".join(table))

@@ -92,7 +92,8 @@ class SettingsScreen(StepScreen):
         elif recommended is not None:
             same = recommended.value == value
             words = "" if same else text_of(row.field, recommended.value) or "none"
-            row.tell(self._obstacle(path, value, facts) or recommended.reason, words)
+            why = recommended.reason if same else f"why recommended: {recommended.reason}"
+            row.tell(self._obstacle(path, value, facts) or why, words)
 
     @staticmethod
     def _obstacle(path: str, value: Any, facts: Facts) -> str:

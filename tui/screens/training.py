@@ -15,7 +15,7 @@ from textual.message import Message
 from textual.widgets import Static
 
 from ollama_tune.core.errors import TuneError
-from ollama_tune.core.machine.live import BoxWatch
+from ollama_tune.core.machine.live import BoxWatch, workers
 from ollama_tune.core.runs.folder import RunFolder, State
 from ollama_tune.core.runs.identity import boot_id
 from ollama_tune.core.runs.launch import WarmWorker
@@ -50,8 +50,7 @@ def watch_box(folder: RunFolder, device: str) -> BoxWatch | None:
     worker = folder.worker()
     if worker.get("boot_id") != boot_id():
         return None
-    pid = worker.get("pid")
-    return BoxWatch(folder.path, pid if isinstance(pid, int) else None, gpus=device.startswith("cuda"))
+    return BoxWatch(folder.path, *workers(worker), gpus=device.startswith("cuda"))
 
 
 class TrainingScreen(RunScreen):

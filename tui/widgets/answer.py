@@ -11,7 +11,7 @@ from textual.geometry import Region, Size
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from ollama_tune.tui.wrapping import GrowingLines
+from ollama_tune.tui.wrapping import GrowingLines, broken
 
 MOST_LINES = 5000
 """Lines that are kept of an entry; the first ones go."""
@@ -150,7 +150,7 @@ class AnswerPane(ScrollView, can_focus=True):
                 line = Segment(entry.lines.lines[number].rstrip(), style)
                 return Strip([line]).adjust_cell_length(width, self._style)
             number -= len(entry.lines.lines)
-        if number == 0 and not self._entries:
-            hint = Segment(self._hint, self._style + STYLES["given"])
-            return Strip([hint]).adjust_cell_length(width, self._style)
+        if not self._entries and number < len(hint := broken(self._hint, max(width, 1))):
+            line = Segment(hint[number].rstrip(), self._style + STYLES["given"])
+            return Strip([line]).adjust_cell_length(width, self._style)
         return Strip.blank(width, self._style)

@@ -54,6 +54,13 @@ class TextField(Input):
         super().__init__(value, placeholder, compact=True, select_on_focus=False, **options)
         self.cursor_blink = False
 
+    def _on_paste(self, event: events.Paste) -> None:
+        """Several lines become one; Textual takes the first alone, which is empty after a line break."""
+        event.prevent_default()
+        event.stop()
+        lines = (line.strip() for line in event.text.splitlines())
+        self.replace(" ".join(line for line in lines if line), *self.selection)
+
 
 class NumberField(TextField):
     """Takes only what a number is written with; every other letter stays a key of the screen."""

@@ -131,7 +131,7 @@ class MemoryPanel(Widget):
         if not predicted:
             return ""
         share = peak / predicted
-        return f"{share:.0%} of predicted" if share <= 1 else f"! {share - 1:.0%} over predicted"
+        return f"{share:.0%} of predicted" if share < 1.005 else f"! {share - 1:.0%} over predicted"
 
     def _probed(self) -> list[Content]:
         """`probe     5.9 GiB measured, 6.0 GiB predicted (-2 %), limit 21.3 GiB`."""

@@ -365,5 +365,5 @@ def _scored(entry: Any) -> tuple[float, Any] | None:
 
 
 def _pair(mark: float | None, sign: int, answer: Any) -> tuple[float, Any] | None:
-    usable = mark is not None and mark == mark and not is_nothing(answer)
+    usable = mark is not None and not is_nothing(answer)
     return (sign * mark, answer if isinstance(answer, list) else content_text(answer)) if usable else None  # type: ignore[operator]
