@@ -269,9 +269,9 @@ def _checkpointing(draft: Draft, chosen: Values, value: str, free: str) -> Choic
     if value == "none":
         return Choice(value, f"all that the way back needs fits in {free}", rules.MEMORY)
     plain = chosen | {"training.gradient_checkpointing": "none"}
-    needed, more = human_bytes(_memory(draft, plain).needed), _seconds(draft, chosen) / _seconds(draft, plain)
+    more = _seconds(draft, chosen) / _seconds(draft, plain)
     time = f"; {100 * more - 100:.0f} % more time" if more >= 1.01 else ""
-    return Choice(value, f"to keep all needs {needed}, {free} are free{time}", rules.MEMORY)
+    return Choice(value, f"to keep all needs {_too_much(_memory(draft, plain))}{time}", rules.MEMORY)
 
 
 def _optimizer(draft: Draft, chosen: Values, value: str, free: str) -> Choice:
@@ -325,5 +325,10 @@ def _given_up(draft: Draft, first: Values, chosen: Values) -> list[str]:
     memory = _memory(draft, first)
     if not changed or not _memory(draft, chosen).fits:
         return []
-    needed, free = human_bytes(memory.needed), human_bytes(memory.free)
-    return [f"The fastest settings need {needed} and {free} are free, so chosen: {', '.join(changed)}."]
+    return [f"The fastest settings need {_too_much(memory)}, so chosen: {', '.join(changed)}."]
+
+
+def _too_much(memory: MemoryEstimate) -> str:
+    """What is needed and what is free, for candidates that do not fit, or leave too little to spare."""
+    spare = f" less {SPARE:.0%} spare" if memory.fits else ""
+    return f"{human_bytes(memory.needed)}, {human_bytes(memory.free)}{spare} are free"

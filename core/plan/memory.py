@@ -33,6 +33,8 @@ Settled = Literal["ddp", "fsdp"]
 MIB = 1 << 20
 LIBRARIES: Mapping[PathName, int] = {"fast": 264 * MIB, "general": 440 * MIB}
 """A worker of a path with its libraries and no model; the fast one has no transformers and peft. Measured."""
+BITSANDBYTES = 120 * MIB
+"""What bitsandbytes adds where the fast path computes with it; peft loads it in any case. Measured."""
 VOCABULARY_ENTRY = 1100
 """Bytes of the tokenizer for each entry of its vocabulary; measured from 32,000 to 256,000."""
 COMPILED = int(0.9 * MIB)
@@ -195,7 +197,10 @@ def _corrected(parts: tuple[MemoryPart, ...], factor: float) -> tuple[MemoryPart
 def _process(formula: Formula) -> int:
     """What a CPU worker holds besides tensors: libraries, tokenizer, compiled products, freed memory."""
     compiled = min(formula.products(), COMPILED_LIMIT) if formula.walk.size < 4 else 0
-    libraries = LIBRARIES[formula.request.path] + VOCABULARY_ENTRY * formula.shape.V
+    request = formula.request
+    few_bits = request.quantization == "nf4" or request.optimizer.endswith("8bit")
+    extra = BITSANDBYTES if request.path == "fast" and few_bits else 0
+    libraries = LIBRARIES[request.path] + extra + VOCABULARY_ENTRY * formula.shape.V
     return libraries + COMPILED * compiled + _heap(formula)
 
 

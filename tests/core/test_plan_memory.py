@@ -168,6 +168,8 @@ def test_by_every_method_more_never_needs_less(method: dict[str, Any], dtype: st
 def test_a_cpu_worker_holds_the_libraries_of_its_path_and_a_tokenizer() -> None:
     fast, general = (parts(predict(settings(path=p), TINY, GPU, 75))["other"] for p in ("fast", "general"))
     assert general - fast > 150 * MIB, "transformers and peft"
+    four_bits = parts(predict(settings(path="fast", quantization="nf4"), TINY, GPU, 75))["other"]
+    assert four_bits - fast > 100 * MIB, "bitsandbytes, measured at 116 to 120 MiB"
     wide = parts(predict(settings(), replace(TINY, vocabulary_size=128_256), GPU, 75))["other"]
     assert wide - fast > 128 * MIB, "a tokenizer, measured at 134 MiB"
 

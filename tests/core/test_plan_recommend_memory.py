@@ -48,6 +48,13 @@ def test_the_least_recomputation_that_fits_is_chosen() -> None:
         assert steps == sorted(steps) and len(set(steps)) > 1
 
 
+def test_what_fits_with_nothing_to_spare_is_said_to_leave_too_little() -> None:
+    (told,) = [w for w in plan(machine(gpu=20), LLAMA_8B).warnings if "fastest settings" in w]
+    assert "need 18.5 GiB, 19.1 GiB less 10% spare are free, so chosen" in told
+    (told,) = [w for w in plan(machine(gpu=16), LLAMA_8B).warnings if "fastest settings" in w]
+    assert "need 18.5 GiB, 15.2 GiB are free, so chosen" in told
+
+
 def test_an_optimizer_in_8_bit_only_where_its_averages_are_much_memory() -> None:
     small, large = (plan(machine(gpu=gpu), LLAMA_8B, CHAT, {"training.rank": 256}) for gpu in (20, 80))
     assert small.settings.training.optimizer == "adamw_8bit" and small.memory.fits
