@@ -24,6 +24,7 @@ DECIDE = ("data", "training", "evaluation")
 """The sections of a run.yaml that decide what is computed ..."""
 PLACES = ("data.path", "data.validation")
 """... but where the files lie on a machine."""
+ONE_EACH = "Start as many processes on a machine as it has GPUs for the run (--nproc-per-node)."
 
 Told = list[dict[str, Any]]
 
@@ -35,15 +36,9 @@ def same_start(group: Alone, settings: Settings) -> None:
     gpus = [each["gpu"] for each in told]
     for rank, gpu in enumerate(gpus):
         if gpu == "none":
-            raise TuneError(
-                f"{_named(rank, told)} has no GPU of its own.",
-                "Start as many processes on a machine as it has GPUs for the run (--nproc-per-node).",
-            )
+            raise TuneError(f"{_named(rank, told)} has no GPU of its own.", ONE_EACH)
         if gpu and gpu in gpus[:rank]:
-            raise TuneError(
-                f"{_named(rank, told)} has the same GPU as rank {gpus.index(gpu)}.",
-                "Start as many processes on a machine as it has GPUs for the run (--nproc-per-node).",
-            )
+            raise TuneError(f"{_named(rank, told)} has the same GPU as rank {gpus.index(gpu)}.", ONE_EACH)
 
 
 def same_model(group: Alone, folder: Path) -> None:
@@ -75,7 +70,7 @@ def _different(rank: int, told: Told, what: str) -> TuneError:
     fix = (
         "Install the same versions on every machine."
         if "version" in what
-        else (f"Let {what} be the same on every machine.")
+        else f"Let {what} be the same on every machine."
     )
     return TuneError(
         f"{_named(rank, told)} has something else than rank 0 on {told[0]['host']}: {what}{values}.", fix

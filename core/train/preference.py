@@ -135,7 +135,7 @@ class PreferencePath:
             computed = self._computed(batch)
             if known is None:
                 self._reference.keep(batch.places, computed)
-            known = known or computed
+                known = computed
         return known or []
 
     @torch.no_grad()

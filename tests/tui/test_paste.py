@@ -21,7 +21,7 @@ async def test_all_lines_of_a_paste_come_into_the_field_as_one() -> None:
         field = app.query_one(TextField)
         field.cursor_position = 1
         for text, value in (
-            ("\n\n/tmp/my data\r\n", "a/tmp/my datab"),
+            ("\n\n~/my data\r\n", "a~/my datab"),
             ("You take orders.\n  Be [/brief]  now.\n", "aYou take orders. Be [/brief]  now.b"),
             ("\n", "ab"),
         ):

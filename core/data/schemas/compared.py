@@ -40,6 +40,8 @@ ONLY_OF_TWO = ("label", "labels", "choice")
 """Verdicts that are something else where the columns are answers, which may be those of a test."""
 STRENGTHS = ("preference_strength", "overall_preference")
 """Verdicts that are a signed figure: below zero the first answer is better, above it the second."""
+FLAGS = ("winner_model", "winner", "won", "is_better")
+"""Columns that say of each of two answers whether it won."""
 SCORES = ("score", "rating", "reward", "points", "upvotes", "overall_score")
 """Figures of their own for each of two columns."""
 TIES = ("tie", "tied", "draw", "equal", "same", "both", "neither", "both_good", "bothgood", "tie_bothgood")
@@ -178,10 +180,10 @@ def _judges(
 ) -> list[tuple[Judge, tuple[str, ...]]]:
     """The ways in which these columns may be told apart, the surest first, with the columns that tell it."""
     found = [
-        _flags(table, first, second, signs),
+        _figures(table, first, second, signs, FLAGS),
         _strength(table, first, second),
         _verdict(table, first, second, signs),
-        _scores(table, first, second, signs),
+        _figures(table, first, second, signs, SCORES),
     ]
     return [judge for judge in found if judge is not None]
 
@@ -195,21 +197,21 @@ def _named(table: Table, stems: Sequence[str], signs: tuple[str, str]) -> tuple[
     return None
 
 
-def _flags(
-    table: Table, first: str, second: str, signs: tuple[str, str]
+def _figures(
+    table: Table, first: str, second: str, signs: tuple[str, str], stems: Sequence[str]
 ) -> tuple[Judge, tuple[str, ...]] | None:
-    """A column for each answer that says whether it won, as of `winner_model_a` and `winner_model_b`."""
-    flags = _named(table, ("winner_model", "winner", "won", "is_better"), signs)
-    if flags is None:
+    """A column for each answer with a figure, or with whether it won, as of `winner_model_a`."""
+    names = _named(table, stems, signs)
+    if names is None:
         return None
 
     def judge(record: Record) -> Compared:
-        won = tuple(_number(record[name]) for name in flags)
-        if None in won:
+        one, other = (_number(record[name]) for name in names)
+        if one is None or other is None:
             raise Unusable("no-verdict", NO_VERDICT)
-        return _higher(record, first, second, won)  # type: ignore[arg-type]
+        return _higher(record, first, second, (one, other))
 
-    return judge, flags
+    return judge, names
 
 
 def _strength(table: Table, first: str, second: str) -> tuple[Judge, tuple[str, ...]] | None:
@@ -225,23 +227,6 @@ def _strength(table: Table, first: str, second: str) -> tuple[Judge, tuple[str, 
         return _higher(record, first, second, (-strength, strength))
 
     return judge, (name,)
-
-
-def _scores(
-    table: Table, first: str, second: str, signs: tuple[str, str]
-) -> tuple[Judge, tuple[str, ...]] | None:
-    """A score for each answer."""
-    scores = _named(table, SCORES, signs)
-    if scores is None:
-        return None
-
-    def judge(record: Record) -> Compared:
-        had = tuple(_number(record[name]) for name in scores)
-        if None in had:
-            raise Unusable("no-verdict", NO_VERDICT)
-        return _higher(record, first, second, had)  # type: ignore[arg-type]
-
-    return judge, scores
 
 
 def _higher(record: Record, first: str, second: str, figures: tuple[float, float]) -> Compared:
