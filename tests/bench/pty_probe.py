@@ -39,6 +39,9 @@ KEYS = {
     "up": b"\x1b[A",
     "down": b"\x1b[B",
     "pagedown": b"\x1b[6~",
+    "escape": b"\x1b",
+    "ctrl+p": b"\x10",
+    "f1": b"\x1bOP",
 }
 
 

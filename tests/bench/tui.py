@@ -8,7 +8,7 @@ out. CPU seconds are of the whole process tree and hardly depend on what else th
 do, so compare lines of one run, and look at the least.
 
 Then scenes of our own: going back to a run of 20,000 events, watching one at four steps a second, scrolling
-the preview of a million rows, and typing beside an answer (`--scene` takes one of them).
+the preview of a million rows, typing beside an answer, and keys in many places (`--scene` takes one of them).
 """
 
 from __future__ import annotations

@@ -29,6 +29,18 @@ WATCH = 30.0
 ROWS = 1_000_000
 PRESSES = 60
 LETTERS = 100
+OPENINGS = 40
+PLACES = (
+    ("list of models", "Model", "", "down", "up"),
+    ("rows of the data", "Data", "tab", "down", "up"),
+    ("fields of Settings", "Settings", "", "down", "up"),
+    ("a figure typed in Settings", "Settings", "", "7", "\x7f"),
+    ("the command palette opened", "This machine", "", "ctrl+p", "escape"),
+    ("the list of all keys opened", "This machine", "", "f1", "escape"),
+    ("the list of runs opened", "This machine", "", "l", "escape"),
+)
+"""What is measured, the step where it is, a key that leads there, its key, and one between: an escape is
+not counted, since a terminal waits whether it begins a sequence."""
 
 
 @contextlib.contextmanager
@@ -153,6 +165,28 @@ def preview(command: Sequence[str]) -> list[str]:
     ]
 
 
+def keys(command: Sequence[str]) -> list[str]:
+    """Keys of many places at rest, with four runs in the list of runs."""
+    told = []
+    for name, step, first, key, between in PLACES:
+        with home() as place:
+            for _ in range(4):
+                create_run(Settings(), "bench")
+            WizardState(step=[step.title for step in STEPS].index(step) + 1).save()
+            with started(command, place) as probe:
+                probe.until(step)
+                probe.rest()
+                if first:
+                    probe.press(first)
+                took = []
+                for _ in range(OPENINGS):
+                    took.append(probe.press(key))
+                    other = probe.press(between)
+                    took += [] if between == "escape" else [other]
+        told.append(f"{name}: {statistics.median(took):.0f} ms (95 %: {percentile(took, 0.95):.0f})")
+    return [f"a key to its repaint: {'; '.join(told)}"]
+
+
 def _echoes(probe: Probe) -> list[float]:
     """Milliseconds from a letter to its own repaint, whatever else is painted meanwhile: each is another."""
     found = []
@@ -189,4 +223,4 @@ def typing(command: Sequence[str]) -> list[str]:
     ]
 
 
-SCENES: tuple[Callable[[Sequence[str]], list[str]], ...] = (reattach, watch, preview, typing)
+SCENES: tuple[Callable[[Sequence[str]], list[str]], ...] = (reattach, watch, preview, typing, keys)
