@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 TEST_VENV := build/test-venv
 SOURCES := pyproject.toml constraints.txt $(shell find core tui assets -name '*.py' -o -name '*.tcss' -o -name '*.json*' -o -name '*.md' -o -name '*.safetensors')
-INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INSTALL = -m pip install --quiet --disable-pip-version-check --retries 10 --constraint constraints.txt
+# What builds the package is bounded as well: by the name that older versions of pip know, and by the newer one.
+BOUND = PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 
 help:
 	@echo "make demo     install into $(VENV) and run the whole job on the bundled model and data"
@@ -21,7 +23,7 @@ python-version:
 $(VENV)/installed: $(SOURCES) | python-version
 	@echo "Installing into $(VENV) (a few minutes the first time: torch is large) …"
 	@$(PYTHON) -m venv $(VENV) || { echo "On Debian and Ubuntu: apt install python3-venv"; exit 2; }
-	@$(VENV)/bin/python $(INSTALL) .
+	@$(BOUND) $(VENV)/bin/python $(INSTALL) .
 	@touch $@
 
 install: $(VENV)/installed
@@ -34,7 +36,7 @@ test: python-version
 	@rm -rf $(TEST_VENV) build/lib
 	@echo "Installing into a fresh $(TEST_VENV) …"
 	@$(PYTHON) -m venv $(TEST_VENV) || { echo "On Debian and Ubuntu: apt install python3-venv"; exit 2; }
-	@$(TEST_VENV)/bin/python $(INSTALL) '.[test]'
+	@$(BOUND) $(TEST_VENV)/bin/python $(INSTALL) '.[test]'
 	@$(MAKE) --no-print-directory check PYTHON=$(CURDIR)/$(TEST_VENV)/bin/python
 
 check: lint types

@@ -50,19 +50,18 @@ TORCH_TRIALS = (
     Trial("Computing", "AdamW", f"{_TRAIN}optimizer", 20.0, GPU, "torch"),
     Trial("Computing", "attention", f"{_TRAIN}attention", 20.0, GPU, "torch"),
     Trial("Computing", "fast path", f"{_TRAIN}fast_path", 30.0, "Set training.path to general.", "torch"),
-)
-PEFT_TRIALS = (
-    Trial("Computing", "bitsandbytes", f"{_TRAIN}four_bit", 60.0, FOUR_BIT),
+    Trial("Computing", "bitsandbytes", f"{_TRAIN}four_bit", 60.0, FOUR_BIT, "torch"),
     Trial("Computing", "8-bit AdamW", f"{_TRAIN}eight_bit", 30.0, "Use optimizer adamw.", "bitsandbytes"),
-    Trial("Computing", "general path", f"{_TRAIN}general_path", 60.0, PEFT),
+    Trial("Computing", "general path", f"{_TRAIN}general_path", 60.0, PEFT, "torch"),
 )
+"""In one process, as importing torch costs more than all of them; after a crash the rest is tried anew."""
 EXPORT_TRIALS = (
     Trial("Computing", "quantizer", f"{_EXPORT}quantizer", 30.0, "Choose the type q8_0."),
     Trial("Computing", "llama.cpp", f"{_EXPORT}llama", 30.0, "pip install --force-reinstall xllamacpp"),
 )
 
 QUICK = (BOX, LINKS)
-WHOLE = (BOX, (*LINKS, REACH), TORCH_TRIALS, PEFT_TRIALS, EXPORT_TRIALS)
+WHOLE = (BOX, (*LINKS, REACH), TORCH_TRIALS, EXPORT_TRIALS)
 CALM = {"OMP_WAIT_POLICY": "passive", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "TRANSFORMERS_VERBOSITY": "error"}
 """Threads that do not spin beside the other parts, and GPUs in the order of NVML."""
 

@@ -15,20 +15,27 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ollama_tune.core.errors import TuneError
+from ollama_tune.core.text import human_bytes
 
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """What the system says where a disk or a quota is used up."""
 LEAST = 64 << 10
 """Bytes without which not even a run's small files can be written."""
+SPARE = 16 << 20
+"""Bytes that stay free behind something large: for the log, and for other programs."""
+FREED = "`ollama-tune runs` shows what each run takes, and `ollama-tune delete RUN` removes one"
+SMALLER = " or choose a smaller type"
 PIECE = 1 << 22
 """Bytes that are read of a file at once."""
 
 
-def disk_full(path: Path) -> TuneError:
-    """The error of a disk without any room."""
+def disk_full(path: Path, need: int = LEAST, instead: str = "") -> TuneError:
+    """The error of a disk with less room than the bytes needed; `instead` is what would need less."""
+    free, needed = shutil.disk_usage(path).free, f"{human_bytes(need)} are needed"
+    short = f"is full: {human_bytes(free)} are free, {needed}"
     return TuneError(
-        f"The disk of {path} is full, so nothing can be started there.",
-        "Make room and try again; `ollama-tune delete RUN` removes a run that is not needed any more.",
+        f"The disk of {path} {short if free < need else f'takes no more, as by a quota: {needed}'}.",
+        f"Make room{instead} and try again: {FREED}.",
     )
 
 
@@ -40,10 +47,11 @@ def not_made(path: Path, error: OSError) -> TuneError:
     return TuneError(what, "Make its place writable, or set OLLAMA_TUNE_HOME to another folder.")
 
 
-def require_room(path: Path) -> None:
-    """Raise `TuneError` where the disk of a folder has no room at all."""
-    if shutil.disk_usage(path).free < LEAST:
-        raise disk_full(path)
+def require_room(path: Path, need: int = LEAST, instead: str = "") -> None:
+    """Raise `TuneError` where the disk of a folder has less room; one that does not know its size has it."""
+    usage = shutil.disk_usage(path)
+    if usage.total and usage.free < need:
+        raise disk_full(path, need, instead)
 
 
 def sha256_of(*paths: Path, check: Callable[[], object] = bool) -> str:

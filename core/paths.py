@@ -9,6 +9,10 @@ from platformdirs import PlatformDirs
 
 from ollama_tune.core.files import not_made
 
+try:
+    Path.home()
+except RuntimeError:
+    os.environ["HOME"] = "/"  # as in a container: an account that the system does not know, without HOME
 _DIRS = PlatformDirs("ollama-tune", appauthor=False)
 
 

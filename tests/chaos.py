@@ -21,7 +21,7 @@ from tests.forked import ForkServer
 from tests.small_disk import SmallDisk
 from tests.train_faults import ask_for_fault, damage
 
-PATIENCE = 60.0
+PATIENCE = 300.0
 FARTHEST = 9
 """Steps until the next disturbance, at most."""
 FIGURES = {

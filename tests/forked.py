@@ -37,7 +37,7 @@ class ForkServer:
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
-        self._process.wait(180)
+        self._process.wait(300)
         self._process.stdout.close()
 
     def start(self, folder: RunFolder) -> int:

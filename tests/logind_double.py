@@ -56,6 +56,7 @@ class Logind:
         patch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
         patch.setattr(logout, "BOOTED", folder)
         patch.setattr(logout, "_user", lambda: "ada")
+        patch.setattr(logout, "LIMIT", 60.0)  # the doubles start a Python each, on a box that may be busy
         logout.known_logout.cache_clear()
 
     def set(self, answers: Answers) -> None:

@@ -95,7 +95,7 @@ class Terminal:
             self.raw += data
             self._stream.feed(data)
 
-    def wait(self, wanted: str | Callable[[str], bool], seconds: float = 180.0) -> None:
+    def wait(self, wanted: str | Callable[[str], bool], seconds: float = 300.0) -> None:
         """Wait until a text (or a condition on the screen) is there; fails with the screen in the message."""
         condition = wanted if callable(wanted) else lambda screen: wanted in screen
         deadline = time.monotonic() + seconds
@@ -118,19 +118,19 @@ class Terminal:
         """True when the program is gone."""
         return self.process.poll() is not None
 
-    def finish(self, seconds: float = 180.0) -> int:
+    def finish(self, seconds: float = 300.0) -> int:
         """Wait for the program to end; returns its exit status."""
         deadline = time.monotonic() + seconds
         while not self.ended and time.monotonic() < deadline:
             self.pump(0.05)
         self.pump(0.1)
-        return self.process.wait(timeout=10)
+        return self.process.wait(timeout=60)
 
     def close(self) -> None:
         """End the program and hang up, as a closed window does."""
         if not self.ended:
             self.process.send_signal(signal.SIGKILL)
-            self.process.wait(timeout=10)
+            self.process.wait(timeout=60)
         if self._master >= 0:
             os.close(self._master)
             self._master = -1

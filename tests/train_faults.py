@@ -21,6 +21,11 @@ def ask_for_fault(folder: Path, fault: str) -> None:
     (folder / "fault.part").rename(folder / "fault")
 
 
+def stop_at(folder: Path, step: int) -> None:
+    """Let the run be asked to stop as soon as this step is told, however soon it would be at its end."""
+    (folder / "stop-at").write_text(str(step))
+
+
 def damage(folder: Path) -> None:
     """Let a weight of the run be damaged in step 8 whenever it is computed at the full learning rate.
 
@@ -29,9 +34,27 @@ def damage(folder: Path) -> None:
     (folder / "damage").touch()
 
 
+def listen_for_stops(folder: Path) -> None:
+    """From now on this process, a worker, asks itself to stop at the step that its run's folder names."""
+    from ollama_tune.core.runs.events import EventWriter
+
+    write, wish = EventWriter.write, folder / "stop-at"
+
+    def telling(self: EventWriter, kind: str, **data: Any) -> Any:
+        event = write(self, kind, **data)
+        if kind == "step" and wish.exists() and int(wish.read_text()) == data["step"]:
+            wish.unlink()
+            (folder / "stop").touch()
+        return event
+
+    EventWriter.write = telling  # type: ignore[method-assign]
+
+
 def listen_for_faults(folder: Path) -> None:
     """From now on this process, a worker, meets the faults that its run's folder asks for."""
     import torch
+
+    listen_for_stops(folder)
 
     from ollama_tune.core.train.loop import Trainer
 

@@ -21,6 +21,7 @@ from ollama_tune.core.text import visible
 from ollama_tune.tui import messages
 from ollama_tune.tui.failing import FailingApp
 from ollama_tune.tui.look import Look, find_look
+from ollama_tune.tui.pasting import PasteApp
 from ollama_tune.tui.screens.base import StepScreen
 from ollama_tune.tui.signals import SignalApp
 from ollama_tune.tui.starting import StartingApp
@@ -73,7 +74,7 @@ def keep_loaded() -> None:
         gc.freeze()
 
 
-class TuneApp(ThemedApp, SignalApp, FailingApp, StartingApp):
+class TuneApp(PasteApp, ThemedApp, SignalApp, FailingApp, StartingApp):
     """The wizard. `probe` replaces the look at the box; `warm` says whether a worker is warmed, `simulate`
     whether the plan's memory is simulated.
     """

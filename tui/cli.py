@@ -198,7 +198,8 @@ def _new_run(file: Path, values: dict[str, Any], tell: Callable[[str], None]) ->
 def paths(as_json: bool) -> None:
     """Say where everything goes.
 
-    --json prints {"runs", "models", "config", "state", "cache"}: a folder each.
+    Runs, searches and downloaded models are in `data`: with `config`, `state` and `cache` that is all there
+    is. --json prints {"data", "runs", "models", "config", "state", "cache"}: a folder each.
 
     \b
     Examples:
@@ -208,6 +209,7 @@ def paths(as_json: bool) -> None:
     from ollama_tune.core import paths as where
 
     places = {
+        "data": where.data_dir(),
         "runs": where.runs_dir(),
         "models": where.models_dir(),
         "config": where.config_dir(),

@@ -221,15 +221,26 @@ def setting_rows(runs: Sequence[Compared]) -> list[Row]:
     """The settings that differ, each by its dotted path."""
     rows = []
     for path, values in differing(runs).items():
+        shown = _ends(values) if path == "data.path" else values
         cells = [
-            NONE if run.settings is None else _said(path, value)
-            for run, value in zip(runs, values, strict=True)
+            NONE if run.settings is None else _said(value) for run, value in zip(runs, shown, strict=True)
         ]
         rows.append(Row(path, tuple(cells)))
     return rows
 
 
-def _said(path: str, value: Any) -> str:
+def _ends(values: list[Any]) -> list[str]:
+    """The ends of paths, as long as it takes to tell different ones apart."""
+    paths = [str(value or "") for value in values]
+    parts = [path.split("/") for path in paths]
+    for length in range(1, max(map(len, parts))):
+        ends = ["/".join(names[-length:]) for names in parts]
+        if len(set(ends)) == len(set(paths)):
+            return ends
+    return paths
+
+
+def _said(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, dict):
@@ -239,7 +250,7 @@ def _said(path: str, value: Any) -> str:
     if value is None or value == "":
         return NONE
     text = f"{value:g}" if isinstance(value, float) else str(value)
-    return one_line(text.rsplit("/", 1)[-1] if path == "data.path" else text, 200)
+    return one_line(text, 200)
 
 
 def metric_rows(runs: Sequence[Compared]) -> list[Row]:

@@ -126,13 +126,14 @@ def resume(name: str | None, detach: bool, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("name", metavar="RUN")
+@click.argument("name", metavar="RUN|SWEEP")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 def delete(name: str, yes: bool, as_json: bool) -> None:
-    """Remove a run with everything in it.
+    """Remove a run with everything in it, or of a sweep all runs but those that came to their end.
 
-    --json prints {"outcome": "ok", "run", "path", "freed_bytes"}, and never asks: say --yes.
+    --json prints {"outcome": "ok", "run", "path", "freed_bytes"}, of a sweep {"outcome": "ok", "sweep",
+    "runs" (what is gone), "kept", "freed_bytes"}, and never asks: say --yes.
 
     \b
     Examples:
@@ -141,15 +142,44 @@ def delete(name: str, yes: bool, as_json: bool) -> None:
     """
     from ollama_tune.core.runs import control
     from ollama_tune.core.runs.folder import find_run
+    from ollama_tune.core.runs.trials import runs_of
     from ollama_tune.core.text import human_bytes
     from ollama_tune.tui.run_summary import folder_size
 
+    if runs_of(name):
+        _delete_trials(name, yes, as_json)
+        return
     folder = find_run(name)
     size = folder_size(folder.path)
-    if not yes:
-        if as_json or not has_terminal():
-            raise UsageError("Without a terminal nothing is asked.", "Say --yes to delete.")
-        click.confirm(f"Delete {folder.name}, {human_bytes(size)}?", abort=True)
+    _ask(f"Delete {folder.name}, {human_bytes(size)}?", yes, as_json)
     control.delete(folder)
     values = {"outcome": "ok", "run": folder.name, "path": str(folder.path), "freed_bytes": size}
     say(f"Deleted {folder.name}.", as_json, values)
+
+
+def _ask(question: str, yes: bool, as_json: bool) -> None:
+    """Return where the answer is yes, or was given before."""
+    if yes:
+        return
+    if as_json or not has_terminal():
+        raise UsageError("Without a terminal nothing is asked.", "Say --yes to delete.")
+    click.confirm(question, abort=True)
+
+
+def _delete_trials(sweep: str, yes: bool, as_json: bool) -> None:
+    """Remove what a sweep left behind; names and sizes are said before."""
+    from ollama_tune.core.runs.trials import delete_needless, needless, trial_runs
+    from ollama_tune.core.text import human_bytes
+    from ollama_tune.tui.run_summary import folder_size
+
+    (gone, kept), trials = needless(sweep), trial_runs()
+    sizes = {run.name: folder_size(run.path) for run in gone}
+    for run in () if as_json else gone:
+        click.echo(f"  {run.name}  {human_bytes(sizes[run.name]):>10}  {trials[run.name].words}")
+    stays = f"{', '.join(run.name for run in kept)} stays" if kept else "none of its runs came to its end"
+    total = human_bytes(sum(sizes.values()))
+    if gone:
+        _ask(f"Delete {len(gone)} runs of sweep {sweep}, {total}? ({stays})", yes, as_json)
+        delete_needless(sweep)
+    values = {"outcome": "ok", "sweep": sweep, "runs": list(sizes), "kept": [run.name for run in kept]}
+    say(f"Deleted {len(gone)} runs; {stays}.", as_json, values | {"freed_bytes": sum(sizes.values())})

@@ -41,7 +41,8 @@ With --json one object is printed:
   first      role and content of each message of the first usable row
   warnings   sentences, with line numbers
   problems   kind, text, count, lines, severity, switchable
-  questions  what the file leaves open: kind, text, options, taken
+  questions  what the file leaves open: kind, text, options, taken; settings: of
+             each option, as a run.yaml and --set take them
   columns    name, samples, part;  labels
   lengths    tokens of the rows (with --model)
   row        messages, notes, examples: text, ids, trained (with --row); of a pair

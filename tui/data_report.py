@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ from ollama_tune.tui.text import where_text
 
 if TYPE_CHECKING:
     from ollama_tune.core.data.chat.render import ChatFormat
-    from ollama_tune.core.data.values import DatasetProfile, Example, Lengths, Message, Problem, Row
+    from ollama_tune.core.data.values import DatasetProfile, Example, Lengths, Message, Option, Problem, Row
 
 LABEL = 10
 LONGEST = 2_000
@@ -141,6 +142,7 @@ def as_json(report: Report) -> dict[str, Any]:
                 "text": question.text,
                 "options": [option.label for option in question.options],
                 "taken": question.options[0].label,
+                "settings": [option.reading.settings() for option in question.options],
             }
             for question in profile.questions
         ],
@@ -201,11 +203,17 @@ def lines(report: Report) -> Iterator[str]:
         yield f"? {visible(question.text)}"
         for option in question.options:
             yield f"    {'▶' if option is question.options[0] else ' '} {visible(option.label)}"
+            yield f"        with plan and run: {visible(_flags(option))}"
     yield ""
     if report.view is None:
         yield from _message_lines(profile.rows[0])
     else:
         yield from _view_lines(report.view)
+
+
+def _flags(option: Option) -> str:
+    """The answer as `plan`, `run` and `sweep` take it."""
+    return " ".join(f"--set {shlex.quote(text)}" for text in option.assignments) or "what the content tells"
 
 
 def _labelled(label: str, words: str) -> Iterator[str]:

@@ -90,11 +90,11 @@ def result_lines(found: Evaluation) -> list[str]:
         "",
         *_wrapped(sentence(main_result(found))),
         "",
-        f"{'metric':<12}{other.title:>9}{tuned.title:>10}  {'difference (95 % interval)':<30} verdict",
+        f"{'metric':<12}{other.title:>9}{tuned.title:>10}  {'difference (95 % interval)':<33} verdict",
     ]
     for result in found.results:
         cells = [figure(result, one.value) if one else "-" for one in result.models]
-        line = f"{result.metric.title:<12}{cells[0]:>9}{cells[1]:>10}  {difference(result):<30} "
+        line = f"{result.metric.title:<12}{cells[0]:>9}{cells[1]:>10}  {difference(result):<33} "
         lines.append(f"{line}{_SHORT.get(str(result.verdict), '-')}")
     rows = f"{len(found.rows.rows):,} of {found.rows.total:,} rows"
     lines += ["", f"On {rows}; {other.title}: {one_line(other.name, 50)}."]

@@ -72,7 +72,7 @@ def export(source: str | None, base: str | None, yes: bool, as_json: bool, **opt
         if adopted:
             _forget(folder)
         raise
-    _export(folder, request, as_json)
+    _export(folder, request, found.size(request.type), as_json)
 
 
 def _is_adapter(source: str | None) -> bool:
@@ -161,14 +161,14 @@ def _allowed(found: Look, request: ExportSettings, yes: bool) -> None:
     click.confirm(question, abort=True, err=True)
 
 
-def _export(folder: RunFolder, request: ExportSettings, as_json: bool) -> NoReturn:
+def _export(folder: RunFolder, request: ExportSettings, size: int, as_json: bool) -> NoReturn:
     """Start the export, follow it, and exit with what its proof says."""
     from ollama_tune.tui.exporting import begin_export
     from ollama_tune.tui.follow import Follower, follow
 
     follower = Follower(lambda line: click.echo(line, err=as_json))
     seen = len(folder.events())
-    begin_export(folder, request)
+    begin_export(folder, request, size)
     try:
         state = follow(folder, follower, skip=seen)
     except KeyboardInterrupt as error:
@@ -190,21 +190,23 @@ def _report(folder: RunFolder, state: State, proof: Verification | None, as_json
         for line in finished_lines(folder):
             click.echo(line)
         sys.exit(exit_status(proof))
-    error = _failure(folder, state)
+    error = _failure(folder, state, proof)
     if as_json:
         proved = {} if proof is None else {"verification": proof.to_dict()}
-        end_json(1, **error_object(error), run=str(folder.path), **proved)
+        end_json(error.exit_code, **error_object(error), run=str(folder.path), **proved)
     if state is not State.FAILED:  # an error of the worker's was shown when it came
         click.echo(f"✗ {error}", err=True)
-    sys.exit(1)
+    sys.exit(error.exit_code)
 
 
-def _failure(folder: RunFolder, state: State) -> TuneError:
+def _failure(folder: RunFolder, state: State, proof: Verification | None) -> TuneError:
     from ollama_tune.core.runs.folder import State
+    from ollama_tune.tui.printing import NotProved
 
     last = folder.events()[-1]
     if state is State.FAILED:
-        return TuneError(str(last["what"]), str(last["fix"]))
+        kind = NotProved if proof is not None and proof.verdict == "fail" else TuneError
+        return kind(str(last["what"]), str(last["fix"]))
     if state is State.STOPPED:
         return _stopped()
     return TuneError("The export ended without a word.", f"Look at {folder.log_path} and try again.")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ollama_tune.core.errors import TuneError
+from ollama_tune.core.files import DISK_FULL, SMALLER, SPARE, disk_full, require_room
 from ollama_tune.core.runs.folder import RunFolder
 from ollama_tune.core.text import one_line
 
@@ -115,12 +116,24 @@ def use_and_share(commands: Sequence[str]) -> tuple[list[str], list[str]]:
     return [command for command in commands if command not in shared], shared
 
 
-def begin_export(folder: RunFolder, request: ExportSettings) -> None:
-    """Write the request into the run's folder and start a worker on it; a training one may just be ending."""
+def begin_export(folder: RunFolder, request: ExportSettings, size: int) -> None:
+    """Write the request into the run's folder and start a worker on it; a training one may just be ending.
+
+    Raises `BusyError` where a worker goes on, for which no other request may be left behind, and `TuneError`
+    where it cannot be, or where the disk has no room for a file of `size` bytes.
+    """
     from ollama_tune.core.runs.control import wait_until_free
     from ollama_tune.core.runs.folder import write_export_request
-    from ollama_tune.core.runs.launch import start
+    from ollama_tune.core.runs.launch import busy, start
 
-    wait_until_free(folder, FREE_SECONDS)
-    write_export_request(folder, request.model_dump())
-    start(folder, "export")
+    require_room(folder.path, size + SPARE, SMALLER)
+    if not wait_until_free(folder, FREE_SECONDS):
+        raise busy(folder)
+    try:
+        write_export_request(folder, request.model_dump())
+        start(folder, "export")
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise disk_full(folder.path, size + SPARE, SMALLER) from error
+        what = f"The export could not be asked for: {error.strerror}."
+        raise TuneError(what, f"Make {folder.path} writable and export again.") from error

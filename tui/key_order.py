@@ -9,7 +9,7 @@ from textual.app import App
 from textual.message import Message
 from textual.timer import Timer
 
-LONGEST = 0.5
+LONGEST = 2.0
 """Seconds after which the next key is taken even though the one before is not known to be dealt with."""
 
 

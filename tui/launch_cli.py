@@ -25,6 +25,7 @@ ONLY = {
     "partition": ("slurm",),
     "account": ("slurm",),
     "install": ("skypilot",),
+    "bucket": ("skypilot",),
 }
 """Options that some engines have no word for."""
 EPILOG = """\b
@@ -32,6 +33,7 @@ Examples:
   ollama-tune launch run.yaml --on slurm --nodes 2 --gpus 8 --time 12:00:00 --partition gpu
   ollama-tune launch run.yaml --on ray --nodes 2 --gpus 4 --output job.ray.py
   ollama-tune launch run.yaml --on skypilot --gpus 8 --card H100 --install ollama-tune --json
+  ollama-tune launch run.yaml --on skypilot --card L4 --install ollama-tune --bucket s3://mine -o spot.yaml
 
 \b
 With --json one object is printed:
@@ -63,6 +65,9 @@ An error is {"outcome": "error", "code": ..., "what": ..., "fix": ...}.
 @click.option("--account", default="", help="SLURM's account.")
 @click.option(
     "--install", default="", help="What pip installs on SkyPilot's machines: a name, address or wheel."
+)
+@click.option(
+    "--bucket", default="", metavar="URL", help="Keep the run there (s3://NAME): SkyPilot may lose a machine."
 )
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="The file; left out: beside the run.yaml."
@@ -104,9 +109,11 @@ def _job(file: Path, output: Path, asked: dict[str, Any]) -> Job:
     from ollama_tune.core.runs.jobs import Job
 
     home = os.environ.get("OLLAMA_TUNE_HOME")
+    settings = load(file)
+    settings.with_values(asked["values"])  # what cannot be is refused now and not in the queue
     job = Job(
         file=file.absolute(),
-        settings=load(file).with_values(asked["values"]),
+        settings=settings,
         output=output.absolute(),
         folder=Path.cwd(),
         python=sys.executable,

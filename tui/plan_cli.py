@@ -1,4 +1,4 @@
-"""`ollama-tune plan`: recommended settings for this box, or for a card that could be rented."""
+"""`ollama-tune plan`: recommended settings, or those of a run.yaml, and what they cost, here or on a card."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ollama_tune.core.errors import UsageError
 from ollama_tune.tui.shell import assignments, write_output
 
 if TYPE_CHECKING:
     from ollama_tune.core.machine.values import Gpu
     from ollama_tune.core.plan.prepare import Prepared
 
+BUNDLED = "bundled"
 EPILOG = """\b
 Examples:
   ollama-tune plan --data rows.jsonl --model Qwen/Qwen3-4B-Instruct-2507
   ollama-tune plan --data rows.jsonl --model ~/my-model --gpu "RTX 4090" --json
   ollama-tune plan --data rows.jsonl --name my-model --output run.yaml && ollama-tune run run.yaml
   ollama-tune plan --gpu 24GiB --set training.rank=64 --set training.epochs=1
+  ollama-tune plan run.yaml --json
 
 \b
 With --json one object is printed (bytes, seconds and kWh as numbers):
@@ -39,8 +42,9 @@ An error is {"outcome": "error", "code": ..., "what": ..., "fix": ...}.
 
 
 @click.command(epilog=EPILOG)
-@click.option("--model", default="bundled", show_default=True, help="`bundled`, a folder or a hub id.")
-@click.option("--data", default="bundled", show_default=True, help="`bundled` or a file of examples.")
+@click.argument("file", required=False, type=click.Path(path_type=Path), metavar="[RUN.YAML]")
+@click.option("--model", help="`bundled`, a folder or a hub id.  [default: bundled]")
+@click.option("--data", help="`bundled` or a file of examples.  [default: bundled]")
 @click.option(
     "--gpu", metavar="CARD", help="Plan for a card that is not here: its name or its memory, such as 24GiB."
 )
@@ -50,8 +54,9 @@ An error is {"outcome": "error", "code": ..., "what": ..., "fix": ...}.
 @click.option("--no-simulation", is_flag=True, help="The formula's memory alone: at once.")
 @click.option("--json", "as_json", is_flag=True, help="Print settings, reasons and estimates as JSON.")
 def plan(
-    model: str,
-    data: str,
+    file: Path | None,
+    model: str | None,
+    data: str | None,
     gpu: str | None,
     name: str | None,
     values: tuple[str, ...],
@@ -61,10 +66,16 @@ def plan(
 ) -> None:
     """Recommend settings for a model and data, each with its reason, and say what they cost.
 
+    Of a run.yaml that is given nothing is changed: it says what a run of it needs, and what would fit.
+
     The model may be a folder with nothing but a config.json; tokens are then estimated. The memory of a plan
     for a GPU is confirmed by simulating a step with the installed libraries, which takes some seconds.
     """
-    made = _made(model, data, gpu, assignments(values) | _named(name))
+    if file is not None and (model or data):
+        raise UsageError(
+            f"{file} names model and data.", "Say --set model.source=MODEL, --set data.path=FILE."
+        )
+    made = _made(file, model or BUNDLED, data or BUNDLED, gpu, assignments(values) | _named(name))
     if not as_json:
         _print(made)
     found = made if no_simulation else _confirmed(made, quiet=as_json)
@@ -86,12 +97,14 @@ def _named(name: str | None) -> dict[str, Any]:
     return {"export.name": name}
 
 
-def _made(model: str, data: str, gpu: str | None, changed: dict[str, Any]) -> Prepared:
+def _made(file: Path | None, model: str, data: str, gpu: str | None, changed: dict[str, Any]) -> Prepared:
     from ollama_tune.core.plan.cards import gpu_of
-    from ollama_tune.core.plan.prepare import prepare_for
+    from ollama_tune.core.plan.prepare import prepare_file, prepare_for
 
     card = gpu_of(gpu) if gpu is not None else None
-    source = str(Path(data).absolute()) if data != "bundled" and Path(data).exists() else data
+    if file is not None:
+        return prepare_file(file, changed, card)
+    source = str(Path(data).absolute()) if data != BUNDLED and Path(data).exists() else data
     return prepare_for(model, source, changed, card)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -43,8 +42,7 @@ def _keys(context: click.Context, _parameter: click.Parameter, wanted: bool) -> 
 @click.option(
     "--model",
     required=True,
-    type=click.Path(path_type=Path),
-    help="A folder with a config.json; weights and tokenizer are not needed.",
+    help="A folder with a config.json (weights and tokenizer are not needed), or a model that is here.",
 )
 @click.option(
     "--set",
@@ -64,7 +62,7 @@ def _keys(context: click.Context, _parameter: click.Parameter, wanted: bool) -> 
 @click.option(
     "--keys", is_flag=True, expose_value=False, is_eager=True, callback=_keys, help="List the keys for --set."
 )
-def predict(model: Path, values: tuple[str, ...], method: str, as_json: bool) -> None:
+def predict(model: str, values: tuple[str, ...], method: str, as_json: bool) -> None:
     """Predict the peak of GPU memory of a training with these settings.
 
     Every row has sequence_length tokens. What is not set has the default that --keys shows. With --json an
@@ -72,11 +70,12 @@ def predict(model: Path, values: tuple[str, ...], method: str, as_json: bool) ->
     """
     import json
 
+    from ollama_tune.core.models.locate import resolve
     from ollama_tune.core.plan.predict import predict_peak, read_model_config
     from ollama_tune.core.plan.request import parse_request
 
     request = parse_request(assignments(values))
-    config = read_model_config(model, any_form=True)
+    config = read_model_config(resolve(model), any_form=True)
     found = predict_peak(config, request, "formula" if method == "formula" else "simulation")
     click.echo(json.dumps(found.to_json(), indent=2) if as_json else "\n".join(lines(found)))
 

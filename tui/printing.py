@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,7 +15,8 @@ from ollama_tune.core.export.values import Verification
 from ollama_tune.core.plan.exportable import export_obstacle
 from ollama_tune.core.plan.settings import field_paths
 from ollama_tune.core.plan.values import MemoryEstimate, Offer, Plan, WorkEstimate
-from ollama_tune.core.runs.folder import RunFolder
+from ollama_tune.core.runs.folder import ALIVE, RunFolder, State
+from ollama_tune.core.runs.trials import words
 from ollama_tune.core.text import human_bytes, human_estimate, one_line, visible
 from ollama_tune.tui.exporting import fails_in_ollama_only, use_and_share
 from ollama_tune.tui.run_summary import ListedRun, folder_size, read_runs
@@ -167,6 +169,7 @@ def _run_row(run: ListedRun) -> dict[str, Any]:
         "advice": asdict(summary.advice) if summary.advice else None,
         "ollama_name": summary.name or None,
         "model": run.model(),
+        "trial": asdict(run.trial) if run.trial else None,
         "updated": summary.updated,
         "size_bytes": folder_size(run.folder.path),
         "path": str(run.folder.path),
@@ -194,17 +197,59 @@ def runs_lines(rows: list[dict[str, Any]]) -> list[str]:
     if not rows:
         return ["There is no run yet. Start one with `ollama-tune` or `ollama-tune demo`."]
     lines = [f"{'run':<{RUN}} {'state':<15} {'loss':>8} {'size':>10}"]
+    sweeps: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        step = f"step {row['step']:,} of {row['total_steps']:,}, " if row["total_steps"] else ""
-        best = row["loss"] if row["best_loss"] is None else row["best_loss"]
-        loss = "-" if best is None else f"{best:.4f}"
-        moment = datetime.datetime.fromtimestamp(row["updated"]) if row["updated"] else None
-        when = moment.strftime("%Y-%m-%d %H:%M") if moment else "-"
-        name, size = one_line(row["name"], RUN), human_bytes(row["size_bytes"])
-        lines.append(f"{name:<{RUN}} {row['state']:<15} {loss:>8} {size:>10}")
-        lines.append(f"    {when}  {step}{one_line(row['model'], 40)}")
-        if row["advice"]:
-            lines.append(f"    {row['advice']['sign']} {row['advice']['sentence']}")
+        if row["trial"]:
+            sweeps.setdefault(row["trial"]["sweep"], []).append(row)
+    for row in rows:
+        if not row["trial"]:
+            lines += _run_lines(row)
+        elif trials := sweeps.pop(row["trial"]["sweep"], []):
+            lines += _sweep_lines(row["trial"]["sweep"], trials)
+    return lines
+
+
+def _best_loss(row: dict[str, Any]) -> float | None:
+    loss: float | None = row["loss"] if row["best_loss"] is None else row["best_loss"]
+    return loss
+
+
+def _row_line(row: dict[str, Any], name: str) -> str:
+    best = _best_loss(row)
+    loss = "-" if best is None else f"{best:.4f}"
+    return f"{name:<{RUN}} {row['state']:<15} {loss:>8} {human_bytes(row['size_bytes']):>10}"
+
+
+def _step(row: dict[str, Any]) -> str:
+    return f"step {row['step']:,} of {row['total_steps']:,}, " if row["total_steps"] else ""
+
+
+def _run_lines(row: dict[str, Any]) -> list[str]:
+    moment = datetime.datetime.fromtimestamp(row["updated"]) if row["updated"] else None
+    when = moment.strftime("%Y-%m-%d %H:%M") if moment else "-"
+    lines = [
+        _row_line(row, one_line(row["name"], RUN)),
+        f"    {when}  {_step(row)}{one_line(row['model'], 40)}",
+    ]
+    if row["advice"]:
+        lines.append(f"    {row['advice']['sign']} {row['advice']['sentence']}")
+    return lines
+
+
+def _sweep_lines(sweep: str, rows: list[dict[str, Any]]) -> list[str]:
+    """The runs of a sweep, the best first, and how those that ended on the way are deleted at once."""
+    known = {row["name"]: _best_loss(row) for row in rows}
+    losses = {name: math.inf if loss is None else loss for name, loss in known.items()}
+    rows = sorted(rows, key=lambda row: (row["state"] != State.FINISHED.value, losses[row["name"]]))
+    size = human_bytes(sum(row["size_bytes"] for row in rows))
+    several = f"{len(rows)} runs" if len(rows) > 1 else "1 run"
+    lines = [f"Sweep {sweep}, {several}, {size}:"]
+    for row in rows:
+        tried = one_line(words(row["trial"]["values"]), 60)
+        lines += [_row_line(row, f"  {one_line(row['name'], RUN - 2)}"), f"    {_step(row)}{tried}"]
+    states = {State(row["state"]) for row in rows}
+    if states != {State.FINISHED} and not states.intersection(ALIVE):
+        lines.append(f"  `ollama-tune delete {sweep}` removes all that did not come to their end.")
     return lines
 
 

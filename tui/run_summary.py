@@ -16,6 +16,7 @@ from ollama_tune.core.files import read_table, write_atomic
 from ollama_tune.core.paths import cache_dir
 from ollama_tune.core.runs.events import Event
 from ollama_tune.core.runs.folder import ALIVE, RunFolder, State, list_runs
+from ollama_tune.core.runs.trials import TrialRun, trial_runs
 from ollama_tune.tui.coach import Advice, advise
 from ollama_tune.tui.run_follower import RunFollower
 from ollama_tune.tui.run_view import RunView
@@ -139,8 +140,8 @@ def _stamp(folder: RunFolder) -> list[int]:
 class ListedRun:
     """A run of the list: a live one is followed, of another only the summary is looked at."""
 
-    def __init__(self, folder: RunFolder, summaries: Summaries) -> None:
-        self.folder = folder
+    def __init__(self, folder: RunFolder, summaries: Summaries, trial: TrialRun | None = None) -> None:
+        self.folder, self.trial = folder, trial
         self.size: int | None = None
         self.summary = RunSummary()
         self.state = State.NEW
@@ -206,9 +207,9 @@ def _trained(folder: RunFolder) -> str:
 
 def read_runs() -> Iterator[ListedRun]:
     """Every run, newest first, as each is read; what was read of ended ones is kept at the end."""
-    summaries = Summaries()
+    summaries, trials = Summaries(), trial_runs()
     for folder in list_runs():
-        yield ListedRun(folder, summaries)
+        yield ListedRun(folder, summaries, trials.get(folder.name))
     summaries.save()
 
 

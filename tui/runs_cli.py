@@ -25,6 +25,7 @@ With --json one list is printed, newest run first; of each run:
   exact_match_before, _after from 0 to 1
   advice                     what the curves mean: kind, sign, sentence, advice
   size_bytes, updated        on disk; Unix time of the last event
+  trial                      of a sweep: sweep (its name), number, values; or null
 """
 COMPARE_EPILOG = """\b
 Examples:
@@ -45,7 +46,10 @@ An error is {"outcome": "error", "code": ..., "what": ..., "fix": ...}.
 @click.command(epilog=RUNS_EPILOG)
 @click.option("--json", "as_json", is_flag=True, help="One JSON list.")
 def runs(as_json: bool) -> None:
-    """List the runs: their state, best held-out loss, size on disk, model, and what their curves mean."""
+    """List the runs: their state, best held-out loss, size on disk, model, and what their curves mean.
+
+    The runs of a sweep stand together, the best first, each with the values that it tries.
+    """
     from ollama_tune.tui.printing import run_rows, runs_lines
 
     rows = run_rows()

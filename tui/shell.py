@@ -267,6 +267,8 @@ def _end(folder: RunFolder, state: State, *, quiet: bool = False) -> None:
             out(line)
         sys.exit(0)
     if state is State.CRASHED:
-        click.echo(f"✗ {folder.status().message}", err=True)
-    click.echo(f"{folder.name}: {state.value}. See {folder.path}.", err=True)
+        fix = f"Go on from the last checkpoint with `ollama-tune resume {folder.name}`."
+        raise TuneError(f"{folder.name}: {state.value}. {folder.status().message}", fix)
+    on = "" if state is State.NEW else f" Go on with `ollama-tune resume {folder.name}`."
+    click.echo(f"{folder.name}: {state.value}.{on} Everything is in {folder.path}.", err=True)
     sys.exit(0 if state in (State.STOPPED, State.NEW) else 1)

@@ -126,15 +126,7 @@ _ASKED_ANEW = frozenset(("data.path", "export.name"))
 
 def reading_values(reading: Reading) -> dict[str, Any]:
     """A reading as settings, by dotted path; nothing that is empty."""
-    values = ((name, getattr(reading, name)) for name in READING)
-    return {f"data.{name}": _as_set(name, value) for name, value in values if value}
-
-
-def _as_set(name: str, value: Any) -> Any:
-    """A field of a reading as the setting is: pairs are a table, other tuples a list."""
-    if name in ("columns", "labels"):
-        return dict(value)
-    return list(value) if isinstance(value, tuple) else value
+    return reading.settings()
 
 
 @dataclass(frozen=True)

@@ -111,13 +111,11 @@ def _try_values(
 
 def _try_rates(settings: Settings, points: int, dry_run: bool, as_json: bool) -> None:
     """The short runs, in this process; what they cost is said before."""
-    from ollama_tune.core.plan.prepare import prepare_for
-    from ollama_tune.core.plan.settings import field_paths
+    from ollama_tune.core.plan.prepare import prepare_settings
     from ollama_tune.core.runs.rates import carry_out, make_search, outcome
     from ollama_tune.tui.rates import cost_line, outcome_line, seconds_of, table_lines, tried_json
 
-    said = {path: settings.get(path) for path in field_paths()}
-    found = prepare_for(settings.model.source, settings.data.path, said)
+    found = prepare_settings(settings)
     search = make_search(settings, found.plan.work.steps, points=points)
     seconds, spread = seconds_of(search, found.spec, found.lengths, found.machine)
     if dry_run:
@@ -150,7 +148,7 @@ def _carry_out(wanted: Sweep, tell: Callable[[str], None]) -> tuple[list[Trial],
         tell(f"Sweep folder: {wanted.folder}")
         if remark := check_run(wanted.settings):
             tell(f"! {remark}")
-        found = ranked(search(wanted, Runs(wanted, "sweep"), tell))
+        found = ranked(search(wanted, Runs(wanted, "sweep", again=True), tell))
         if found[0].loss is None:
             raise TuneError("Every trial failed.", f"See `ollama-tune attach {found[0].run}`.")
         for line in ("", *table_lines(found), "", *chart_lines(found), ""):
@@ -185,7 +183,8 @@ def _rest(wanted: Sweep) -> None:
 
 def table_lines(trials: Sequence[Trial]) -> list[str]:
     """The trials as a table, best first."""
-    from ollama_tune.core.runs.sweep import MEASUREMENTS, words
+    from ollama_tune.core.runs.sweep import MEASUREMENTS
+    from ollama_tune.core.runs.trials import words
 
     wide = max(len(words(trial.values)) for trial in trials)
     lines = [f"{'trial':>5}  {'values':<{wide}}  {'of the run':>10}  {'held-out loss':>13}  {'':<19}  run"]
@@ -210,14 +209,12 @@ def chart_lines(trials: Sequence[Trial]) -> list[str]:
 
 def _say_plan(wanted: Sweep, as_json: bool) -> None:
     """What would be tried, and for how long."""
-    from ollama_tune.core.plan.prepare import prepare
-    from ollama_tune.core.plan.settings import field_paths
-    from ollama_tune.core.runs.sweep import shares, words
+    from ollama_tune.core.plan.prepare import prepare_settings
+    from ollama_tune.core.runs.sweep import shares
+    from ollama_tune.core.runs.trials import words
     from ollama_tune.core.text import human_seconds
 
-    settings = wanted.settings
-    said = {path: settings.get(path) for path in field_paths()}
-    work = prepare(settings.model.source, settings.data.path, said).work
+    work = prepare_settings(wanted.settings).plan.work
     least, usual, most = (share * work.seconds for share in shares(wanted.trials))
     points = wanted.grid and wanted.grid[: wanted.trials]
     if as_json:

@@ -1,7 +1,8 @@
 """The colours: five themes, which one a person gets, and what each must keep to.
 
 Ordinary text has a contrast of at least 4.5 to what is below it, in high contrast 7 (WCAG 2.2, 1.4.3 and
-1.4.6). The two ANSI themes use the terminal's own sixteen colours, so the terminal answers for theirs.
+1.4.6), and the border of a box 3 (1.4.11). The two ANSI themes use the terminal's own sixteen colours, so the
+terminal answers for theirs.
 """
 
 from __future__ import annotations
@@ -32,7 +33,14 @@ DARK = Theme(
     background="#121212",
     surface="#1e1e1e",
     panel="#242f38",
-    variables={"text-muted": "#bebebe"},
+    variables={
+        "text-muted": "#bebebe",
+        "text-disabled": "#bebebe",
+        "block-cursor-background": "#3b8ede 40%",
+        "block-cursor-foreground": "#e4e4e4",
+        "surface-lighten-2": "#6c6c6c",
+        "surface-lighten-3": "#7c7c7c",
+    },
 )
 LIGHT = Theme(
     name="light",
@@ -47,7 +55,14 @@ LIGHT = Theme(
     surface="#e8e8e6",
     panel="#dcdfe3",
     dark=False,
-    variables={"text-muted": "#3c3c3c"},
+    variables={
+        "text-muted": "#3c3c3c",
+        "text-disabled": "#3c3c3c",
+        "block-cursor-background": "#1f5fa8 40%",
+        "block-cursor-foreground": "#1a1a1a",
+        "surface-lighten-2": "#7c7c7c",
+        "surface-lighten-3": "#6c6c6c",
+    },
 )
 HIGH_CONTRAST = Theme(
     name="high-contrast",
@@ -61,7 +76,16 @@ HIGH_CONTRAST = Theme(
     background="#000000",
     surface="#000000",
     panel="#1a1a1a",
-    variables={"text-muted": "#e0e0e0", "surface-lighten-2": "#b0b0b0", "surface-lighten-3": "#d0d0d0"},
+    variables={
+        "text-muted": "#e0e0e0",
+        "text-disabled": "#e0e0e0",
+        "block-cursor-background": "#4f9fff 40%",
+        "block-cursor-foreground": "#ffffff",
+        "surface-lighten-2": "#b0b0b0",
+        "surface-lighten-3": "#d0d0d0",
+        "input-selection-background": "#ffffff",
+        "input-selection-foreground": "#000000",
+    },
 )
 OWN = (DARK, LIGHT, HIGH_CONTRAST)
 

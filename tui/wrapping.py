@@ -1,10 +1,10 @@
-"""Breaks text from a model into lines, at a cost that does not grow with what is there already."""
+"""Breaks text from a model into lines, at a cost that does not grow with what is there; cuts it to one."""
 
 from __future__ import annotations
 
-from rich.cells import get_character_cell_size
+from rich.cells import cell_len, get_character_cell_size, set_cell_size
 
-from ollama_tune.core.text import visible
+from ollama_tune.core.text import one_line, visible
 
 
 class GrowingLines:
@@ -48,3 +48,11 @@ def broken(text: str, width: int) -> list[str]:
         if character == " " or size == 2:
             chance, chance_cells = place + 1, cells
     return [*lines, text[start:]]
+
+
+def fitted(text: str, cells: int) -> str:
+    """One harmless line of exactly so many cells; where something is cut it ends in an ellipsis."""
+    line = one_line(text, cells)
+    if cell_len(line) > cells:
+        line = set_cell_size(line, cells - 1).rstrip() + "…"
+    return set_cell_size(line, cells)

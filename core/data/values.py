@@ -131,9 +131,20 @@ class Reading:
         """The reading of such an object (`asdict`) that went through JSON, which turns tuples into lists."""
         return cls(**{name: _tuples(value) for name, value in fields.items()})
 
+    def settings(self) -> dict[str, Any]:
+        """The fields of a run.yaml that say the same, by dotted path; nothing that is empty."""
+        return {f"data.{name}": _as_set(name, value) for name, value in vars(self).items() if value}
+
 
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _as_set(name: str, value: Any) -> Any:
+    """A field of a reading as the setting is: pairs are a table, other tuples a list."""
+    if name in ("columns", "labels"):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True)
@@ -143,6 +154,16 @@ class Option:
     label: str
     reading: Reading
 
+    @property
+    def assignments(self) -> list[str]:
+        """The settings that say so, as `--set` takes them."""
+        said = self.reading.settings().items()
+        return [f"{path}={_written(value)}" for path, value in said]
+
+
+def _written(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
 
 @dataclass(frozen=True)
 class Question:
@@ -151,6 +172,12 @@ class Question:
     kind: str
     text: str
     options: tuple[Option, ...]
+
+    @property
+    def told(self) -> str:
+        """What is taken until a person says otherwise, by its settings: a log holds no text of a row."""
+        taken = ", ".join(self.options[0].assignments)
+        return f"{self.text} Taken: {taken or 'what the content tells'}; `ollama-tune data` shows the others."
 
 
 @dataclass(frozen=True)

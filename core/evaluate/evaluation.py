@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,9 +16,19 @@ from ollama_tune.core.evaluate.material import Rows, read_rows
 from ollama_tune.core.evaluate.metrics import similarity, wilson_interval
 from ollama_tune.core.evaluate.overlap import without_thoughts
 from ollama_tune.core.evaluate.records import labels_of, statistics
-from ollama_tune.core.evaluate.resample import Difference, Interval, bootstrap, mcnemar, paired
+from ollama_tune.core.evaluate.resample import (
+    LEAST,
+    Difference,
+    Interval,
+    exponential,
+    exponential_change,
+    interval,
+    mcnemar,
+    paired,
+)
 from ollama_tune.core.evaluate.sides import Measured, Side, Tell, measure, prepare, sides_of
 from ollama_tune.core.runs.folder import RunFolder
+from ollama_tune.core.text import one_line
 
 if TYPE_CHECKING:
     from ollama_tune.core.evaluate.figures import Array
@@ -102,7 +114,7 @@ def evaluate(folder: RunFolder, wish: Wish, tell: Tell = lambda _line: None) -> 
         kept.prune(measured[0].used() | measured[1].used())
     if not results:
         raise TuneError("No row could be measured.", "Choose other data or other metrics.")
-    remarks += _remarks(folder, wish, measured, results)
+    remarks += _remarks(folder, wish, measured, results, longest)
     tables = (_confusion(measured[0], rows), _confusion(measured[1], rows))
     pairs = tuple(_pairs(measured, rows))
     return Evaluation(folder.name, wish, rows, sides, results, tables, pairs, tuple(remarks), longest)
@@ -143,13 +155,16 @@ def _statistics(metric: Metric, side: Measured, common: Sequence[int], rows: Row
 def _figure(metric: Metric, table: Array) -> Interval:
     """A figure; the interval of a share is Wilson's, because none or all right are no certainty."""
     if not metric.shares:
-        return bootstrap(table, metric.value)
+        found = interval(table, metric.log or metric.value, metric.bounds)
+        return exponential(found) if metric.log else found
     hits, count = int(table[:, 0].sum()), len(table)
     return Interval(hits / count, *wilson_interval(hits, count))
 
 
 def _difference(metric: Metric, first: Array, second: Array) -> Difference:
-    found = paired(first, second, metric.value)
+    found = paired(first, second, metric.log or metric.value, metric.bounds)
+    if metric.log:
+        return exponential_change(found, float(metric.value(first.sum(0)[None])[0]))
     if not metric.shares:
         return found
     p = mcnemar(first[:, 0], second[:, 0])
@@ -181,27 +196,84 @@ def _alike(record: dict[str, Any], row: Row) -> float:
 
 
 def _remarks(
-    folder: RunFolder, wish: Wish, measured: tuple[Measured, Measured], results: Sequence[Result]
+    folder: RunFolder,
+    wish: Wish,
+    measured: tuple[Measured, Measured],
+    results: Sequence[Result],
+    longest: int,
 ) -> list[str]:
     """What a reader of the figures should know."""
     said = []
     for why in dict.fromkeys(why for side in measured for why in side.tasks.left_out):
         count = max(side.tasks.left_out.get(why, 0) for side in measured)
-        said.append(f"{why} This is so with {'1 row' if count == 1 else f'{count:,} rows'}.")
+        said.append(f"{why} This is so with {_rows(count)}.")
+    aside = measured[1].rows.set_aside
+    said += [f"Set aside: {problem.text} This is so with {_rows(problem.count)}." for problem in aside]
+    said += _cut_off(measured, longest)
     if learned := measured[1].rows.learned:
         verb = "row stands" if learned == 1 else "rows stand"
         said.append(f"{learned:,} {verb} in the data that the run learned from; that flatters its figures.")
     fewest = min(result.rows for result in results)
-    if fewest == 1:
-        said.append("One row gives no interval and no test: its figures say nothing of other rows.")
+    if fewest < LEAST:
+        said.append(
+            f"Fewer than {LEAST} rows give no interval, but of a share, and no test finds a difference."
+        )
     elif fewest < FEW:
         said.append("These are few rows: only large differences show.")
+    said += [why for result in results if (why := _without_interval(result))]
+    if fewest >= LEAST and any(result.metric.name == "macro_f1" for result in results):
+        said += _rare_labels(measured[1].rows)
     other = measured[0].side.folder
     if other is not None and any(r.metric.kind == "loss" and r.difference is None for r in results):
         said.append("The two models cut the answers into other tokens, so their losses are not compared.")
     if other is not None and other != folder and wish.data is None and not _same_split(folder, other):
         said.append(f"{other.name} kept other rows apart; it may have learned some of these.")
     return said
+
+
+def _cut_off(measured: tuple[Measured, Measured], longest: int) -> list[str]:
+    """How many answers of each model did not come to their end."""
+    found = []
+    for side in measured:
+        records = (side.record("answers", row) for row in range(len(side.rows.rows)))
+        count = sum(record["end"] == "length" for record in records if record)
+        if count:
+            found.append(f"{count:,} of the {side.side.title} model")
+    where = f"{longest:,} token{'s' * (longest > 1)}, or where a model reads no more"
+    return [f"Answers were cut off, at {where}: {', '.join(found)}."] if found else []
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count:,} rows"
+
+
+def _without_interval(result: Result) -> str:
+    """Why there is no interval, where it is not that there are too few rows."""
+    found = [*filter(None, (*result.models, result.difference))]
+    if result.rows < LEAST or result.metric.log or all(one.known for one in found):
+        return ""
+    if not all(math.isfinite(one.value) for one in found):
+        return f"{result.metric.title} has no interval where it is infinite."
+    return f"{result.metric.title} has no interval where all rows say the same."
+
+
+def _rare_labels(rows: Rows) -> list[str]:
+    """Labels on which macro F1 hangs too much, because it weighs all labels alike."""
+    counts = Counter(rows.references)
+    none = [label for label in rows.labels if not counts[label]]
+    few = [label for label in rows.labels if 0 < counts[label] < LEAST]
+    said = []
+    if none:
+        said.append(f"None of these rows has {_named(none)}, so nothing is known of how well it is found.")
+    if few:
+        said.append(f"Fewer than {LEAST} rows have {_named(few)}, which count for much in macro F1.")
+    return said
+
+
+def _named(labels: Sequence[str]) -> str:
+    names = ", ".join(f"`{one_line(label, 40)}`" for label in labels[:3])
+    more = f" and {len(labels) - 3:,} more" if len(labels) > 3 else ""
+    return f"the label{'s' * (len(labels) > 1)} {names}{more}"
 
 
 def _same_split(one: RunFolder, other: RunFolder) -> bool:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -55,9 +56,10 @@ Measured = Losses | Answers | Labels
 class Metric:
     """A metric as people read it, with what it is made of.
 
-    `statistics` makes rows x statistics, `value` the figure of sums of those (draws x statistics). A `unit`
-    of `%` is a share that is shown in per cent; its differences are percentage points. `shares` are
-    proportions of rows, one for each (0 or 1).
+    `statistics` makes rows x statistics, `value` the figure of sums of those (draws x statistics), which lies
+    within `bounds`. A `unit` of `%` is a share that is shown in per cent; its differences are percentage
+    points. `shares` are proportions of rows, one for each (0 or 1). `log` makes the figure whose exponential
+    this one is: its bounds, intervals and tests are meant.
     """
 
     name: str
@@ -65,9 +67,11 @@ class Metric:
     kind: Kind
     statistics: Callable[[Any], Array]
     value: Callable[[Array], Array]
+    bounds: tuple[float, float] = (0.0, 1.0)
     unit: Literal["%", "", "nats"] = "%"
     lower_is_better: bool = False
     shares: bool = False
+    log: Callable[[Array], Array] | None = None
     signature: str = ""
 
 
@@ -184,7 +188,7 @@ def _sacrebleu(name: str, references: Sequence[str]) -> Metric:
 
     signature = _signature(scorer)
     title = {"bleu": "BLEU", "chrf": "chrF"}[name]
-    return Metric(name, title, "answers", rows, value, unit="", signature=signature)
+    return Metric(name, title, "answers", rows, value, (0.0, 100.0), unit="", signature=signature)
 
 
 def _signature(scorer: Any) -> str:
@@ -206,8 +210,18 @@ def tokenizer_for(references: Sequence[str]) -> str:
 PLAIN: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("loss", "Loss", "loss", _loss_rows, _mean, "nats", lower_is_better=True),
-        Metric("perplexity", "Perplexity", "loss", _loss_rows, _perplexity, "", lower_is_better=True),
+        Metric("loss", "Loss", "loss", _loss_rows, _mean, (0.0, math.inf), "nats", lower_is_better=True),
+        Metric(
+            "perplexity",
+            "Perplexity",
+            "loss",
+            _loss_rows,
+            _perplexity,
+            (0.0, math.inf),
+            "",
+            lower_is_better=True,
+            log=_mean,
+        ),
         Metric("accuracy", "Accuracy", "labels", _right, _mean, shares=True),
         Metric("macro_f1", "Macro F1", "labels", _label_counts, _macro_f1),
         Metric("exact_match", "Exact match", "answers", _each(exact_match), _mean, shares=True),

@@ -17,7 +17,7 @@ from ollama_tune.core.data.schemas.labels import sorted_labels, system_text
 from ollama_tune.core.data.split import split_rows
 from ollama_tune.core.data.tokens.lengths import encode_rows
 from ollama_tune.core.data.tokens.shorten import fit_rows
-from ollama_tune.core.data.values import Example, Message, Reading, Row
+from ollama_tune.core.data.values import Example, Message, Problem, Reading, Row
 from ollama_tune.core.errors import TuneError, UsageError
 from ollama_tune.core.evaluate.asking import GREEDY
 from ollama_tune.core.evaluate.figures import Kind
@@ -29,7 +29,8 @@ from ollama_tune.core.plan.settings import Settings
 class Rows:
     """Rows to measure on, of `total` in `source`; with `labels` where each answer is one of a fixed set.
 
-    `learned` counts those that stand in the rows that the run was trained on.
+    `learned` counts those that stand in the rows that the run was trained on, `set_aside` tells what rows of
+    other data cannot be used.
     """
 
     rows: tuple[Row, ...]
@@ -37,6 +38,7 @@ class Rows:
     source: str
     labels: tuple[str, ...] = ()
     learned: int = 0
+    set_aside: tuple[Problem, ...] = ()
 
     @property
     def references(self) -> list[str]:
@@ -117,7 +119,8 @@ def read_rows(settings: Settings, data: str | None, limit: int) -> Rows:
         rows = _told(rows, profile.labels, labels)
         labels = sorted_labels({*labels, *profile.labels})
     known = sum(keys_of(row.messages, row.tools).conversation in learned for row in rows)
-    return Rows(rows, len(profile.rows), data, labels if profile.labels else (), known)
+    aside = tuple(problem for problem in profile.problems if problem.severity == "error")
+    return Rows(rows, len(profile.rows), data, labels if profile.labels else (), known, aside)
 
 
 def _conversations(rows: Sequence[Row]) -> set[int]:

@@ -13,7 +13,8 @@ from typing import Any
 
 from ollama_tune.core.errors import TuneError, UsageError
 from ollama_tune.core.evaluate.evaluation import Evaluation, Pair, Result
-from ollama_tune.core.evaluate.resample import DRAWS, SEED, Interval
+from ollama_tune.core.evaluate.figures import Metric
+from ollama_tune.core.evaluate.resample import DRAWS, LEAST, SEED, Difference, Interval
 from ollama_tune.core.evaluate.svg import Bar, bars, confusion_chart
 from ollama_tune.core.files import atomic_folder, write_atomic
 from ollama_tune.core.runs.folder import RunFolder
@@ -26,15 +27,20 @@ LONGEST = 2000
 MAIN = ("accuracy", "exact_match", "chrf", "rouge_l", "token_f1", "loss")
 """The metric that a report begins with: the first of these that is there and says something."""
 SAYS_NOTHING = 0.05
-"""A share below this for both models tells little about which is better."""
+"""A share of the largest figure below this for both models tells little about which is better."""
 
 
 def main_result(evaluation: Evaluation) -> Result:
-    """The result that answers whether the model is better; a share of next to 0 for both says nothing."""
+    """The result that answers whether the model is better; a score of next to 0 for both says nothing."""
     by_name = {result.metric.name: result for result in evaluation.results}
     telling = [by_name[name] for name in MAIN if name in by_name]
-    said = [r for r in telling if any(one and one.value >= SAYS_NOTHING for one in r.models)]
+    said = [r for r in telling if any(one and one.value >= _least(r.metric) for one in r.models)]
     return (said or telling or list(evaluation.results))[0]
+
+
+def _least(metric: Metric) -> float:
+    top = metric.bounds[1]
+    return SAYS_NOTHING * top if math.isfinite(top) else 0.0
 
 
 def figure(result: Result, value: float, *, signed: bool = False) -> str:
@@ -57,8 +63,18 @@ def difference(result: Result) -> str:
     found = result.difference
     if found is None:
         return "-"
-    low, high = (figure(result, value, signed=True) for value in (found.low, found.high))
-    return f"{figure(result, found.value, signed=True)} ({low} to {high})"
+    return f"{figure(result, found.value, signed=True)} ({_ends(result, found) or 'no interval'})"
+
+
+def _ends(result: Result, found: Interval) -> str:
+    """`+4.0 to +20.0`, with signs for a difference; nothing where the rows tell no interval."""
+    ends = (figure(result, value, signed=isinstance(found, Difference)) for value in (found.low, found.high))
+    return " to ".join(ends) if found.known else ""
+
+
+def _interval(result: Result, found: Interval) -> str:
+    ends = _ends(result, found)
+    return f"95 % interval {ends}" if ends else "no interval"
 
 
 def sentence(result: Result) -> str:
@@ -67,16 +83,14 @@ def sentence(result: Result) -> str:
     own = result.models[1]
     assert own is not None
     if found is None:
-        low, high = figure(result, own.low), figure(result, own.high)
-        said = figure(result, own.value)
-        return f"{metric.title}: {said} on {result.rows:,} rows, 95 % interval {low} to {high}."
+        rows = "1 row" if result.rows == 1 else f"{result.rows:,} rows"
+        return f"{metric.title}: {figure(result, own.value)} on {rows}, {_interval(result, own)}."
     unit = {"%": " points", "nats": " nats a token"}.get(metric.unit, "")
-    low, high = (figure(result, value, signed=True) for value in (found.low, found.high))
     verdict = f"is {result.verdict}" if found.clear else f"shows {result.verdict}"
     change = f"{figure(result, found.value, signed=True)}{unit}"
     test = {"McNemar": "McNemar's exact test"}.get(found.test, "paired randomisation test")
     p = "p < 0.001" if found.p < 0.001 else f"p = {found.p:.3f}"
-    return f"{metric.title} {verdict}: {change}, 95 % interval {low} to {high} ({test}, {p})."
+    return f"{metric.title} {verdict}: {change}, {_interval(result, found)} ({test}, {p})."
 
 
 def report_json(evaluation: Evaluation) -> dict[str, Any]:
@@ -101,7 +115,7 @@ def report_json(evaluation: Evaluation) -> dict[str, Any]:
         "method": {
             "sampling": "greedy",
             "max_new_tokens": evaluation.max_new_tokens,
-            "interval": "95 % percentile of a bootstrap over rows; Wilson for shares of one model",
+            "interval": "95 % jackknife over rows with Student's t; Wilson for shares of one model",
             "draws": DRAWS,
             "seed": SEED,
             "ollama_tune": version("ollama-tune"),
@@ -206,10 +220,10 @@ def _charts(evaluation: Evaluation) -> dict[str, str]:
     """Each file's name and SVG."""
     titles = [side.title for side in evaluation.sides]
     charts = {}
-    for name, title, units in (
-        ("figures.svg", "The higher the better, with 95 % intervals", "%"),
-        ("scores.svg", "Scores from 0 to 100, the higher the better", ""),
-        ("loss.svg", "Loss in nats a token, the lower the better", "nats"),
+    for name, title, units, top in (
+        ("figures.svg", "Shares up to 100 %, the higher the better, with 95 % intervals", "%", 1.0),
+        ("scores.svg", "Scores from 0 to 100, the higher the better", "", 100.0),
+        ("loss.svg", "Loss in nats a token, the lower the better", "nats", 0.0),
     ):
         groups: list[tuple[str, list[Bar | None]]] = [
             (result.metric.title, [_bar(result, one) for one in result.models])
@@ -217,7 +231,7 @@ def _charts(evaluation: Evaluation) -> dict[str, str]:
             if result.metric.unit == units and result.metric.name != "perplexity"
         ]
         if groups:
-            charts[name] = bars(title, titles, groups)
+            charts[name] = bars(title, titles, groups, top)
     for title, table in zip(titles, evaluation.confusions, strict=True):
         if table:
             name = f"Labels of the {title} model"
@@ -226,7 +240,10 @@ def _charts(evaluation: Evaluation) -> dict[str, str]:
 
 
 def _bar(result: Result, one: Interval | None) -> Bar | None:
-    return None if one is None else Bar(one.value, one.low, one.high, figure(result, one.value))
+    if one is None or not math.isfinite(one.value):
+        return None
+    low, high = (one.low, one.high) if one.known else (one.value, one.value)
+    return Bar(one.value, low, high, figure(result, one.value))
 
 
 def _markdown(
@@ -314,11 +331,14 @@ def _how(evaluation: Evaluation) -> list[str]:
     lines = [
         "## How it was measured",
         "",
-        f"- Intervals: 95 %, percentiles of {DRAWS:,} bootstrap draws of the rows (seed {SEED}), both models "
-        "on the same draws; Wilson's for the shares of one model.",
+        "- Intervals: 95 %, Student's t times the jackknife's standard error over the rows, on the scale of "
+        "log-odds for figures with a largest value and of logarithms for the others, both models without the "
+        "same row; Wilson's for the shares of one model. Fewer than "
+        f"{LEAST} rows tell none. Perplexities have the ends of the loss, as exponentials; their difference "
+        "has no interval and is as clear as that of the losses.",
         "- Tests: McNemar's exact one for exact match and accuracy, else approximate randomisation over the "
-        "rows. A difference counts as clear where p < 0.05 and its interval does not hold 0; of "
-        "twenty such differences of equal models one would look clear by chance.",
+        f"rows ({DRAWS:,} draws, seed {SEED}). A difference counts as clear where p < 0.05 and its interval "
+        "does not hold 0; of twenty such differences of equal models one would look clear by chance.",
     ]
     if evaluation.rows.labels:
         lines.append(

@@ -12,12 +12,14 @@ COLOURS = ("#8a8f98", "#2f6fdb")
 """Of the other model and of the tuned one."""
 INK = "#1f2328"
 LEFT, BAR, GAP, HEIGHT = 110, 300, 14, 16
+HEAD = 130
+"""Room for the words above a table of labels."""
 FONT = 'font-family="system-ui, sans-serif" font-size="12"'
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A figure with its interval, and how it is written."""
+    """A figure with its interval (one without width is not drawn), and how it is written."""
 
     value: float
     low: float
@@ -25,9 +27,11 @@ class Bar:
     text: str
 
 
-def bars(title: str, models: Sequence[str], groups: Sequence[tuple[str, Sequence[Bar | None]]]) -> str:
-    """A group of bars for each metric, one bar a model, on a common scale from 0."""
-    top = max((bar.high for _, group in groups for bar in group if bar), default=0.0) or 1.0
+def bars(
+    title: str, models: Sequence[str], groups: Sequence[tuple[str, Sequence[Bar | None]]], top: float = 0.0
+) -> str:
+    """A group of bars for each metric, one bar a model, on one scale from 0 to `top`, or to the highest."""
+    top = top or max((bar.high for _, group in groups for bar in group if bar), default=0.0) or 1.0
     parts, y = [_text(0, 16, title, bold=True), *_legend(models)], 52
     for name, group in groups:
         parts.append(_text(LEFT - 8, y + HEIGHT * len(group) / 2 + 4, name, anchor="end"))
@@ -48,10 +52,10 @@ def _legend(models: Sequence[str]) -> list[str]:
 
 def _bar(bar: Bar, y: float, colour: str, scale: float) -> list[str]:
     low, high, middle = LEFT + bar.low * scale, LEFT + bar.high * scale, y + HEIGHT / 2 - 1
+    ends = [(low, middle, high, middle), *((x, middle - 4, x, middle + 4) for x in (low, high))]
     return [
         _box(LEFT, y, max(bar.value * scale, 0.5), HEIGHT - 2, colour),
-        _line(low, middle, high, middle),
-        *(_line(x, middle - 4, x, middle + 4) for x in (low, high)),
+        *(_line(*end) for end in ends if bar.high > bar.low),
         _text(LEFT + BAR + 10, y + 12, bar.text),
     ]
 
@@ -72,7 +76,7 @@ def confusion_chart(title: str, labels: Sequence[str], table: Sequence[Sequence[
             parts.append(_box(x, y, cell - 1, cell - 1, COLOURS[1], opacity=0.06 + 0.94 * count / whole))
             ink = "#ffffff" if count / whole > 0.5 else INK
             parts.append(_text(x + cell / 2, y + cell / 2 + 4, str(count), anchor="middle", colour=ink))
-    return _picture(LEFT + cell * len(labels) + 20, 160 + cell * len(labels), parts)
+    return _picture(LEFT + max(cell * len(labels), HEAD) + 20, 160 + cell * len(labels), parts)
 
 
 def _picture(width: float, height: float, parts: Sequence[str]) -> str:

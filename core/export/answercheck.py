@@ -171,7 +171,8 @@ def check_answers(
     verdict: Verdict = "pass" if 2 * equal >= len(reference) else "warn"
     text = "Greedy answers of llama.cpp against those of the tuned model, token by token."
     if verdict == "warn":
-        text += " With few bits a close choice tips over; compare some answers by hand."
+        text += f" {equal} of {len(reference)} are the same: where two tokens are nearly as likely, rounding "
+        text += "decides. Compare some by hand."
     data = {"answers": len(reference), "equal": equal}
     return [Check("answers", verdict, f"{equal} of {len(reference)} equal", text, data), ending]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.export.order import Emit, Order, progress
 from ollama_tune.core.export.values import Check, ExportStopped, Progress, Stopped, Verification, worst
+from ollama_tune.core.files import FREED
 from ollama_tune.core.plan.settings import ExportForm
 
 WORDS: dict[ExportForm, str] = {
@@ -56,7 +57,7 @@ def _missed(verification: Verification, form: ExportForm, error: Exception, emit
     if isinstance(error, TuneError):
         what, fix = error.what, error.fix
     else:
-        what, fix = f"Writing {WORDS[form]} failed: {error}.", "Free some space and export again."
+        what, fix = f"Writing {WORDS[form]} failed: {error}.", f"Make room and export again: {FREED}."
     emit("warning", what=what, fix=fix)
     checks = (*verification.checks, Check(form, "warn", "not written", f"{what} {fix}"))
     return replace(verification, checks=checks, verdict=worst(checks))

@@ -14,7 +14,7 @@ from ollama_tune.core.errors import TuneError, UsageError
 from ollama_tune.core.export.adapter import Adapter
 from ollama_tune.core.export.adapter_config import CONFIG, WEIGHTS
 from ollama_tune.core.export.outputs import TOKENIZER_FILES
-from ollama_tune.core.files import sync_folder, write_atomic
+from ollama_tune.core.files import FREED, sync_folder, write_atomic
 from ollama_tune.core.models.describe import describe
 from ollama_tune.core.models.tokenizer_files import chat_template, read_json
 from ollama_tune.core.models.values import ModelSpec
@@ -53,7 +53,7 @@ def adopt(adapter: Path, base: str | None = None, name: str | None = None) -> Ru
         if isinstance(error, OSError):
             raise TuneError(
                 f"The adapter cannot be copied to {folder.path}: {error.strerror}.",
-                "Free some space, or set OLLAMA_TUNE_HOME to another folder.",
+                f"Make room ({FREED}), or set OLLAMA_TUNE_HOME to another folder.",
             ) from error
         raise
     return folder

@@ -7,7 +7,6 @@ import glob
 import hashlib
 import os
 import re
-import shutil
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,17 +29,16 @@ from ollama_tune.core.export.quantize import TensorType, encode, one_thread_each
 from ollama_tune.core.export.tensors import TensorPlan, plan_tensors
 from ollama_tune.core.export.tokenizer import tokenizer_fields
 from ollama_tune.core.export.values import ExportStopped, Progress, Stopped
-from ollama_tune.core.files import DISK_FULL, atomic_file
+from ollama_tune.core.files import DISK_FULL, SMALLER, SPARE, atomic_file, disk_full, require_room
 from ollama_tune.core.machine.host import read_host
 from ollama_tune.core.models.architectures import Config, read_config
-from ollama_tune.core.text import human_bytes, one_line
+from ollama_tune.core.text import one_line
 
 CHUNK = 1 << 17
 """Numbers that are computed at once: as many as stay in a CPU cache on their way."""
 GGML_CHUNK = 1 << 19
 """The same where ggml's quantizer takes its time over each number: fewer turns of the interpreter."""
 THREADS = 32
-SPARE = 16 << 20
 SYNC = 32 << 20
 """Bytes between two flushes to the disk: the end, or a stop, has little left to wait for."""
 
@@ -132,16 +130,16 @@ def export_gguf(
     _clear_leftovers(output)
     chat = chat or ChatFormat.from_folder(base)
     written_name = name if name and tokenizer is not None else plain_name(name or output.stem)
-    with open_source(base, adapter, chat, tokenizer) as source, _clear_disk_errors(output):
+    with open_source(base, adapter, chat, tokenizer) as source:
         size = file_bytes(source.plans, source.config, type, matrix is not None)
-        require_space(output.parent, size)
         types = choose_types(source.plans, source.config, type, matrix is not None)
         job = _Job(source, types, matrix)
-        with atomic_file(output) as file:
-            sink = _Sink(file, size, progress, stopped)
-            _write_header(sink, job, file_type, written_name)
-            sink.start_data()
-            with contextlib.closing(_encoded(job)) as blocks:
+        with _clear_disk_errors(output, size):
+            require_space(output.parent, size)
+            with atomic_file(output) as file, contextlib.closing(_encoded(job)) as blocks:
+                sink = _Sink(file, size, progress, stopped)
+                _write_header(sink, job, file_type, written_name)
+                sink.start_data()
                 for block in blocks:
                     sink.write(block)
     return Exported(output, sink.digest.hexdigest(), sink.written, type, matrix is not None)
@@ -154,13 +152,7 @@ def plain_name(name: str) -> str:
 
 def require_space(folder: Path, needed: int) -> None:
     """Raise `TuneError` before any work when the disk cannot hold `needed` bytes and a little more."""
-    free = shutil.disk_usage(folder).free
-    if free < needed + SPARE:
-        raise TuneError(
-            f"The export needs {human_bytes(needed + SPARE)} on the disk of {folder}, "
-            f"but {human_bytes(free)} are free.",
-            "Free some space, or choose a smaller type.",
-        )
+    require_room(folder, needed + SPARE, SMALLER)
 
 
 class _Sink:
@@ -289,12 +281,13 @@ def _clear_leftovers(output: Path) -> None:
 
 
 @contextlib.contextmanager
-def _clear_disk_errors(output: Path) -> Iterator[None]:
+def _clear_disk_errors(output: Path, size: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in DISK_FULL
+        if error.errno in DISK_FULL:
+            raise disk_full(output.parent, size + SPARE, SMALLER) from error
         raise TuneError(
             f"The GGUF could not be written to {output.parent}: {error.strerror or error}.",
-            "Free some space and export again." if full else "Check the folder and export again.",
+            "Check the folder and export again.",
         ) from error

@@ -19,6 +19,7 @@ from ollama_tune.core.text import human_bytes
 
 SERVICE_MODELS = "/usr/share/ollama/.ollama/models"
 """Where Ollama's Linux service keeps its models: in the home of a user of its own."""
+ROOM = "Make room (`ollama ls` shows the models, `ollama rm NAME` removes one)"
 ASKED = 3
 PATIENCE = 3.0
 """Seconds for each answer; the wizard waits for them."""
@@ -82,7 +83,7 @@ def _disk(client: OllamaClient, found: Generation, size: int) -> Check:
     twice = " (twice the file: this version rewrites it)" if found.copies > 1 else ""
     text = f"The model needs {human_bytes(need)}{twice} of {human_bytes(free)} free on Ollama's disk."
     if need > free:
-        return Check("ollama disk", "fail", "too little", f"{text} Make room or choose a smaller type.", data)
+        return Check("ollama disk", "fail", "too little", f"{text} {ROOM} or choose a smaller type.", data)
     return Check("ollama disk", "pass", human_bytes(need), text, data)
 
 
@@ -95,7 +96,7 @@ def require_room(client: OllamaClient, found: Generation, digest: str, size: int
         raise TuneError(
             f"The disk of Ollama has {human_bytes(free)} free; the model needs "
             f"{human_bytes(copies * size)}{twice}.",
-            "Make room or export a smaller type; the GGUF file is kept.",
+            f"{ROOM} or export a smaller type; the GGUF file is kept.",
         )
 
 

@@ -115,7 +115,9 @@ def _user() -> str:
         import pwd
 
         return pwd.getpwuid(os.getuid()).pw_name
-    return getpass.getuser()
+    with contextlib.suppress(KeyError, OSError, ImportError):
+        return getpass.getuser()
+    return str(os.getuid())
 
 
 def _value(line: str) -> list[str]:

@@ -19,7 +19,7 @@ from ollama_tune.core.plan.gpus import by_free, rows_a_step, taken, world_of
 from ollama_tune.core.plan.impossible import SOFT_PROMPTS
 from ollama_tune.core.plan.names import check_ollama_name
 from ollama_tune.core.plan.paths import fast_obstacle
-from ollama_tune.core.plan.settings import ALL_LINEAR
+from ollama_tune.core.plan.settings import ALL_LINEAR, Settings
 from ollama_tune.core.plan.stopping import metric_obstacle, require_metric
 from ollama_tune.core.plan.values import Plan
 from ollama_tune.core.text import human_bytes, one_line
@@ -100,6 +100,11 @@ def _metric(asked: Asked) -> Iterator[str]:
         )
 
 
+def _set_otherwise(path: str, asked: Asked) -> bool:
+    """Whether the person gave a setting a value of their own; a whole run.yaml names all of them."""
+    return path in asked.plan.changed and asked.plan.settings.get(path) != Settings().get(path)
+
+
 def _method(asked: Asked) -> Iterator[str]:
     """Settings that the training code would refuse, or that change nothing here."""
     training = asked.plan.settings.training
@@ -116,7 +121,7 @@ def _method(asked: Asked) -> Iterator[str]:
             )
     if experts and training.freeze_layers and training.method != "full":
         yield "With training.freeze_layers the experts of this model get no adapter; only attention learns."
-    idle = [path for path in method_rules.of_no_use(training) if path in asked.plan.changed]
+    idle = [path for path in method_rules.of_no_use(training) if _set_otherwise(path, asked)]
     if idle:
         yield f"Method {training.method} has no adapter on layers, so it does not use {', '.join(idle)}."
     if training.dora:

@@ -13,7 +13,8 @@ from ollama_tune.core.plan.shape import Shape
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / 16384
 """Bytes a weight in NF4 with double quantization: half a byte, and scales of 64 and 16,384 weights."""
-LOSS_CHUNK = 512
+LOSS_CHUNK, LOSS_STEP = 512, 128
+"""Tokens whose logits exist at once, and what their number is a multiple of in 16 bit."""
 CUBLAS = 2 * (4096 * 1024 * 2 + 16 * 1024 * 8)
 """cuBLAS' workspaces of the forward and the backward thread."""
 CUBLAS_HOPPER = 2 * 4096 * 1024 * 8
@@ -42,13 +43,13 @@ class Formula:
     def products(self) -> int:
         """Matrix products of different shapes that a run may compute, forward and backward.
 
-        Tokens come in steps of 32 up to 256, of 64 up to 512, then of 128 (`train/general.even`); in the last
-        chunk of a head that learns there is any number of them.
+        Tokens come in steps of 32 up to 256, of 64 up to 512, then of 128 (`train/general.even`); those of a
+        chunk of the head by 128.
         """
         tokens, sizes = self.walk.tokens, len(set(self.shape.linear().values()))
         rows = sum(max(-(-(min(tokens, to) - low) // step), 0) for low, to, step in TOKEN_STEPS)
         if self.walk.full:
-            return 3 * (sizes * rows + min(tokens, LOSS_CHUNK))
+            return 3 * (sizes * rows + min(-(-tokens // LOSS_STEP), LOSS_CHUNK // LOSS_STEP))
         adapter = {size for i, o in self.walk.targets.values() for size in ((i, 0), (0, o))}
         return rows * (2 * sizes + 3 * len(adapter) + 2)
 

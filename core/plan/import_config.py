@@ -16,9 +16,10 @@ import yaml
 from ollama_tune.core.errors import UsageError
 from ollama_tune.core.plan.import_data import ROWS, Source
 from ollama_tune.core.plan.import_defaults import DEFAULTS
+from ollama_tune.core.plan.import_kinds import PREFIXES
 from ollama_tune.core.plan.import_preferences import OBJECTIVE, WAYS
 from ollama_tune.core.plan.import_rules import Found, Outcome
-from ollama_tune.core.plan.import_tables import PREFIXES, TABLES
+from ollama_tune.core.plan.import_tables import TABLES
 from ollama_tune.core.plan.settings import VERSION, Settings, field_paths, parse, release
 from ollama_tune.core.plan.yaml_lines import Marked, read_marked
 
@@ -158,8 +159,9 @@ def _defaults(tool: str, values: Mapping[str, Any]) -> Iterator[Field]:
     """What the tool does where its config says nothing, if it is not what is done here."""
     said = dict(values)
     for path, default in DEFAULTS[tool].items():
-        if path not in said:
-            said[path] = default(said) if callable(default) else default
+        value = default(said) if callable(default) else default
+        if path not in said and value is not None:
+            said[path] = value
             why = f"This is what {TITLES[tool]} does."
             yield Field(path, said[path], None, "default", {path: said[path]}, why)
     for path, bundled in (("model.source", "model"), ("data.path", "rows")):

@@ -66,7 +66,7 @@ def llamafactory(source: Source) -> Iterator[Told]:
     yield "dataset", names[0], _entry(names[0], folder, source)
     for name in names[1:]:
         yield "dataset", name, Found("missing", why=MORE)
-    yield from _described(names[0], folder)
+    yield from _described(names[0], folder, _TEXTS if source.fields.get("stage") == "pt" else _PARTS)
 
 
 def _entry(name: str, folder: Path, source: Source) -> Found:
@@ -93,9 +93,11 @@ def _info(folder: Path) -> dict[str, Any]:
 
 _PARTS = {"prompt": "question", "query": "context", "response": "answer", "messages": "conversation"}
 _PARTS |= {"system": "system", "chosen": "chosen", "rejected": "rejected"}
+_TEXTS = {"prompt": "text"}
+"""Which part a column plays, and where plain text is learned."""
 
 
-def _described(name: str, folder: Path) -> Iterator[Told]:
+def _described(name: str, folder: Path, parts: Mapping[str, str]) -> Iterator[Told]:
     """The entry's own fields."""
     entry = _info(folder).get(name)
     for field, value in (entry if isinstance(entry, dict) else {}).items():
@@ -105,17 +107,17 @@ def _described(name: str, folder: Path) -> Iterator[Told]:
         elif field in ("subset", "split"):
             yield place, value, _whole(f"data.{field}", value)
         elif field == "columns" and isinstance(value, Mapping):
-            yield from _columns(place, value)
+            yield from _columns(place, value, parts)
         elif field in ("formatting", "tags", "ranking"):
             yield place, value, Found("dropped", why=TOLD)
         else:
             yield place, value, Found("missing", why="This is not in a run.yaml.")
 
 
-def _columns(place: str, columns: Mapping[str, Any]) -> Iterator[Told]:
+def _columns(place: str, columns: Mapping[str, Any], parts: Mapping[str, str]) -> Iterator[Told]:
     """Names of columns by what they hold; those that their own names tell are left to the data room."""
     for part, name in columns.items():
-        ours = _PARTS.get(str(part))
+        ours = parts.get(str(part))
         found = Found("dropped", why=TOLD) if ours is None else _column(ours, name)
         yield f"{place}.{part}", name, found
 
@@ -145,20 +147,27 @@ def axolotl(source: Source) -> Iterator[Told]:
                 "A share of the rows is held out, or the split in data.validation; copies are left out."
             )
             yield field, source.take(field), Found("missing", why=held_out)
-    entries = source.fields.get("datasets")
-    if not isinstance(entries, list):
-        return
-    source.take("datasets")
+    if pretraining := source.fields.get("pretraining_dataset"):
+        source.take("pretraining_dataset")
+        told = {"type": "pretrain"}
+        entries = pretraining if isinstance(pretraining, list) else [pretraining]
+        entries = [told | (entry if isinstance(entry, dict) else {"path": entry}) for entry in entries]
+        yield from _axolotl_rows("pretraining_dataset", entries, source)
+    if isinstance(source.fields.get("datasets"), list):
+        yield from _axolotl_rows("datasets", source.take("datasets"), source)
+
+
+def _axolotl_rows(place: str, entries: list[Any], source: Source) -> Iterator[Told]:
     for number, entry in enumerate(entries):
         for field, value in (entry if isinstance(entry, dict) else {"path": entry}).items():
             found = Found("missing", why=MORE) if number else _axolotl_field(str(field), value, source)
-            yield f"datasets.{number}.{field}", value, found
+            yield f"{place}.{number}.{field}", value, found
 
 
 def _axolotl_field(field: str, value: Any, source: Source) -> Found:
     direct = {"split": "data.split", "name": "data.subset", "revision": "data.revision"}
     columns = {"field_messages": "conversation", "field": "text", "field_system": "system"}
-    columns |= {"field_chosen": "chosen", "field_rejected": "rejected"}
+    columns |= {"field_chosen": "chosen", "field_rejected": "rejected", "text_column": "text"}
     if field in direct:
         return _whole(direct[field], value)
     if field in columns:

@@ -12,12 +12,24 @@ from ollama_tune.core.plan.import_preferences import trl_rate
 from ollama_tune.core.plan.import_tables import QUANTIZATION, RECOMPUTE, WHAT
 
 Default = Any | Callable[[Mapping[str, Any]], Any]
+"""A value, or how it follows from the values before it; None where there is none."""
 
 
 def whole_or_adapter(values: Mapping[str, Any]) -> str:
     """All weights are trained where a config names no adapter, and nothing of one."""
     adapted = values.get(QUANTIZATION) == "nf4" or "training.rank" in values
     return "lora" if adapted else "full"
+
+
+def _of_adapter(default: Default) -> Default:
+    """A default that says nothing where all weights are trained."""
+
+    def value(values: Mapping[str, Any]) -> Any:
+        if values.get(WHAT) == "full":
+            return None
+        return default(values) if callable(default) else default
+
+    return value
 
 
 _ALWAYS: Mapping[str, Default] = {
@@ -38,8 +50,8 @@ _TRAINER_DEFAULTS: Mapping[str, Default] = {
 DEFAULTS: Mapping[str, Mapping[str, Default]] = {
     "llamafactory": {
         **_TRAINER_DEFAULTS,
-        "training.rank": 8,
-        "training.alpha": lambda values: 2 * values["training.rank"],
+        "training.rank": _of_adapter(8),
+        "training.alpha": _of_adapter(lambda values: 2 * values["training.rank"]),
         "training.sequence_length": 2048,
         RECOMPUTE: "layers",
     },
@@ -55,7 +67,7 @@ DEFAULTS: Mapping[str, Mapping[str, Default]] = {
         **_TRAINER_DEFAULTS,
         WHAT: whole_or_adapter,
         "training.learning_rate": trl_rate,
-        "training.dropout": 0.05,
+        "training.dropout": _of_adapter(0.05),
         "training.sequence_length": 1024,
         RECOMPUTE: "layers",
     },

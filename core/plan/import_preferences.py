@@ -16,6 +16,7 @@ _DPO = Found("taken", {OBJECTIVE: "dpo"})
 _OTHER_LOSS = Found(
     "missing", why="The loss here is the usual one of answers; of preferences the sigmoid of the DPO paper."
 )
+_NOT_LEARNED = Found("missing", why=f"{METHOD} A run learns the answers, of pairs the better ones (sft).")
 _REFERENCE = dropped("The reference is the model without its adapter, computed once a pair.")
 _NONE_ADDED = missing("Nothing is added to the loss of a pair here.", same=(0, 0.0))
 
@@ -40,7 +41,7 @@ PREFERENCES: Mapping[str, Mapping[str, Rule]] = {
                 "dpo": _DPO,
                 "pt": Found("taken", {OBJECTIVE: "sft", "data.form": "text"}),
             },
-            Found("missing", why=METHOD),
+            _NOT_LEARNED,
         ),
         "pref_beta": take("training.beta"),
         "pref_loss": words({"sigmoid": Found("dropped", why="This is the loss here.")}, _OTHER_LOSS),
@@ -50,7 +51,7 @@ PREFERENCES: Mapping[str, Mapping[str, Rule]] = {
         "ref_model": missing("The reference is the model without its adapter."),
     },
     "axolotl": {
-        "rl": words({"dpo": _DPO}, Found("missing", why=METHOD)),
+        "rl": words({"dpo": _DPO}, _NOT_LEARNED),
         "rl_beta": take("training.beta"),
         "dpo_beta": take("training.beta"),
         "dpo_label_smoothing": _NONE_ADDED,

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ollama_tune.core.plan.settings import Settings
+
 Outcome = Literal["taken", "approximated", "default", "dropped", "missing"]
 """`taken`: means the same here. `approximated`: the nearest there is. `default`: not in the file, and what
 the tool does then. `dropped`: changes nothing in the trained model. `missing`: has no equivalent, and the
@@ -23,6 +25,8 @@ class Found:
 
 
 Rule = Callable[[Any], Found]
+LAST = re.compile(r"(?:\(([\w|]+)\))?(\w*)\$?$")
+"""What a pattern of names ends with: alternatives, and what follows them."""
 
 
 def take(*paths: str) -> Rule:
@@ -40,7 +44,8 @@ def named(path: str, table: Mapping[str, Any], near: Mapping[str, tuple[Any, str
     found = {word: Found("taken", {path: value}) for word, value in table.items()}
     for word, (value, why) in (near or {}).items():
         found[word] = Found("approximated", {path: value}, why)
-    return words(found, Found("missing", why=f"{path} takes none of this kind."))
+    default = Settings().get(path)
+    return words(found, Found("missing", why=f"{path} takes none of this kind; left out, it is {default}."))
 
 
 def flag(path: str, on: Any = True, off: Any = False) -> Rule:
@@ -61,19 +66,30 @@ def missing(why: str, same: tuple[Any, ...] = ()) -> Rule:
 
 
 def name_list(path: str, everything: tuple[str, ...]) -> Rule:
-    """Module names as a list or with commas; the words in `everything` mean all linear layers. A pattern
-    (a regular expression) is no name."""
+    """Module names as a list or with commas; the words in `everything` mean all linear layers. Of a pattern
+    (a regular expression) the last part is read, such as `(q|v)_proj`."""
 
     def rule(value: Any) -> Found:
         parts = value if isinstance(value, list) else str(value).split(",")
         names = [str(part).strip() for part in parts if str(part).strip()]
         if any(name in everything for name in names):
             return Found("taken", {path: "all-linear"})
-        if not all(re.fullmatch(r"[\w.-]+", name) for name in names):
-            return Found("missing", why=f"A pattern is not read: {path} takes names of layers.")
-        return Found("taken", {path: names})
+        if all(re.fullmatch(r"[\w.-]+", name) for name in names):
+            return Found("taken", {path: names})
+        named = [one for name in names for one in _alternatives(name)]
+        if not all(re.fullmatch(r"\w+", name) for name in named):
+            return Found("missing", why=f"This pattern is not read: {path} takes names of layers.")
+        why = "The layers of these names are taken wherever they are."
+        return Found("approximated", {path: list(dict.fromkeys(named))}, why)
 
     return rule
+
+
+def _alternatives(pattern: str) -> list[str]:
+    """The names at the end of a pattern: `layers.[\\d]+.self_attn.(q|v)_proj` -> `q_proj`, `v_proj`."""
+    end = LAST.search(pattern)
+    choices = end.group(1).split("|") if end and end.group(1) else [""]
+    return [f"{choice}{end.group(2)}" for choice in choices] if end else [pattern]
 
 
 def share(path: str, why: str) -> Rule:

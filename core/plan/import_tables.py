@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ollama_tune.core.plan.import_data import MORE
 from ollama_tune.core.plan.import_preferences import METHOD, PREFERENCES
 from ollama_tune.core.plan.import_rules import (
     UNSAID,
@@ -33,6 +34,8 @@ RECOMPUTE = "training.gradient_checkpointing"
 
 ELSEWHERE = "Runs, checkpoints and logs have their own place here: `ollama-tune paths`."
 TOLD = "Every step is an event here, and the screen follows."
+TRACKED = "`--track` and tracking.to say where figures go."
+MEASURED = "The held-out rows are measured about eight times a run, and at its end."
 HOW_SPREAD = "It says how the work is spread and computed, not what is learned."
 BY_TIME = "Checkpoints are written by time (training.checkpoint_minutes) and at every measurement."
 PREPARED = "Rows are prepared here without settings for it."
@@ -40,7 +43,13 @@ PUBLISHED = "Nothing is sent to a hub; `ollama-tune export` puts the model into 
 LOSS = "The loss here is the usual one on the answers."
 STEPS = "The number of steps is not known here: write a share of them into training.warmup."
 LORA = "The adapter here is LoRA."
+ORDER = "Rows come in an order drawn anew for every epoch."
+OWN_TOKENS = "The model's own tokens are used as they are."
+OWN_TEMPLATE = "The chat template of the model's own tokenizer is used."
 FROZEN = ("full", "training.freeze_layers is the number of a model's first layers that stay as they are.")
+TO_ZERO = "The learning rate falls to zero here."
+SYSTEM = "A system prompt stands in the rows; export.system stores one in Ollama."
+TOO_LONG = "A longer row loses its oldest turns, or is left out and counted."
 ROWS = "The number of rows is not known here: write a share of them into data.validation_split."
 
 _SCHEDULES = named(
@@ -62,6 +71,9 @@ _OPTIMIZERS = named(
         "adamw": "adamw",
         "adamw_torch": "adamw",
         "adamw_torch_fused": "adamw",
+        "adamw_torch_xla": "adamw",
+        "adamw_torch_npu_fused": "adamw",
+        "adamw_apex_fused": "adamw",
         "adamw_hf": "adamw",
         "adamw_8bit": "adamw_8bit",
         "adamw_bnb_8bit": "adamw_8bit",
@@ -69,7 +81,14 @@ _OPTIMIZERS = named(
     },
     {
         "paged_adamw": ("adamw", "Its states are held in 32 bit here too, and not paged."),
-        "adamw_torch_8bit": ("adamw_8bit", "Its averages are held in 8 bit here too, in other blocks."),
+        **dict.fromkeys(
+            ("adamw_torch_8bit", "ao_adamw_8bit"),
+            ("adamw_8bit", "Its averages are held in 8 bit here too, in other blocks."),
+        ),
+        **dict.fromkeys(
+            ("adamw_torch_4bit", "ao_adamw_4bit", "ao_adamw_fp8"),
+            ("adamw_8bit", "Its averages are held in 8 bit here."),
+        ),
         "paged_adamw_32bit": ("adamw", "Its states are held in 32 bit here too, and not paged."),
     },
 )
@@ -127,10 +146,18 @@ def _trackers(value: Any) -> Found:
     if known:
         return Found("taken", {"tracking.to": known})
     none = names in (["none"], ["all"])
-    return Found("dropped" if none else "missing", why="`--tracking` and tracking.to say where figures go.")
+    return Found("dropped" if none else "missing", why=TRACKED)
 
 
-def _each(names: str, rule: Rule) -> dict[str, Rule]:
+def _special_tokens(value: Any) -> Found:
+    """What only fills up a row teaches nothing; other tokens would be learned."""
+    if isinstance(value, Mapping) and set(value) <= {"pad_token"}:
+        return Found("dropped", why="Padding is never learned from.")
+    return Found("missing", why=OWN_TOKENS)
+
+
+def each(names: str, rule: Rule) -> dict[str, Rule]:
+    """One rule for several names, with blanks between them."""
     return dict.fromkeys(names.split(), rule)
 
 
@@ -154,29 +181,32 @@ COMMON: Mapping[str, Rule] = {
     "report_to": _trackers,
     "adam_beta1": missing("The optimizer here has 0.9.", same=(0.9,)),
     "adam_beta2": missing("The optimizer here has 0.999.", same=(0.999,)),
-    "adam_epsilon": missing("The optimizer here has 1e-8.", same=(1e-8, "1e-8")),
+    **each("adam_epsilon adam_eps", missing("The optimizer here has 1e-8.", same=(1e-8, "1e-8"))),
+    "label_smoothing_factor": missing(LOSS, same=(0, 0.0)),
+    "data_seed": missing("The order of the rows follows training.seed."),
+    "train_sampling_strategy": missing(ORDER, same=("random", "group_by_length")),
+    "use_cpu": words({"true": Found("taken", {"training.device": "cpu"})}, UNSAID),
+    "activation_checkpointing": _RECOMPUTE,
     "max_steps": missing("Write training.epochs instead.", same=(-1,)),
     "max_samples": missing("All rows are used; give a file with fewer."),
     "loraplus_lr_ratio": missing(METHOD),
     "trust_remote_code": dropped("Code from a model's folder is never run here."),
-    **_each(
+    **each(
         "logging_steps logging_first_step logging_strategy logging_dir plot_loss log_level", dropped(TOLD)
     ),
-    **_each("output_dir overwrite_output_dir run_name overwrite_cache", dropped(ELSEWHERE)),
-    **_each("save_steps save_strategy save_total_limit save_only_model", dropped(BY_TIME)),
-    **_each("save_safetensors save_first_step", dropped(BY_TIME)),
-    **_each(
-        "resume_from_checkpoint auto_resume_from_checkpoints", dropped("`ollama-tune resume` does that.")
-    ),
-    **_each("eval_strategy evaluation_strategy do_eval per_device_eval_batch_size", dropped(TOLD)),
-    **_each("do_train do_predict eval_on_start predict_with_generate", dropped(TOLD)),
-    **_each("dataloader_num_workers dataloader_pin_memory dataloader_prefetch_factor", dropped(PREPARED)),
-    **_each("preprocessing_num_workers preprocessing_batch_size dataset_num_proc", dropped(PREPARED)),
-    **_each("ddp_timeout deepspeed fsdp fsdp_config local_rank tf32 torch_compile", dropped(HOW_SPREAD)),
-    **_each("flash_attn flash_attention attn_implementation use_cache", dropped(HOW_SPREAD)),
-    **_each("enable_liger_kernel use_liger_kernel use_unsloth low_cpu_mem_usage", dropped(HOW_SPREAD)),
-    **_each("group_by_length length_column_name remove_unused_columns", dropped(PREPARED)),
-    **_each("push_to_hub hub_model_id hub_strategy hub_private_repo", dropped(PUBLISHED)),
+    **each("output_dir overwrite_output_dir run_name overwrite_cache", dropped(ELSEWHERE)),
+    **each("save_steps save_strategy save_total_limit save_only_model", dropped(BY_TIME)),
+    **each("save_safetensors save_first_step", dropped(BY_TIME)),
+    **each("resume_from_checkpoint auto_resume_from_checkpoints", dropped("`ollama-tune resume` does that.")),
+    **each("eval_strategy evaluation_strategy do_eval per_device_eval_batch_size", dropped(MEASURED)),
+    **each("do_train do_predict eval_on_start predict_with_generate", dropped(MEASURED)),
+    **each("dataloader_num_workers dataloader_pin_memory dataloader_prefetch_factor", dropped(PREPARED)),
+    **each("preprocessing_num_workers preprocessing_batch_size dataset_num_proc", dropped(PREPARED)),
+    **each("ddp_timeout deepspeed fsdp fsdp_config local_rank tf32 torch_compile", dropped(HOW_SPREAD)),
+    **each("flash_attn flash_attention attn_implementation use_cache", dropped(HOW_SPREAD)),
+    **each("enable_liger_kernel use_liger_kernel use_unsloth low_cpu_mem_usage", dropped(HOW_SPREAD)),
+    **each("group_by_length length_column_name remove_unused_columns", dropped(PREPARED)),
+    **each("push_to_hub hub_model_id hub_strategy hub_private_repo", dropped(PUBLISHED)),
 }
 """What transformers' TrainingArguments gave all of them, and names that several share."""
 
@@ -202,10 +232,13 @@ LLAMAFACTORY: Mapping[str, Rule] = {
     "finetuning_type": named(
         WHAT, {"lora": "lora", "full": "full"}, {"oft": ("lora", LORA), "freeze": FROZEN}
     ),
-    **_each("use_eaft_loss use_dft_loss use_asft_loss", missing(LOSS)),
-    "template": lambda value: Found(
-        "approximated", why="The chat template of the model's own tokenizer is used."
-    ),
+    **each("use_eaft_loss use_dft_loss use_asft_loss", missing(LOSS)),
+    "template": lambda value: Found("approximated", why=OWN_TEMPLATE),
+    "early_stopping_steps": take("training.early_stopping"),
+    "max_new_tokens": take("evaluation.max_new_tokens"),
+    "disable_shuffling": missing(ORDER),
+    **each("mix_strategy interleave_probs", missing(MORE)),
+    **each("enable_thinking preserve_thinking", missing(OWN_TEMPLATE)),
     "cutoff_len": take("training.sequence_length"),
     "lora_rank": take("training.rank"),
     "lora_target": name_list("training.targets", ("all",)),
@@ -225,7 +258,7 @@ LLAMAFACTORY: Mapping[str, Rule] = {
     ),
     "neat_packing": flag("training.packing"),
     "val_size": share("data.validation_split", ROWS),
-    "default_system": missing("A system prompt stands in the rows; export.system stores one in Ollama."),
+    "default_system": missing(SYSTEM),
     "train_on_prompt": missing(LOSS),
     "mask_history": missing("Every answer of a conversation is learned from."),
     "resize_vocab": missing("No tokens are added here."),
@@ -233,11 +266,11 @@ LLAMAFACTORY: Mapping[str, Rule] = {
     "adapter_name_or_path": missing("A run begins with a fresh adapter."),
     "streaming": dropped(PREPARED),
     "media_dir": dropped("Pictures and sound are refused."),
-    **_each("tokenized_path cache_dir include_num_input_tokens_seen", dropped(PREPARED)),
-    **_each("rope_scaling shift_attn mixture_of_depths tool_format", missing(METHOD)),
-    **_each("pissa_init pissa_iter pissa_convert use_galore use_badam use_apollo", missing(METHOD)),
-    **_each("use_llama_pro use_muon", missing(METHOD)),
-    **_each("freeze_trainable_layers freeze_trainable_modules", missing(FROZEN[1])),
+    **each("tokenized_path cache_dir include_num_input_tokens_seen", dropped(PREPARED)),
+    **each("rope_scaling shift_attn mixture_of_depths tool_format", missing(METHOD)),
+    **each("pissa_init pissa_iter pissa_convert use_galore use_badam use_apollo", missing(METHOD)),
+    **each("use_llama_pro use_muon", missing(METHOD)),
+    **each("freeze_trainable_layers freeze_trainable_modules", missing(FROZEN[1])),
 }
 
 AXOLOTL: Mapping[str, Rule] = {
@@ -274,35 +307,50 @@ AXOLOTL: Mapping[str, Rule] = {
     "val_set_size": share("data.validation_split", ROWS),
     "chat_template": words(
         {"tokenizer_default": Found("dropped", why="This is what is done here.")},
-        Found("approximated", why="The chat template of the model's own tokenizer is used."),
+        Found("approximated", why=OWN_TEMPLATE),
     ),
     "train_on_inputs": missing(LOSS),
-    "special_tokens": missing("The model's own tokens are used as they are."),
+    "special_tokens": _special_tokens,
+    "eot_tokens": lambda value: Found(
+        "approximated", why="An answer ends as the model's chat template has it, and that is learned."
+    ),
+    "bfloat16": _BF16,
+    "float16": _FP16,
+    "load_best_model_at_end": missing("The best state is kept here.", same=(True, "true")),
+    "excess_length_strategy": lambda value: Found("approximated", why=TOO_LONG),
+    **each("curriculum_sampling sample_packing_sequentially", missing(ORDER)),
+    **each("chat_template_jinja chat_template_kwargs", missing(OWN_TEMPLATE)),
+    "default_system_message": missing(SYSTEM),
+    "eta_min": missing(TO_ZERO, same=(0, 0.0)),
+    "cosine_min_lr_ratio": missing(TO_ZERO, same=(0, 0.0)),
+    "cosine_constant_lr_ratio": missing(
+        "The learning rate falls from the end of its warm-up on.", same=(0, 0.0)
+    ),
     "tokens": missing("No tokens are added here."),
     "lora_modules_to_save": missing("Only adapters are trained and exported."),
     "lora_model_dir": missing("A run begins with a fresh adapter."),
-    "evals_per_epoch": dropped("The held-out rows are measured about eight times a run."),
+    "evals_per_epoch": dropped(MEASURED),
     "batch_size": missing("Write training.gradient_accumulation_steps: total / rows at once."),
-    **_each("model_type tokenizer_type tokenizer_config base_model_config", dropped("Read from the model.")),
-    **_each(
+    **each("model_type tokenizer_type tokenizer_config base_model_config", dropped("Read from the model.")),
+    **each(
         "is_llama_derived_model is_mistral_derived_model is_qwen_derived_model",
         dropped("Read from the model."),
     ),
-    **_each("dataset_prepared_path dataset_processes shuffle_merged_datasets", dropped(PREPARED)),
-    **_each(
+    **each("dataset_prepared_path dataset_processes shuffle_merged_datasets", dropped(PREPARED)),
+    **each(
         "pad_to_sequence_len eval_sample_packing eval_batch_size multipack_real_batches", dropped(PREPARED)
     ),
-    **_each("gradient_checkpointing_kwargs plugins strict debug lora_on_cpu", dropped(HOW_SPREAD)),
-    **_each("xformers_attention sdp_attention s2_attention lora_mlp_kernel", dropped(HOW_SPREAD)),
-    **_each("lora_qkv_kernel lora_o_kernel qlora_sharded_model_loading", dropped(HOW_SPREAD)),
-    **_each("saves_per_epoch save_first_step", dropped(BY_TIME)),
-    **_each("eval_table_size eval_max_new_tokens", dropped(TOLD)),
-    **_each("lora_fan_in_fan_out", dropped("Read from the model.")),
+    **each("gradient_checkpointing_kwargs plugins strict debug lora_on_cpu", dropped(HOW_SPREAD)),
+    **each("xformers_attention sdp_attention s2_attention lora_mlp_kernel", dropped(HOW_SPREAD)),
+    **each("lora_qkv_kernel lora_o_kernel qlora_sharded_model_loading", dropped(HOW_SPREAD)),
+    **each("saves_per_epoch save_first_step", dropped(BY_TIME)),
+    **each("eval_table_size eval_max_new_tokens", dropped(MEASURED)),
+    **each("lora_fan_in_fan_out", dropped("Read from the model.")),
     "bnb_config_kwargs": missing("4-bit weights are NF4 here.", same=({"bnb_4bit_use_double_quant": True},)),
     "lora_target_parameters": missing("Only linear layers get an adapter."),
     "optim_args": missing("The optimizer takes no further values here."),
-    **_each("relora gptq peft pretraining_dataset reward_model embedding_lr", missing(METHOD)),
-    **_each("cosine_min_lr_ratio lr_groups unfrozen_parameters noisy_embedding_alpha", missing(METHOD)),
+    **each("relora gptq peft reward_model embedding_lr", missing(METHOD)),
+    **each("lr_groups unfrozen_parameters noisy_embedding_alpha", missing(METHOD)),
 }
 
 TRL: Mapping[str, Rule] = {
@@ -330,34 +378,11 @@ TRL: Mapping[str, Rule] = {
     "completion_only_loss": missing(LOSS, same=(True,)),
     "assistant_only_loss": missing(LOSS, same=(True,)),
     "full_finetuning": flag(WHAT, "full", "lora"),
-    "eos_token": missing("The model's own tokens are used as they are."),
-    "chat_template_path": missing("The chat template of the model's own tokenizer is used."),
+    "eos_token": missing(OWN_TOKENS),
+    "chat_template_path": missing(OWN_TEMPLATE),
     "target_parameters": missing("Only linear layers get an adapter."),
-    **_each(
-        "eval_packing packing_strategy dataset_kwargs pad_to_multiple_of padding_free", dropped(PREPARED)
-    ),
-    **_each("gradient_checkpointing_kwargs activation_offloading", dropped(HOW_SPREAD)),
+    **each("eval_packing packing_strategy dataset_kwargs pad_to_multiple_of padding_free", dropped(PREPARED)),
+    **each("gradient_checkpointing_kwargs activation_offloading", dropped(HOW_SPREAD)),
 }
 
 TABLES: Mapping[str, Mapping[str, Rule]] = {"llamafactory": LLAMAFACTORY, "axolotl": AXOLOTL, "trl": TRL}
-PREFIXES: Mapping[str, Rule] = {
-    **_each(
-        "wandb_ use_wandb mlflow_ comet_ swanlab_ use_swanlab use_tensorboard loss_watchdog_", dropped(TOLD)
-    ),
-    **_each(
-        "liger_ ddp_ fsdp_ flash_attn_ flex_attn_ torch_ use_kernels use_v1_kernels", dropped(HOW_SPREAD)
-    ),
-    **_each("cut_cross_entropy tiled_mlp activation_offloading sequence_parallel", dropped(HOW_SPREAD)),
-    **_each("dp_ tensor_parallel context_parallel expert_parallel device_map", dropped(HOW_SPREAD)),
-    **_each("tensor_model_parallel pipeline_model_parallel expert_model_parallel", dropped(HOW_SPREAD)),
-    **_each("overlap_ ray_ accelerator_ use_distributed kt_ use_kt", dropped(HOW_SPREAD)),
-    **_each("skip_prepare_dataset min_sample_len streaming_ dataloader_ preprocessing_", dropped(PREPARED)),
-    **_each("tokenizer_ processor_ hf_use_auth", dropped("Read from the model.")),
-    **_each(
-        "image_ video_ audio_ freeze_vision freeze_multi freeze_mm",
-        dropped("Pictures and sound are refused."),
-    ),
-    **_each("eot_tokens added_tokens", missing("The model's own tokens are used as they are.")),
-    **_each("galore_ apollo_ badam_ oft_ pref_ dpo_ kto_ ppo_ qat fp8 trl ebft vllm", missing(METHOD)),
-}
-"""Fields of one kind by how their names begin, where no table has them."""

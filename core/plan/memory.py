@@ -35,6 +35,9 @@ LIBRARIES: Mapping[PathName, int] = {"fast": 264 * MIB, "general": 440 * MIB}
 """A worker of a path with its libraries and no model; the fast one has no transformers and peft. Measured."""
 BITSANDBYTES = 120 * MIB
 """What bitsandbytes adds where the fast path computes with it; peft loads it in any case. Measured."""
+EXPORT = 512 * MIB
+"""A worker that proves an export: torch, and transformers and PEFT as independent readers. Measured after
+runs of the bundled model: 477 to 479 MiB, and 629 where 16-bit products had been compiled."""
 VOCABULARY_ENTRY = 1100
 """Bytes of the tokenizer for each entry of its vocabulary; measured from 32,000 to 256,000."""
 COMPILED = int(0.9 * MIB)
@@ -43,7 +46,9 @@ COMPILED_LIMIT = 1024
 many."""
 HEAP_COPIES = 48
 HEAP_LIMIT = int(0.75 * GIB)
-"""The C library keeps about that many freed buffers of a layer, of 32 MiB at most; measured."""
+HEAP_LEAST, HEAP_SHARE = 64 * MIB, 0.25
+"""The C library keeps about that many freed buffers of a layer, of 32 MiB at most, but not much more than
+that share of what a step makes and frees; measured."""
 ALLOCATOR = 0.08
 """Share by which PyTorch's reserved memory exceeds what is allocated besides the weights."""
 FORMULA = "formula"
@@ -84,7 +89,8 @@ def predict(
         sharding = settled(settings.training, spec, machine, longest, tokens)
         settings = with_sharding(settings, sharding)
     world = world_of(settings.training, machine)
-    parts = predict_parts(settings.training, spec, longest, tokens, world)
+    exported = settings.export.name is not None
+    parts = predict_parts(settings.training, spec, longest, tokens, world, exported=exported)
     return estimate_of(settings.training, spec, machine, parts, FORMULA, correction)
 
 
@@ -125,17 +131,30 @@ def predicted(
 
 
 def predict_parts(
-    training: TrainingSettings, spec: ModelSpec, longest: int, tokens: int = 0, world: int = 1
+    training: TrainingSettings,
+    spec: ModelSpec,
+    longest: int,
+    tokens: int = 0,
+    world: int = 1,
+    *,
+    exported: bool = False,
 ) -> tuple[MemoryPart, ...]:
     """The parts of the peak by the plain formula, of rows as `predict` takes them.
 
-    Of `world` processes on GPUs it is the peak of one; on the CPU, which they share, of all together.
+    Of `world` processes on GPUs it is the peak of one; on the CPU, which they share, of all together. There
+    a tiny model's peak is that of the export, where the same process has one to make.
     """
     formula = _formula(of_one(training, world), spec, longest, tokens)
     found = of_many(formula.parts() + extra_parts(training, spec), formula.shape, training, world)
     if training.device == "cuda":
         return gpu_parts(found)
-    return tuple(replace(part, bytes=world * part.bytes) for part in _cpu_parts(found, _process(formula)))
+    passing = found.get("activations", 0) + found.get("loss", 0)
+    whole = _cpu_parts(found, _process(formula, passing))
+    *named, other = (replace(part, bytes=world * part.bytes) for part in whole)
+    if exported:
+        least = _exporting(formula) - sum(part.bytes for part in named)
+        other = replace(other, bytes=max(other.bytes, least))
+    return *named, other
 
 
 def gpu_parts(found: Mapping[str, int]) -> tuple[MemoryPart, ...]:
@@ -194,21 +213,33 @@ def _corrected(parts: tuple[MemoryPart, ...], factor: float) -> tuple[MemoryPart
     return tuple(found)
 
 
-def _process(formula: Formula) -> int:
-    """What a CPU worker holds besides tensors: libraries, tokenizer, compiled products, freed memory."""
-    compiled = min(formula.products(), COMPILED_LIMIT) if formula.walk.size < 4 else 0
+def _compiled(formula: Formula) -> int:
+    """What oneDNN keeps of a training in 16 bit, to the end of the process."""
+    return COMPILED * min(formula.products(), COMPILED_LIMIT) if formula.walk.size < 4 else 0
+
+
+def _exporting(formula: Formula) -> int:
+    """What a CPU worker holds in an export after the training: two tokenizers, and no model of its own."""
+    return EXPORT + 2 * VOCABULARY_ENTRY * formula.shape.V + _compiled(formula)
+
+
+def _process(formula: Formula, passing: int) -> int:
+    """What a CPU worker holds besides tensors: libraries, tokenizer, compiled products, freed memory.
+
+    `passing` are the bytes of tensors that a step makes and frees.
+    """
     request = formula.request
     few_bits = request.quantization == "nf4" or request.optimizer.endswith("8bit")
     extra = BITSANDBYTES if request.path == "fast" and few_bits else 0
     libraries = LIBRARIES[request.path] + extra + VOCABULARY_ENTRY * formula.shape.V
-    return libraries + COMPILED * compiled + _heap(formula)
+    return libraries + _compiled(formula) + _heap(formula, passing)
 
 
-def _heap(formula: Formula) -> int:
+def _heap(formula: Formula, passing: int) -> int:
     """Memory of a CPU worker that is free but not given back to the system."""
     walk = formula.walk
     buffer = walk.tokens * (formula.shape.H + formula.shape.I) * walk.size
-    return min(HEAP_COPIES * buffer, HEAP_LIMIT)
+    return min(HEAP_COPIES * buffer, HEAP_LIMIT, HEAP_LEAST + int(HEAP_SHARE * passing))
 
 
 def _free(training: TrainingSettings, machine: Machine) -> tuple[int, int]:

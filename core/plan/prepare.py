@@ -32,7 +32,8 @@ from ollama_tune.core.models.values import ModelSpec
 from ollama_tune.core.plan.pins import hub_news
 from ollama_tune.core.plan.predict import read_model_config
 from ollama_tune.core.plan.recommend import make_plan
-from ollama_tune.core.plan.settings import BUNDLED, parse
+from ollama_tune.core.plan.room import settings_here
+from ollama_tune.core.plan.settings import BUNDLED, Settings, field_paths, parse
 from ollama_tune.core.plan.shape import Shape
 from ollama_tune.core.plan.values import Plan
 from ollama_tune.core.text import human_bytes, one_line
@@ -74,6 +75,18 @@ def prepare_for(model: str, data: str, changed: Mapping[str, Any], gpu: Gpu | No
         free = human_bytes(gpu.free)
         notes.append(f"Planned for {gpu.name} with {free} free; that box's disk and Ollama are not checked.")
     return Prepared(replace(plan, warnings=(*notes, *plan.warnings)), machine, spec, lengths)
+
+
+def prepare_file(file: Path, values: Mapping[str, Any], gpu: Gpu | None = None) -> Prepared:
+    """As `prepare_for` of a run.yaml with these values by dotted path, as a run of it takes them."""
+    settings, _ = settings_here(file, values, probe_machine if gpu is None else lambda: _box_with(gpu))
+    return prepare_settings(settings, gpu)
+
+
+def prepare_settings(settings: Settings, gpu: Gpu | None = None) -> Prepared:
+    """The plan of settings that are all the person's own."""
+    said = {path: settings.get(path) for path in field_paths()}
+    return prepare_for(settings.model.source, settings.data.path, said, gpu)
 
 
 def _box_with(gpu: Gpu) -> Machine:
@@ -150,7 +163,14 @@ def _lengths(spec: ModelSpec, data: str, reading: Reading, form: str | None) -> 
     """
     profile = load_dataset(data, reading)
     lengths, notes = _counted(spec, data, profile, form)
-    return replace(lengths, kind=profile.kind), notes
+    return replace(lengths, kind=profile.kind), [*_of_data(profile), *notes]
+
+
+def _of_data(profile: DatasetProfile) -> list[str]:
+    """What nobody hears who never looked at the data: rows that are not used, choices that were taken."""
+    aside = profile.total - profile.usable
+    words = f"{aside:,} of the data's {profile.total:,} rows are left out: `ollama-tune data` says why."
+    return [words] * bool(aside) + [asked.told for asked in profile.questions]
 
 
 def _counted(

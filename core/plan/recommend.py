@@ -18,7 +18,7 @@ from ollama_tune.core.plan.gguf_types import serving_context
 from ollama_tune.core.plan.offers import Offers
 from ollama_tune.core.plan.padding import packed_rows
 from ollama_tune.core.plan.paths import way_of
-from ollama_tune.core.plan.several import choose_gpus, choose_sharding
+from ollama_tune.core.plan.several import a_step, choose_gpus, choose_sharding
 from ollama_tune.core.plan.values import Choice, Plan
 
 _READING: tuple[tuple[str, Any, str], ...] = (
@@ -32,6 +32,8 @@ _READING: tuple[tuple[str, Any, str], ...] = (
     ("exclude", [], "warnings are told, and the rows are kept"),
 )
 """How data is read unless a person says otherwise."""
+FACTORS = ("training.batch_size", "training.gradient_accumulation_steps")
+"""What the rows of a step are the product of."""
 
 
 def make_plan(
@@ -74,8 +76,8 @@ def solve(draft: Draft) -> Plan:
     draft.choose("training.packing", packing)
     rows_a_step = _rows_a_step(draft)
     choose_gpus(draft, rows_a_step)
-    epochs = preference_rules.epochs(training, rules.epochs(draft.rows, rows_a_step))
-    draft.choose("training.epochs", epochs)
+    epochs = rules.epochs(draft.rows, _rows_in_fact(draft, rows_a_step))
+    draft.choose("training.epochs", preference_rules.epochs(training, epochs))
     warnings = choose_memory(draft, rows_a_step)
     choose_sharding(draft)
     _choose_optimizer(draft)
@@ -117,15 +119,30 @@ def _choose_adapter(draft: Draft) -> None:
 def _rows_a_step(draft: Draft) -> int:
     """The effective batch: the recommended one, unless the person set both of its factors."""
     training = draft.settings.training
-    if draft.free("training.batch_size") or draft.free("training.gradient_accumulation_steps"):
+    if any(map(draft.free, FACTORS)):
         usual = preference_rules.usual_epochs(training, draft.rows)
         return rules.effective_batch(draft.rows, usual if draft.free("training.epochs") else training.epochs)
-    a_step = training.batch_size * training.gradient_accumulation_steps
-    if not training.packing:
-        return a_step
+    return round(training.batch_size * training.gradient_accumulation_steps * _packed(draft)[0])
+
+
+def _rows_in_fact(draft: Draft, rows_a_step: int) -> int:
+    """The rows of a step that is to have so many, where a factor that the person set allows only others."""
+    training, (a_sequence, wanted) = draft.settings.training, _packed(draft, rows_a_step)
+    size, count = training.batch_size, training.gradient_accumulation_steps
+    by_size, by_count = (not draft.free(path) for path in FACTORS)
+    if by_size == by_count:
+        return rows_a_step
+    batches = size * max(round(wanted / size), 1) if by_size else count * max(wanted // count, 1)
+    return round(batches * a_sequence)
+
+
+def _packed(draft: Draft, rows_a_step: int = 1) -> tuple[float, int]:
+    """How many rows one of a batch's sequences holds, and how many sequences hold so many rows."""
+    if not draft.settings.training.packing:
+        return 1.0, rows_a_step
     length = rules.sequence_lengths(draft.spec, draft.lengths, packing=True)[0]
-    held = length if draft.free("training.sequence_length") else training.sequence_length
-    return round(a_step * packed_rows(draft.lengths, held)[0])
+    held = length if draft.free("training.sequence_length") else draft.settings.training.sequence_length
+    return packed_rows(draft.lengths, held)[0], a_step(draft, rows_a_step, held)
 
 
 def _choose_optimizer(draft: Draft) -> None:

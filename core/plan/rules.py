@@ -180,7 +180,7 @@ def learning_rate(spec: ModelSpec, rank: int, steps: int) -> Choice:
         text = f"usual for {human_count(spec.parameters)} parameters (a formula says {formula:.1e})"
         return Choice(anchor, text, QLORA)
     value = rounded(min(formula, LARGEST_RATE))
-    short = "" if steps >= LEAST_STEPS else f", more for only {steps} steps"
+    short = "" if steps >= LEAST_STEPS else f", more for only {steps} step{'s' * (steps > 1)}"
     formula_words = f"{base * 1e4:g}e-4 x (2000 / {spec.hidden_size})^{EXPONENTS[family]}"
     text = f"for width {spec.hidden_size:,}{short}: {formula_words}"
     return Choice(value, text, TINKER if steps >= LEAST_STEPS else LWR)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import fcntl
 import json
 import os
 import re
@@ -23,7 +22,7 @@ from ollama_tune.core.plan.settings import ExportSettings, Settings, load, parse
 from ollama_tune.core.plan.yaml_lines import read_marked
 from ollama_tune.core.runs.events import Event, effective, last_event, read_events
 from ollama_tune.core.runs.identity import boot_id, myself, same_process
-from ollama_tune.core.runs.lock import is_held
+from ollama_tune.core.runs.lock import is_held, seize
 from ollama_tune.core.runs.ready import ready
 
 SILENCE = 60.0
@@ -224,7 +223,7 @@ class RunLock:
     def __init__(self, folder: RunFolder, held: int | None = None, *, sign: bool = True) -> None:
         self._descriptor = os.open(folder.lock_path, os.O_RDWR | os.O_CREAT, 0o600) if held is None else held
         try:
-            taken = self._take()
+            taken = seize(self._descriptor)
         except OSError as error:
             os.close(self._descriptor)
             raise TuneError(
@@ -246,16 +245,6 @@ class RunLock:
         except OSError as error:
             self.release()
             raise disk_full(folder.path) if error.errno in DISK_FULL else error from error
-
-    def _take(self) -> bool:
-        """A viewer's probe can refuse a starting worker for an instant, so try for a second."""
-        for _ in range(100):
-            try:
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
-            except BlockingIOError:
-                time.sleep(0.01)
-        return False
 
     @property
     def descriptor(self) -> int:
@@ -364,7 +353,9 @@ def _message(state: State, events: list[Event], folder: RunFolder) -> str:
     if state is State.FAILED:
         return f"{events[-1]['what']} {events[-1]['fix']}"
     if state is State.CRASHED:
-        return f"The worker ended without a word. Its last lines:\n{folder.log_tail()}"
+        printed = folder.log_tail()
+        gone = "The worker ended without a word: it was killed, or no memory was left for it."
+        return f"{gone} Its last lines:\n{printed}" if printed else gone
     said = _last(events, "phase", "paused") if state is State.PAUSED else _last(events, "phase")
     if said is None:
         return ""

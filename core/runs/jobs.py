@@ -30,6 +30,7 @@ FOR_CPU = (
 FOR_GPU = "This run.yaml trains on a GPU (training.device: cuda), and with --gpus 0 the job asks for none."
 _PLACE = re.compile(r"@([A-Z]+)@")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._,:/+-]*")
+_BUCKET = re.compile(r"[a-z0-9]+://[A-Za-z0-9][A-Za-z0-9._/-]*")
 _TIME = re.compile(r"\d+(:\d\d){0,2}|\d+-\d\d?(:\d\d){0,2}")
 
 
@@ -40,8 +41,9 @@ class Job:
     `output` is where the job's file will be, `folder` where its processes start. `gpus` are those of a
     machine; 0 means one process a machine on the CPU. `card` is the GPU's name as the cluster calls it.
     `stamp` makes the run's name one of its own. `environment` is what the job's processes must find, such as
-    OLLAMA_TUNE_HOME; `install` is what pip installs on machines that are new. `values` are settings that the
-    job's run has in place of the file's, by their dotted paths.
+    OLLAMA_TUNE_HOME; `install` is what pip installs on machines that are new, `bucket` where the run folder
+    is kept when such machines are taken away. `values` are settings that the job's run has in place of the
+    file's, by their dotted paths.
     """
 
     file: Path
@@ -57,6 +59,7 @@ class Job:
     partition: str = ""
     account: str = ""
     install: str = ""
+    bucket: str = ""
     stamp: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -83,6 +86,9 @@ class Job:
             value = getattr(self, name)
             if value and not _WORD.fullmatch(value):
                 raise UsageError(f"--{name} {one_line(value, 60)!r} is no name.", "Use letters and digits.")
+        if self.bucket and not _BUCKET.fullmatch(self.bucket):
+            what = f"--bucket {one_line(self.bucket, 60)!r} is no address of a bucket."
+            raise UsageError(what, "Write it as s3://NAME, gs://NAME or r2://NAME.")
         if self.time and not _TIME.fullmatch(self.time):
             what = f"--time {one_line(self.time, 40)!r} is no length of time."
             raise UsageError(what, "Write 90 (minutes), 12:00:00 or 2-00:00:00.")

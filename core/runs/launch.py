@@ -33,8 +33,8 @@ RATES = "ollama_tune.core.runs.rates"
 RANKS = "ollama_tune.core.train.ranks"
 TRACKS = "OLLAMA_TUNE_TRACK"
 """Set where nobody but the worker itself starts the trackers: in jobs of a cluster."""
-PATIENCE = 20.0
-PATIENCE_RANKS = 90.0
+PATIENCE = 60.0
+PATIENCE_RANKS = 180.0
 """The same where torch's launcher starts the worker: both import torch."""
 NICE = 10
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -156,7 +156,7 @@ def start(folder: RunFolder, stage: str = "train", warm: WarmWorker | None = Non
     from ollama_tune.core.runs.turns import step_aside
 
     if folder.alive():
-        raise _busy(folder)
+        raise busy(folder)
     require_room(folder.path)
     if folder.path.parent == runs_dir():
         step_aside()
@@ -237,7 +237,8 @@ def become(folder: RunFolder, stage: str, lock: int | None = None) -> NoReturn:
     os.execv(sys.executable, [sys.executable, "-m", WORKER, *arguments])
 
 
-def _busy(folder: RunFolder) -> BusyError:
+def busy(folder: RunFolder) -> BusyError:
+    """What to say of a run whose worker goes on."""
     return BusyError(
         f"The run {folder.name} is already going.", f"Watch it with `ollama-tune attach {folder.name}`."
     )
@@ -250,7 +251,7 @@ def _wait(folder: RunFolder, process: Process, seconds: float = PATIENCE) -> Non
     while process.pid not in (folder.worker().get("pid"), folder.worker().get("launcher")):
         status = process.poll()
         if status == BusyError.exit_code:
-            raise _busy(folder)
+            raise busy(folder)
         if status is not None or time.monotonic() > deadline:
             raise TuneError("The worker did not start.", f"See {folder.log_path}.", details=folder.log_tail())
         time.sleep(0.01)

@@ -1,10 +1,39 @@
-"""The question whether a lock file is held, for the interface's first frame too: it imports nothing."""
+"""Locks by files: held as long as the file is open. The interface's first frame asks too: nothing heavy."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
+
+TRIES = 100
+
+
+@contextlib.contextmanager
+def open_lock(lock: Path) -> Iterator[int]:
+    """The descriptor of a lock file, which is made where there is none; a lock on it ends with the block."""
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def seize(descriptor: int, tries: int = TRIES) -> bool:
+    """Take the lock of an open file; False where another process holds it.
+
+    A viewer's question (`is_held`) can refuse it for an instant, so it is tried for a second.
+    """
+    for attempt in range(tries):
+        if attempt:
+            time.sleep(0.01)
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    return False
 
 
 def is_held(lock: Path) -> bool:

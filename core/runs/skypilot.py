@@ -14,12 +14,15 @@ from ollama_tune.core.runs.jobs import Job, Launch, fill, own_files, requirement
 
 FOLDER = "~/ollama-tune"
 """Everything of a job on a machine of the cloud, but the run folder."""
+BUCKET = f"{FOLDER}/bucket"
+"""Where a bucket is seen there."""
 PORT = 29400
 
 
 def skypilot(job: Job) -> Launch:
     """The task for `sky launch`; what lies on this machine is copied to the others.
 
+    With a bucket it is for `sky jobs launch`, which begins again where a machine was taken away, and goes on.
     Raises `UsageError` where a GPU is wanted and not named, or ollama-tune cannot be installed there.
     """
     if job.gpus and not job.card:
@@ -28,19 +31,24 @@ def skypilot(job: Job) -> Launch:
     wheel = Path(install).expanduser().absolute() if Path(install).suffix == ".whl" else None
     copied = own_files(job.settings)
     places = {path: f"{FOLDER}/{path.split('.')[0]}/{_plain(file.name)}" for path, file in copied.items()}
-    mounts = {places[path]: str(file) for path, file in copied.items()}
+    mounts: dict[str, Any] = {places[path]: str(file) for path, file in copied.items()}
     mounts[f"{FOLDER}/run.yaml"] = str(job.file)
     if wheel is not None:
         mounts[f"{FOLDER}/{wheel.name}"] = str(wheel)
+    run = fill("skypilot.sh", _places(job, places))
+    if job.bucket:
+        mounts[BUCKET] = {"source": job.bucket, "mode": "MOUNT_CACHED"}
+        run = fill("bucket.sh", {"NAME": _run_name(job), "KEPT": _shell(BUCKET), "JOB": run})
     task: dict[str, Any] = {
         "name": f"ollama-tune-{job.name}"[:50].rstrip("-."),
         "num_nodes": job.nodes,
         "resources": _resources(job),
         "file_mounts": mounts,
         "setup": fill("setup.sh", {"REQUIREMENT": _shell(f"{FOLDER}/{wheel.name}" if wheel else install)}),
-        "run": fill("skypilot.sh", _places(job, places)),
+        "run": run,
     }
-    submit = ("sky", "launch", "-c", str(task["name"]), str(job.output))
+    how = ("jobs", "launch", "-n") if job.bucket else ("launch", "-c")
+    submit = ("sky", *how, str(task["name"]), str(job.output))
     return Launch(f"{job.about(submit)}\n{_dump(task)}", submit, _notes(job))
 
 
@@ -89,8 +97,16 @@ def _dump(task: dict[str, Any]) -> str:
 
 
 def _notes(job: Job) -> tuple[str, ...]:
-    return (
+    where = (
         "The run folder lies on the first machine; copy it before the machines are given back: "
-        f"`rsync -a ollama-tune-{job.name}:.local/share/ollama-tune/runs/{_run_name(job)} .`",
+        f"`rsync -a ollama-tune-{job.name}:.local/share/ollama-tune/runs/{_run_name(job)} .`"
+    )
+    if job.bucket:
+        where = (
+            "For spot machines add `--use-spot` to the command. The run folder is kept in the bucket, after "
+            f"each checkpoint and at the end, as {_run_name(job)}.tar: with rows of the data."
+        )
+    return (
+        where,
         "A model that needs a key: add `--secret HF_TOKEN` to the command, never to the file.",
     )

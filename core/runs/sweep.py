@@ -11,11 +11,9 @@ whatever was killed, the same command ends in the same table.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import itertools
 import json
-import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,14 +23,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ollama_tune.core.errors import BusyError, TuneError, UsageError
 from ollama_tune.core.files import read_table, write_atomic
-from ollama_tune.core.paths import data_dir, runs_dir
+from ollama_tune.core.paths import runs_dir
 from ollama_tune.core.plan.settings import Settings
 from ollama_tune.core.runs.control import request_stop, wait_until_free
 from ollama_tune.core.runs.dimensions import STEADY, Dimension, Options, Value, read_dimension
 from ollama_tune.core.runs.events import Event
 from ollama_tune.core.runs.folder import RunFolder, State, create_run
 from ollama_tune.core.runs.launch import start
+from ollama_tune.core.runs.lock import open_lock, seize
 from ollama_tune.core.runs.ready import absolute
+from ollama_tune.core.runs.trials import NOTES, sweeps_dir, words
+from ollama_tune.core.text import one_line
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -70,7 +71,7 @@ class Sweep:
     def folder(self) -> Path:
         """Where the sweep keeps which runs are its own; the same search has the same folder."""
         said = json.dumps([self.settings.model_dump(), repr(self.dimensions), self.trials], sort_keys=True)
-        return data_dir() / "sweeps" / hashlib.sha256(said.encode()).hexdigest()[:12]
+        return sweeps_dir() / hashlib.sha256(said.encode()).hexdigest()[:12]
 
     @property
     def grid(self) -> list[dict[str, Value]] | None:
@@ -122,6 +123,9 @@ class Runner(Protocol):
     def end(self, number: int) -> str:
         """Let the run rest after its last measurement; returns its name."""
 
+    def reason(self, number: int) -> str:
+        """Why the run failed."""
+
 
 def search(sweep: Sweep, runner: Runner, tell: Tell) -> list[Trial]:
     """Carry out all trials, one after the other."""
@@ -156,7 +160,7 @@ def _try(study: Study, asked: Asked, runner: Runner, tell: Tell, trials: int) ->
         found = runner.loss(number, values, measured)
         if found is None:
             study.tell(asked, state=TrialState.FAIL)
-            tell("  failed")
+            tell(f"  failed: {runner.reason(number)}")
             return Trial(number, values, "failed", run=runner.end(number))
         loss = found
         asked.report(loss, measured)
@@ -171,12 +175,6 @@ def _try(study: Study, asked: Asked, runner: Runner, tell: Tell, trials: int) ->
     else:
         study.tell(asked, state=TrialState.PRUNED)
     return Trial(number, values, "kept" if last else "ended", measured, loss, runner.end(number))
-
-
-def words(values: Mapping[str, Value]) -> str:
-    """Values as a person reads them, by the last part of their names."""
-    shown = {name.rpartition(".")[2]: value for name, value in values.items()}
-    return ", ".join(f"{n} {v:.3g}" if isinstance(v, float) else f"{n} {v}" for n, v in shown.items())
 
 
 def ranked(trials: Sequence[Trial]) -> list[Trial]:
@@ -211,7 +209,8 @@ class Search(Protocol):
 
 class Runs:
     """Trials as run folders in `home`, else among all runs; the search's `trials.json` says which is whose.
-    Once `stopped` says so, waiting for a run ends in `Halted`; while `after` does, the run rests."""
+    Once `stopped` says so, waiting for a run ends in `Halted`; while `after` does, the run rests. What failed
+    before is tried `again`, where that is wished: what was missing may be there now."""
 
     def __init__(
         self,
@@ -220,10 +219,13 @@ class Runs:
         home: Path | None = None,
         stopped: Callable[[], bool] = lambda: False,
         after: Callable[[], bool] = lambda: False,
+        *,
+        again: bool = False,
     ) -> None:
         self._sweep, self._label, self._stopped, self._after = sweep, label, stopped, after
+        self._again, self._begun = again, set[int]()
         self._home = home or runs_dir()
-        self._file = sweep.folder / "trials.json"
+        self._file = sweep.folder / NOTES
         self._known: dict[str, Any] = read_table(self._file)
 
     def folder(self, number: int, values: Mapping[str, Value]) -> RunFolder:
@@ -256,7 +258,11 @@ class Runs:
         return self.wait(number, values, reached)
 
     def wait(self, number: int, values: Mapping[str, Value], reached: Reached) -> float | None:
-        """What is looked for in the log of a trial, once it is there; None where the run failed or ended."""
+        """What is looked for in the log of a trial, once it is there; None where the run failed or ended.
+
+        Raises `TuneError` where that can be tried again and is no fault of the trial: what all of them need
+        is gone.
+        """
         folder, crashes = self.folder(number, values), 0
         while True:
             alive = folder.alive()
@@ -271,10 +277,26 @@ class Runs:
             elif not alive:
                 state = folder.status(events).state
                 crashes += state is State.CRASHED
-                if state in (State.FAILED, State.FINISHED) or crashes > ATTEMPTS:
+                failed = state is State.FAILED and (number in self._begun or not self._again)
+                if failed or state is State.FINISHED or crashes > ATTEMPTS:
+                    if self._again:
+                        self._require_there(values)
                     return None
+                self._begun.add(number)
                 start(folder, "all")
             time.sleep(POLL)
+
+    def _require_there(self, values: Mapping[str, Value]) -> None:
+        for name in {"model.source", "data.path"}.difference(values):
+            place = Path(str(self._sweep.settings.get(name)))
+            if place.is_absolute() and not place.exists():
+                way = "Put it back and give the same command: it goes on where it was."
+                raise TuneError(f"{place} is gone.", way)
+
+    def reason(self, number: int) -> str:
+        """As `Runner.reason`."""
+        folder = RunFolder(self._home / str(self._known[str(number)]["run"]))
+        return one_line(folder.status().message, 200)
 
     def end(self, number: int) -> str:
         """As `Runner.end`."""
@@ -296,14 +318,10 @@ def rest(folder: RunFolder) -> None:
 def held(sweep: Search) -> Iterator[None]:
     """The sweep's folder for this process alone; raises `BusyError` where another has it."""
     sweep.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(sweep.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with open_lock(sweep.folder / "lock") as descriptor:
+        if not seize(descriptor):
+            raise BusyError("This sweep is already going.", "Wait for the other one.")
         yield
-    except BlockingIOError as error:
-        raise BusyError("This sweep is already going.", "Wait for the other one.") from error
-    finally:
-        os.close(descriptor)
 
 
 def shares(trials: int) -> tuple[float, float, float]:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
+import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -21,6 +24,7 @@ from ollama_tune.core.paths import data_dir
 Value = str | int | float | bool
 SUFFIX = ".ollama-tune"
 """Ends the names of TensorBoard's files from here, so that only these are ever replaced."""
+TENSORBOARD = "tensorboard"
 MOST_METRICS = 1000
 """MLflow takes so many in one request."""
 
@@ -77,6 +81,13 @@ class _Appending:
         raise NotImplementedError
 
 
+def viewer() -> str:
+    """What starts TensorBoard in a terminal: its name, or where it is beside this Python. A terminal seldom
+    finds the programs of an environment that pipx or uv made."""
+    beside = Path(sys.executable).with_name(TENSORBOARD)
+    return str(beside) if not shutil.which(TENSORBOARD) and beside.is_file() else TENSORBOARD
+
+
 class TensorBoard:
     """Event files through `tensorboard` alone; neither torch nor TensorFlow is needed.
 
@@ -95,7 +106,7 @@ class TensorBoard:
         self._former = list(series.folder.glob(f"events.out.tfevents.*{SUFFIX}"))
         self._writer = writer.EventFileWriter(str(series.folder), filename_suffix=SUFFIX)
         self.id = str(series.folder)
-        self.place = f"tensorboard --logdir {series.folder.parent}"
+        self.place = shlex.join([viewer(), "--logdir", str(series.folder.parent)])
         self.back_to(-1)
         self._add(summary=hparams.hparams_pb(dict(series.settings), trial_id=series.name))
 

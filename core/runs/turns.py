@@ -8,15 +8,13 @@ when a run begins, and goes on there once that has ended. Of two searches the la
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ollama_tune.core.paths import data_dir, runs_dir
 from ollama_tune.core.runs.folder import RunFolder
-from ollama_tune.core.runs.lock import is_held
+from ollama_tune.core.runs.lock import is_held, open_lock, seize
 
 ANNOUNCED = 60.0
 """Seconds for which a run that is about to start keeps searches away; once it is up, it does so itself."""
@@ -58,7 +56,11 @@ def gone_before(search: Path) -> str:
 
 def step_aside() -> None:
     """Have searches give their memory back before a run is started; returns when they have, or after
-    `LEAVE` seconds."""
+    `LEAVE` seconds.
+
+    Whoever looks at free memory before a start calls it first; every start calls it, and then finds nothing
+    to wait for.
+    """
     short = [RunFolder(lock.parent) for lock in searches_dir().glob("*/*/lock")]
     if not (searching() or any(folder.alive() for folder in short)):
         return
@@ -75,23 +77,12 @@ def step_aside() -> None:
 def turn(search: Path, meanwhile: Callable[[], object]) -> Iterator[None]:
     """Work alone among the searches; until it is this one's turn, `meanwhile` is called, which may raise."""
     path = searches_dir() / "turn"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        while not _taken(descriptor):
+    with open_lock(path) as descriptor:
+        while not seize(descriptor, tries=1):
             meanwhile()
             time.sleep(POLL)
         path.write_text(search.name, encoding="utf-8")
         yield
-    finally:
-        os.close(descriptor)
-
-
-def _taken(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _announcement() -> Path:

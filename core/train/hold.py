@@ -9,14 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from ollama_tune.core.files import SPARE
 from ollama_tune.core.text import human_bytes
 from ollama_tune.core.train.session import Session
 from ollama_tune.core.train.shortage import is_disk_full
 
 T = TypeVar("T")
 
-MARGIN = 16 << 20
-"""Bytes that stay free behind what is to be written: for the log, and for other programs."""
 LOOK = 0.1
 RETRY = 1.0
 """Seconds between two looks at the wishes to stop and to go on, and at the disk."""
@@ -66,7 +65,7 @@ class Hold:
             return bool(done)
 
         if not tried():
-            free, need = human_bytes(_free(place)), human_bytes(size + MARGIN)
+            free, need = human_bytes(_free(place)), human_bytes(size + SPARE)
             what = f"The disk of {place} is full: {free} are free, {need} are needed."
             fix = "Free some space: the run waits, and goes on by itself when there is room."
             self._wait("disk", what, fix, tried, RETRY)
@@ -83,7 +82,7 @@ class Hold:
         return next(iter(done), None)
 
     def _has_room(self, size: int, place: Path) -> bool:
-        return self._session.writer.flush() and _free(place) >= size + MARGIN
+        return self._session.writer.flush() and _free(place) >= size + SPARE
 
     def _wait(self, reason: str, what: str, fix: str, over: Callable[[], bool], every: float) -> None:
         session, since = self._session, time.monotonic()

@@ -24,6 +24,8 @@ LEAST_FALL = 1e-3
 SAMPLE_TOKENS = 48
 SAMPLE_SHARE = 0.02
 """Of the time spent in steps, for the answers in between; the last token of one may take it to 3 %."""
+SAMPLE_SECONDS = 2.0
+"""For them in any case: else a run of some seconds would show no more than their first words."""
 
 
 def is_better(
@@ -83,7 +85,7 @@ def _clearly_better(state: TrainState, loss: float, score: float | None) -> bool
 class Samples:
     """Asks the model a few held-out questions in between, in a fixed share of the training's time.
 
-    The time that steps take earns seconds; answers spend them, and end early when they are spent.
+    Besides the first two seconds, steps earn the time that answers spend; answers end when it is spent.
     """
 
     def __init__(
@@ -95,7 +97,7 @@ class Samples:
         self._clock = clock
         self._base: dict[str, str | None] | None = None
         self._limit = min(SAMPLE_TOKENS, session.settings.evaluation.max_new_tokens)
-        self.credit = 0.0
+        self.credit = SAMPLE_SECONDS
 
     def earn(self, seconds: float) -> None:
         """Count the seconds of a step."""

@@ -17,6 +17,8 @@ from ollama_tune.core.train.sums import scaled, summed
 CHUNK = 512
 EVEN = 128
 """In 16 bit the head gets tokens in multiples of this: its product is compiled anew for each other number."""
+NOTHING = -100
+"""The target of a token that was added."""
 
 Logits = Callable[[torch.Tensor], torch.Tensor]
 Lengths = Sequence[int] | None
@@ -84,7 +86,7 @@ class _ChunkedCrossEntropy(_MadeInForward):
             part = hidden[start : start + CHUNK].detach().requires_grad_()
             with torch.enable_grad():
                 loss = _chunk_losses(part, targets[start : start + CHUNK], logits)
-            gradient[start : start + CHUNK] = torch.autograd.grad(loss.sum(), part)[0]
+                gradient[start : start + CHUNK] = torch.autograd.grad(loss.sum(), part)[0]
             losses[start : start + CHUNK] = loss.detach()
         ctx.save_for_backward(gradient)
         ctx.lengths = lengths
@@ -92,7 +94,21 @@ class _ChunkedCrossEntropy(_MadeInForward):
 
 
 def _chunk_losses(hidden: torch.Tensor, targets: torch.Tensor, logits: Logits) -> torch.Tensor:
-    return functional.cross_entropy(logits(hidden).float(), targets, reduction="none")
+    """Each token's cross entropy; those added to make their number even have neither loss nor gradient."""
+    count = len(targets)
+    more = round_up(count, EVEN) - count if _in_sixteen_bit(hidden) else 0
+    if more:
+        hidden = functional.pad(hidden, (0, 0, 0, more))
+        targets = functional.pad(targets, (0, more), value=NOTHING)
+    losses = functional.cross_entropy(logits(hidden).float(), targets, reduction="none", ignore_index=NOTHING)
+    return losses[:count]
+
+
+def _in_sixteen_bit(hidden: torch.Tensor) -> bool:
+    """Whether the head's product of these states is in 16 bit, by autocast or because they are."""
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    return dtype.itemsize == 2
 
 
 def summed_loss(

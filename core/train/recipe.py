@@ -12,7 +12,7 @@ from ollama_tune.core.data.load import load_dataset
 from ollama_tune.core.data.rows.cache import folder as rows_folder
 from ollama_tune.core.data.split import held_out_numbers
 from ollama_tune.core.data.tokens.encoded import Examples
-from ollama_tune.core.data.values import DatasetProfile, Row
+from ollama_tune.core.data.values import DatasetProfile
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.models.download import download
 from ollama_tune.core.models.locate import is_complete, is_hub_id, snapshots
@@ -43,10 +43,13 @@ if TYPE_CHECKING:
     from ollama_tune.core.plan.utilisation import Utilisation
     from ollama_tune.core.train.loop import Trainer
 
+OPEN = "If that is wrong, stop the run and start it again with the other answer."
+
 
 @dataclass(frozen=True)
 class Material:
-    """What is trained on and what is measured on; `left_out` counts rows that are too long or refused."""
+    """What is trained on and what is measured on; `left_out` counts the rows of the data that are neither:
+    set aside when they were read, too long, or refused by the chat template."""
 
     training: Examples
     validation: Examples
@@ -81,7 +84,7 @@ def train(session: Session, stages: Sequence[str]) -> dict[str, Any]:
     session.phase("reading_data", "Reading the data and turning it into tokens.")
     profile, chat = _read_data(session, spec)
     chosen = chosen or choose_path(spec, session.settings.training)
-    material, chosen = _encoded(session, chat, spec, profile.rows, chosen, budget)
+    material, chosen = _encoded(session, chat, spec, profile, chosen, budget)
     questions = questions_of(session, chat, spec, material.held, profile.labels)
     path, trainer, generator = _prepare(session, spec, chosen, chat, material, found)
     _meet(session, trainer)
@@ -92,7 +95,7 @@ def train(session: Session, stages: Sequence[str]) -> dict[str, Any]:
     trainer.on_measured = base
     if path.whole:
         base()
-    session.phase("training", f"Training on {len(material.training)} rows.")
+    session.phase("training", _rows_words(profile.total, material))
     trainer.run()
     early = trainer.judge.reason(trainer.state)
     if early is not None:
@@ -170,21 +173,31 @@ def _read_data(session: Session, spec: ModelSpec) -> tuple[DatasetProfile, ChatF
         lambda: hold.write(0, lambda: load_dataset(data.path, data.reading()), rows_folder())
     )
     rows = profile.rows
+    for asked in profile.questions:
+        session.warn(f"The data leaves something open. {asked.told}", OPEN)
     return profile, group.in_turn(
         lambda: hold.write(0, lambda: store_chat(session.folder, spec.folder, rows))
     )
+
+
+def _rows_words(total: int, material: Material) -> str:
+    """How many rows are learned, and of a whole how many are not used at all."""
+    words = f"Training on {len(material.training):,} rows."
+    if not material.left_out:
+        return words
+    return f"{words} {material.left_out:,} of the data's {total:,} are left out: `ollama-tune data` says why."
 
 
 def _encoded(
     session: Session,
     chat: ChatFormat,
     spec: ModelSpec,
-    rows: Sequence[Row],
+    profile: DatasetProfile,
     chosen: tuple[PathName, str],
     budget: Budget,
 ) -> tuple[Material, tuple[PathName, str]]:
     """Split and encode the rows, leave out those that are too long, settle the path, and tell the figures."""
-    settings = session.settings
+    settings, rows = session.settings, profile.rows
     held_out = held_out_numbers(rows, settings.data.validation_split, settings.data.seed)
     limit = settings.training.sequence_length
     training, validation = encode(session, chat, rows, held_out)
@@ -198,13 +211,14 @@ def _encoded(
     held = held_of(chat, (rows[number] for number in sorted(held_out)), limit, settings.evaluation.rows)
     used = {*training.rows, *validation.rows}
     known = _utilisation(session, spec, training)
-    material = Material(training, validation, held, len(rows) - len(used), known)
+    material = Material(training, validation, held, profile.total - len(used), known)
     if not material.measured:
         session.warn("No rows are held out, so nothing is measured.", "Set data.validation_split above 0.")
     plan = StepPlan(training.counts, settings.training)
     lengths = material.longest, plan.most_tokens(plan.most_rows)
     chosen, settled = _arranged(session, spec, chosen, lengths, budget)
-    parts = predict_parts(settled, spec, *lengths, session.group.size)
+    exported = settings.export.name is not None
+    parts = predict_parts(settled, spec, *lengths, session.group.size, exported=exported)
     session.emit(
         "data",
         total_steps=plan.total_steps,

@@ -13,11 +13,14 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any
 
 from ollama_tune.core.errors import TuneError
+from ollama_tune.core.files import FREED
 from ollama_tune.core.runs.folder import RunFolder, RunLock
 from ollama_tune.core.runs.launch import TRACKS, await_trackers, become, nice_worker, track
+from ollama_tune.core.text import human_bytes
 from ollama_tune.core.train.housekeeping import keep_freed_memory
 from ollama_tune.core.train.prepared import Prepared
 from ollama_tune.core.train.recovery import Restart
@@ -166,8 +169,9 @@ def _fail(session: Session, error: BaseException) -> None:
         what = "The memory of the device was used up."
         fix = NEED_LESS
     elif is_disk_full(error):
-        what = "The disk is full."
-        fix = f"Free some space on the disk of {folder.path}; `ollama-tune resume {folder.name}` goes on."
+        free = human_bytes(disk_usage(folder.path).free)
+        what = f"The disk is full: that of {folder.path} has {free} free."
+        fix = f"Make room: {FREED}. `ollama-tune resume {folder.name}` goes on."
     elif broken := device_failure(error):
         what = f"The GPU failed ({broken}), after which this process can compute nothing more."
         fix = (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import sys
 import time
 from multiprocessing.process import BaseProcess
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ollama_tune.core.runs.folder import RunFolder
+from tests.ports import free_port
+from tests.train_faults import listen_for_stops
 
 PRELOADED = [
     "torch.distributed.fsdp",
@@ -43,7 +44,7 @@ class Ranks:
             process.start()
             self.processes.append(process)
 
-    def wait(self, seconds: float = 120.0) -> list[int | None]:
+    def wait(self, seconds: float = 400.0) -> list[int | None]:
         """The exit statuses once all have ended."""
         for process in self.processes:
             process.join(seconds)
@@ -53,12 +54,6 @@ class Ranks:
         return found
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 def _work(folder: RunFolder, environment: dict[str, str], fault: str) -> None:
     os.environ.update(environment)
     with folder.log_path.open("ab") as log:
@@ -66,6 +61,7 @@ def _work(folder: RunFolder, environment: dict[str, str], fault: str) -> None:
         os.dup2(log.fileno(), 2)
     from ollama_tune.core.train.worker import serve
 
+    listen_for_stops(folder.path)
     if fault and environment["RANK"] == "1":
         _meet(fault)
     sys.exit(serve(folder, "train"))

@@ -164,6 +164,13 @@ def test_a_template_that_shows_no_plain_text_is_refused(tmp_path: Path) -> None:
         ChatFormat.from_folder(folder)
 
 
+def test_a_template_that_adds_a_token_without_a_name_says_what_is_missing(tmp_path: Path) -> None:
+    folder = build_folder(tmp_path, "chatml")
+    (folder / "chat_template.jinja").write_text("{{ sep_token + messages[0].content }}")
+    with pytest.raises(TuneError, match="it needs a token that the model's files do not name"):
+        ChatFormat.from_folder(folder)
+
+
 def test_a_run_keeps_its_template_whatever_the_base_folder_says_later(tmp_path: Path) -> None:
     base = build_folder(tmp_path / "base", "dated")
     (tmp_path / "run").mkdir()

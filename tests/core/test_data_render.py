@@ -238,3 +238,38 @@ def test_rendering_never_imports_transformers_or_torch(tmp_path: Path) -> None:
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "set() set()"
+
+
+@pytest.mark.parametrize(
+    ("added", "missing", "refused"),
+    [
+        ((), 0, False),
+        ((), 1, True),
+        (("<spare>",), 1, False),
+        (("<|ask|>",), 1, True),
+        (("<|ask|>",), 0, False),
+    ],
+    ids=["as many", "one row less", "spare token", "token of the template", "token with its row"],
+)
+def test_a_model_without_rows_for_its_tokens_is_refused_before_anything_begins(
+    tmp_path: Path, added: tuple[str, ...], missing: int, refused: bool
+) -> None:
+    from tokenizers import Tokenizer
+
+    folder = build_folder(tmp_path, "chatml")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_tokens(list(added))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    rows = tokenizer.get_vocab_size() - missing
+    (folder / "config.json").write_text(json.dumps({"vocab_size": rows}))
+    (folder / "chat_template.jinja").write_text(CHATML + "<|ask|>")
+    if not refused:
+        assert ChatFormat.from_folder(folder).encode("yes")[0]
+        return
+    with pytest.raises(TuneError, match=f"token id {rows}, but the model has only {rows} embedding rows"):
+        ChatFormat.from_folder(folder)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (adapter / name).write_bytes((folder / name).read_bytes())
+    assert ChatFormat.from_folder(adapter, config=folder).folder == adapter, "it may bring the rows"

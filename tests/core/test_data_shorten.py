@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 
-from ollama_tune.core.data.chat.mask import make_example
+from ollama_tune.core.data.chat import mask
+from ollama_tune.core.data.chat.answers import Answers
+from ollama_tune.core.data.chat.mask import Cut, cut, make_example
 from ollama_tune.core.data.chat.render import ChatFormat
 from ollama_tune.core.data.tokens.lengths import encode_rows
 from ollama_tune.core.data.tokens.shorten import fit_rows, shorten
-from ollama_tune.core.data.values import Message, Row
+from ollama_tune.core.data.values import Example, Message, Row
+from ollama_tune.core.errors import TuneError
 from tests.tiny import build_tokenizer
 
 SYSTEM = Message("system", "Be short.")
@@ -89,3 +94,16 @@ def test_a_text_is_learned_in_parts(chat: ChatFormat) -> None:
     assert tuple(token for part in parts for token in part.ids) == examples[0].ids
     assert tuple(mark for part in parts for mark in part.trained) == examples[0].trained
     assert max(len(part.ids) for part in parts) <= 50 and len(parts) == -(-examples.counts[0] // 50)
+
+
+def test_a_row_that_fits_to_the_token_is_whole_and_a_longer_one_is_cut_before_the_next() -> None:
+    example = Example("abcdef", (1, 2, 3), (False, False, True), ((0, 2), (2, 3), (3, 6)), 1)
+    assert cut(example, 3) is None
+    assert cut(example, 2) == Cut(3, 1, 1)
+    assert cut(example, 1) == Cut(2, 2, 1)
+
+
+def test_tokens_out_of_the_order_of_the_text_set_a_row_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mask, "_tokens", lambda *_: ((1, 2), ((1, 2), (0, 1))))
+    with pytest.raises(TuneError, match="do not stand in the order of its text"):
+        mask.example_of(cast(Any, None), Row((), line=1), Answers("ab", ((0, 2),), frozenset()))

@@ -103,8 +103,8 @@ def test_every_trial_names_a_function_that_is_there_and_what_to_do() -> None:
         place = Path(doctor.__file__).parents[0] / f"{module.split('core.')[1].replace('.', '/')}.py"
         assert f"def {function}(" in place.read_text(), trial.target
         assert trial.fix and trial.limit <= 60
-    names = [trial.name for trial in doctor.TORCH_TRIALS + doctor.PEFT_TRIALS]
-    assert {trial.needs for trial in doctor.TORCH_TRIALS + doctor.PEFT_TRIALS} <= {"", *names}
+    names = [trial.name for trial in doctor.TORCH_TRIALS]
+    assert {trial.needs for trial in doctor.TORCH_TRIALS} <= {"", *names}
 
 
 # Versions

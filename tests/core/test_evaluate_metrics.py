@@ -68,6 +68,7 @@ def test_a_comparison_takes_the_latest_figure_of_each_kind() -> None:
         ("Привет мир", "Привет, мир!", 0.5062),
         ("東京", "京都", 0.25),
         ("a", "ab", 0.5556),
+        ("It is blue.", "blue", 0.6998),
         ("a", "b", 0.0),
         ("", "b", 0.0),
         ("", "", 1.0),

@@ -14,7 +14,7 @@ import pytest
 from ollama_tune.core.data.values import Message, Row
 from ollama_tune.core.errors import TuneError, UsageError
 from ollama_tune.core.evaluate.evaluation import Evaluation, Pair, Result, Wish
-from ollama_tune.core.evaluate.figures import PLAIN
+from ollama_tune.core.evaluate.figures import PLAIN, chosen_metrics
 from ollama_tune.core.evaluate.material import Rows
 from ollama_tune.core.evaluate.report import (
     difference,
@@ -40,6 +40,7 @@ def of(name: str, values: tuple[float, float], change: tuple[float, float, float
 
 BETTER = of("exact_match", (0.5, 0.62), (0.12, 0.04, 0.20), 0.002)
 LOSS = of("loss", (1.25, 1.1), (-0.15, -0.2, -0.1), 0.0004)
+UNKNOWN = Interval(1.5, math.nan, math.nan)
 UNCLEAR = of("token_f1", (0.5, 0.49), (-0.01, -0.05, 0.03), 0.6)
 
 
@@ -83,6 +84,12 @@ def evaluation(*results: Result, rows: int = 12, **changes: Any) -> Evaluation:
             Result(PLAIN["loss"], 1234, (None, Interval(1.5, 1.25, 1.75)), None),
             "Loss: 1.5000 on 1,234 rows, 95 % interval 1.2500 to 1.7500.",
         ),
+        (Result(PLAIN["loss"], 1, (None, UNKNOWN), None), "Loss: 1.5000 on 1 row, no interval."),
+        (
+            Result(PLAIN["loss"], 3, (UNKNOWN, UNKNOWN), Difference(-0.5, math.nan, math.nan, 1.0, "")),
+            "Loss shows no clear difference: -0.500 nats a token, no interval "
+            "(paired randomisation test, p = 1.000).",
+        ),
     ],
 )
 def test_a_result_is_said_in_a_sentence(result: Result, words: str) -> None:
@@ -101,6 +108,9 @@ def test_the_main_metric_is_one_that_says_something() -> None:
     assert main_result(evaluation(LOSS, BETTER, UNCLEAR)) == BETTER
     assert main_result(evaluation(LOSS, none, UNCLEAR)) == UNCLEAR
     assert main_result(evaluation(LOSS)) == LOSS
+    (chrf,), _ = chosen_metrics(["chrf"], ["a"], False)
+    low = Result(chrf, 50, (Interval(1.1, 1.0, 1.2), Interval(1.2, 1.0, 1.4)), None)
+    assert main_result(evaluation(low, UNCLEAR)) == UNCLEAR, "of 100 points one says nothing"
 
 
 def test_what_is_not_finite_is_null_for_programs_and_a_word_for_people() -> None:
@@ -108,7 +118,16 @@ def test_what_is_not_finite_is_null_for_programs_and_a_word_for_people() -> None
     (entry,) = report_json(evaluation(endless))["metrics"]
     assert entry["models"][0]["value"] is None and entry["difference"]["low"] is None
     json.dumps(entry, allow_nan=False)
-    assert "infinite" in difference(endless)
+    assert difference(endless) == "-infinite (no interval)"
+
+
+def test_figures_without_an_interval_are_drawn_without_one(tmp_path: Path) -> None:
+    alone = Result(PLAIN["loss"], 1, (None, UNKNOWN), None)
+    written = write_report(evaluation(alone, confusions=(None, None)), RunFolder(tmp_path), None)
+    drawn = (written / "loss.svg").read_text()
+    assert "1.5000" in drawn and "nan" not in drawn and "<line" not in drawn
+    (entry,) = json.loads((written / "report.json").read_text())["metrics"]
+    assert entry["models"][1] == {"value": 1.5, "low": None, "high": None}
 
 
 def test_best_and_worst_rows_are_different_ones() -> None:
@@ -158,6 +177,9 @@ def test_bars_are_as_long_as_their_figures() -> None:
     rects = [node for node in ElementTree.fromstring(drawn).iter() if node.tag.endswith("rect")]
     widths = [float(rect.attrib["width"]) for rect in rects[-2:]]
     assert widths[1] == pytest.approx(2 * widths[0]) and widths[1] == pytest.approx(0.5 / 0.6 * 300)
+    whole = bars("Shares", ["base"], [("F1", [Bar(0.25, 0.2, 0.3, "25 %")])], top=1.0)
+    last = [node for node in ElementTree.fromstring(whole).iter() if node.tag.endswith("rect")][-1]
+    assert float(last.attrib["width"]) == pytest.approx(0.25 * 300)
     empty = bars("Nothing", ["a", "b"], [("F1", [None, Bar(0.0, 0.0, 0.0, "0 %")])])
     ElementTree.fromstring(empty)
 
@@ -168,6 +190,8 @@ def test_a_table_of_labels_shows_every_count() -> None:
     texts = [node.text for node in drawn.iter() if node.tag.endswith("text")]
     assert [text for text in texts if text and text.isdigit()] == ["12", "3", "0", "7"]
     assert "<b>" in texts
+    words = next(node for node in drawn.iter() if node.text == "said by the model →")
+    assert float(drawn.attrib["width"]) - float(words.attrib["x"]) >= 150, "the words have room"
 
 
 def test_a_report_takes_the_place_of_nothing(tmp_path: Path) -> None:

@@ -103,10 +103,15 @@ def test_every_metric_says_how_sure_it_is(found: Evaluation) -> None:
         for model in entry["models"]:
             assert model["low"] <= model["value"] <= model["high"]
         change = entry["difference"]
-        assert change["low"] <= change["value"] <= change["high"] and 0 < change["p"] <= 1
+        assert 0 < change["p"] <= 1
         values = [model["value"] for model in entry["models"]]
         assert change["value"] == pytest.approx(values[1] - values[0])
-        assert "95 % interval" in entry["sentence"]
+        if entry["name"] == "perplexity":
+            assert change["low"] is None and "no interval" in entry["sentence"]
+            continue
+        assert change["low"] <= change["value"] <= change["high"] and "95 % interval" in entry["sentence"]
+    alike = [result(found, name)["difference"]["verdict"] for name in ("loss", "perplexity")]
+    assert alike[0] == alike[1] == "better"
     assert result(found, "token_f1")["difference"]["verdict"] == "better"
 
 
@@ -251,6 +256,16 @@ def test_a_label_is_as_likely_as_the_model_is_to_say_it_and_end(labelled: RunFol
     assert {file.name for file in written.iterdir()} >= {"confusion-base.svg", "confusion-tuned.svg"}
 
 
+def test_labels_that_hardly_occur_are_named_beside_macro_f1(labelled: RunFolder, tmp_path: Path) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text("\n".join(json.dumps({"text": f"sky {n} harbour", "label": "no"}) for n in range(6)))
+    found = evaluate(labelled, Wish(str(other), metrics=("macro_f1",)))
+    (said,) = [remark for remark in found.remarks if "None of these rows has" in remark]
+    assert "the label `tomorrow it is`" in said
+    own = evaluate(labelled, Wish(metrics=("macro_f1",)))
+    assert not any("rows ha" in remark for remark in own.remarks)
+
+
 def test_other_data_is_told_the_labels_of_the_training(labelled: RunFolder, tmp_path: Path) -> None:
     """A file that lacks a label would otherwise ask another question than the training did."""
     other = tmp_path / "other.jsonl"
@@ -299,10 +314,22 @@ def test_a_model_in_ollama_is_asked_the_same_questions(
         evaluate(run, wish)
 
 
-def test_one_row_is_said_to_give_no_interval(run: RunFolder, tmp_path: Path) -> None:
-    rows = write_rows(tmp_path / "one.jsonl", 1)
-    found = evaluate(run, Wish(str(rows), metrics=("loss",)))
-    assert any("One row gives no interval" in remark for remark in found.remarks)
+def test_too_few_rows_and_rows_set_aside_are_said(run: RunFolder, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", 2)
+    lines = rows.read_text().splitlines()
+    rows.write_text("\n".join([lines[0]] * 3))
+    found = evaluate(run, Wish(str(rows), metrics=("loss", "exact_match")))
+    said = " ".join(found.remarks)
+    assert "Fewer than 5 rows give no interval" in said
+    assert "A row says the same as one that stands earlier. This is so with 2 rows." in said
+    assert result(found, "loss")["models"][1]["low"] is None
+    assert result(found, "exact_match")["models"][1]["high"] == 1.0
+
+
+def test_answers_that_were_cut_off_are_counted(run: RunFolder) -> None:
+    found = evaluate(run, Wish(metrics=("exact_match",), max_new_tokens=1))
+    (said,) = [remark for remark in found.remarks if "cut off" in remark]
+    assert said.endswith(f"{ROWS} of the base model, {ROWS} of the tuned model.") and "at 1 token, or" in said
 
 
 def test_hostile_rows_are_measured_or_counted_and_stand_in_no_log(

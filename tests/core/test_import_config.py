@@ -244,7 +244,7 @@ def test_a_config_of_axolotl_means_the_same_here(axolotl: Imported) -> None:
     outcomes = {
         "val_set_size": "missing",
         "warmup_steps": "missing",
-        "special_tokens": "missing",
+        "special_tokens": "dropped",
         "lora_modules_to_save": "missing",
         "lr_scheduler": "approximated",
         "datasets.0.ds_type": "dropped",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -119,3 +120,13 @@ def test_the_worker_runs_in_a_unit_of_its_own_under_the_pid_that_was_started(
 def test_nothing_is_put_before_a_command_where_no_logout_ends_it(box: Box) -> None:
     box(Answers(kill=False))
     assert scope_prefix() == ()
+
+
+def test_an_account_without_a_name_is_asked_for_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(_uid: int) -> None:
+        raise KeyError
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    assert logout._user() == str(os.getuid())

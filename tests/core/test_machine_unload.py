@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable, Iterator
 
@@ -13,6 +12,7 @@ from ollama_tune.core.machine import unload
 from ollama_tune.core.machine.unload import settled, unload_loaded
 from tests.nvml_double import GIB
 from tests.ollama_double import Faults, Model, OllamaDouble
+from tests.ports import free_port
 
 
 class Clock:
@@ -112,11 +112,8 @@ def test_the_server_of_another_host_is_left_alone() -> None:
 
 
 def test_no_server_and_a_refusing_server_are_told() -> None:
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        port = closed.getsockname()[1]
     with pytest.raises(TuneError, match="does not answer"):
-        unload_loaded(f"http://127.0.0.1:{port}", free_now=dict)
+        unload_loaded(f"http://127.0.0.1:{free_port()}", free_now=dict)
     locked = OllamaDouble(faults=Faults(key="s3cret"))
     with locked as server, pytest.raises(TuneError, match="does not tell which models") as caught:
         unload_loaded(server.url, free_now=dict)

@@ -72,7 +72,7 @@ def sizes(folder: Path) -> list[int]:
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < limit
         time.sleep(0.005)

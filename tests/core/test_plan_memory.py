@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -165,6 +166,26 @@ def test_by_every_method_more_never_needs_less(method: dict[str, Any], dtype: st
         assert found == sorted(found)
 
 
+def test_a_tiny_model_needs_most_where_its_export_is_proved() -> None:
+    def needed(model: ModelSpec, dtype: str, name: str | None) -> int:
+        asked = settings(path="fast", compute_dtype=dtype).with_values({"export.name": name})
+        return predict(asked, model, GPU, 75).needed
+
+    plain, exported = (needed(TINY, "float32", name) for name in (None, "mine"))
+    assert plain < 477 * MIB < exported, "477 MiB were measured of such a run"
+    kept = needed(TINY, "bfloat16", "mine") - exported
+    assert kept > 50 * MIB, "the products compiled for the training stay"
+    assert needed(LLAMA_1B, "float32", None) == needed(LLAMA_1B, "float32", "mine")
+
+
+def test_a_head_that_learns_compiles_no_more_products_for_longer_rows() -> None:
+    def compiled(length: int) -> int:
+        asked = settings(method="full", compute_dtype="bfloat16", sequence_length=length, batch_size=1)
+        return memory._formula(asked.training, TINY, length).products()
+
+    assert compiled(480) - compiled(416) == 3 * len(set(Shape.of(TINY).linear().values()))
+
+
 def test_a_cpu_worker_holds_the_libraries_of_its_path_and_a_tokenizer() -> None:
     fast, general = (parts(predict(settings(path=p), TINY, GPU, 75))["other"] for p in ("fast", "general"))
     assert general - fast > 150 * MIB, "transformers and peft"
@@ -187,35 +208,36 @@ def test_products_in_16_bit_are_compiled_on_the_cpu_and_kept() -> None:
 MEASURE = """
 import json, sys
 import torch
+from ollama_tune.core.data.values import Example
+from ollama_tune.core.plan.settings import TrainingSettings
+from ollama_tune.core.train.general import make_general
+from ollama_tune.core.train.housekeeping import keep_freed_memory
 from ollama_tune.core.train.session import peak_memory
 from transformers import LlamaConfig, LlamaForCausalLM
-from peft import LoraConfig, get_peft_model
-from torch.nn.functional import cross_entropy
+keep_freed_memory()
 torch.set_num_threads(1)
-base = LlamaForCausalLM(LlamaConfig(
+LlamaForCausalLM(LlamaConfig(
     vocab_size=4096, hidden_size=256, intermediate_size=768, num_hidden_layers=6,
     num_attention_heads=4, num_key_value_heads=2, head_dim=64, tie_word_embeddings=True,
-    bos_token_id=None, eos_token_id=2, pad_token_id=0))
-model = get_peft_model(base, LoraConfig(r=16, target_modules="all-linear")).train()
-weights = [w for w in model.parameters() if w.requires_grad]
-optimizer = torch.optim.AdamW(weights, lr=1e-3)
-for rows, length in json.loads(sys.argv[1]):
-    ids = torch.randint(3, 4096, (rows, length))
-    mask = torch.ones_like(ids); mask[0, -3:] = 0
+    bos_token_id=None, eos_token_id=2, pad_token_id=0)).save_pretrained(sys.argv[1])
+path = make_general(sys.argv[1], TrainingSettings(gradient_checkpointing="none"), "tiny", "")
+optimizer = torch.optim.AdamW(path.weights.values(), lr=1e-3)
+path.train(True)
+for rows, length in json.loads(sys.argv[2]):
+    trained = (False,) * (length // 2) + (True,) * (length - length // 2)
     for _ in range(3):
-        hidden = base.model(input_ids=ids, attention_mask=mask, use_cache=False)[0]
-        states = hidden[:, length // 2 : -1].reshape(-1, 256).split(512)
-        targets = ids[:, length // 2 + 1 :].reshape(-1).split(512)
-        sum(cross_entropy(base.lm_head(s), t) for s, t in zip(states, targets)).backward()
+        ids = torch.randint(3, 4096, (rows, length)).tolist()
+        batch = [Example("", tuple(row), trained, ((0, 0),) * length) for row in ids]
+        path.loss(path.collate(batch)).backward()
         optimizer.step(); optimizer.zero_grad()
     print(peak_memory())
 """
 
 
-def test_the_prediction_holds_for_a_real_run_on_the_cpu() -> None:
+def test_the_prediction_holds_for_a_real_run_on_the_cpu(tmp_path: Path) -> None:
     model = spec(256, 768, 6, 4, 2, 64, 4096, True)
     shapes = [(2, 64), (8, 256)]
-    command = [sys.executable, "-W", "ignore", "-c", MEASURE, json.dumps(shapes)]
+    command = [sys.executable, "-W", "ignore", "-c", MEASURE, str(tmp_path), json.dumps(shapes)]
     out = subprocess.run(command, check=True, capture_output=True, text=True)
     for (rows, length), measured in zip(shapes, map(int, out.stdout.split()), strict=True):
         chosen = settings(batch_size=rows, sequence_length=length, path="general")
@@ -239,5 +261,7 @@ def test_where_all_layers_are_frozen_only_a_head_of_its_own_is_left(model: Model
 
 def test_what_the_heap_of_a_cpu_worker_keeps_has_a_limit() -> None:
     training = Settings().with_values({"training.device": "cpu"}).training
-    few, many = (memory._heap(memory._formula(training, LLAMA_1B, longest)) for longest in (8, 1 << 17))
+    short, long = (memory._formula(training, LLAMA_1B, longest) for longest in (8, 1 << 17))
+    few, many = (memory._heap(formula, 64 * GIB) for formula in (short, long))
+    assert memory._heap(long, GIB) == GIB // 4 + memory.HEAP_LEAST
     assert few < many == memory.HEAP_LIMIT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from ollama_tune.core.data.values import Lengths
 from ollama_tune.core.machine.values import Machine
 from ollama_tune.core.models.catalogue import find_listed, spec_of
 from ollama_tune.core.models.values import ModelSpec
+from ollama_tune.core.plan.offers import _shown
 from ollama_tune.core.plan.recommend import make_plan
 from ollama_tune.core.plan.values import Offer, Plan
 from tests.cases import CHAT, LLAMA_1B, LLAMA_8B, LLAMA_70B, QWEN3_4B, SHORT, lengths, machine
@@ -70,6 +72,25 @@ def a_step(made: Plan) -> int:
     return training.batch_size * training.gradient_accumulation_steps
 
 
+def told_in_full(offer: Offer, before: Plan, then: Plan) -> None:
+    """The same result is promised only where it is kept, and what else changes it is told; so is the time."""
+    if not {"model.source", "training.device"}.isdisjoint(offer.changes):
+        return
+    for name in ("epochs", "sequence_length", "packing", "quantization", "optimizer", "rank", "dora"):
+        old, new = (getattr(plan.settings.training, name) for plan in (before, then))
+        known = f"training.{name}" in offer.changes
+        assert old == new or known or f"{name} {_shown(old)} → {_shown(new)}" in offer.text
+        assert old == new or "the same result" not in offer.text
+    times = then.work.seconds / before.work.seconds
+    told = re.search(r"(\d+) % (more|less) time$|([\d.]+) times as long$", offer.text)
+    if told is None:
+        assert times == pytest.approx(1, abs=0.006)
+    elif told[3]:
+        assert float(told[3]) == pytest.approx(times, abs=0.06)
+    else:
+        assert 1 + int(told[1]) * (1 if told[2] == "more" else -1) / 100 == pytest.approx(times, abs=0.006)
+
+
 @pytest.mark.parametrize(
     "changed", CHANGES, ids=lambda changed: "+".join(n[9:] for n in changed) or "nothing"
 )
@@ -87,6 +108,7 @@ def test_every_offer_really_fits_and_touches_nothing_else(
         assert {path: then.settings.get(path) for path in values} == values
         assert a_step(then) == a_step(made)
         assert len(offer.text) <= 200
+        told_in_full(offer, made, then)
 
 
 @pytest.mark.parametrize(("box", "model"), list(itertools.product(BOXES, MODELS)))
@@ -115,10 +137,22 @@ def test_a_smaller_batch_keeps_the_rows_of_a_step() -> None:
     (offer, *_) = made.offers
     size = offer.changes["training.batch_size"]
     assert offer.changes["training.gradient_accumulation_steps"] == 32 // size
-    assert "the same result" in offer.text
+    assert "rank 8 → 16" in offer.text and "same result" not in offer.text, "the usual rank fits now"
+    kept = plan(BOXES["12"], LLAMA_8B, batch_size=32, rank=16, sequence_length=1536, optimizer="adamw")
+    assert "gradient_accumulation_steps 1 → 4: the same result, " in kept.offers[0].text
     assert not plan(
         BOXES["12"], LLAMA_8B, batch_size=2 * size, gradient_accumulation_steps=16 // size
     ).memory.fits
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_half_the_batch_keeps_the_epochs(data: str) -> None:
+    made = plan(BOXES["8"], LLAMA_8B, DATA[data], batch_size=64)
+    offer = next(offer for offer in made.offers if "training.batch_size" in offer.changes)
+    then, _ = taken(offer, BOXES["8"], LLAMA_8B, DATA[data], ROWS | {"training.batch_size": 64})
+    assert then.settings.training.epochs == made.settings.training.epochs
+    assert then.work.steps == made.work.steps
+    assert then.work.seconds < 1.5 * made.work.seconds, "it was 4.8 times with short rows: 17 epochs, not 3"
 
 
 def test_the_ways_that_cost_only_time_come_first() -> None:

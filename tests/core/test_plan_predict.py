@@ -285,13 +285,20 @@ def test_the_command_prints_words_by_formula(folder: Path) -> None:
     assert "GiB" in output
 
 
+def test_the_command_takes_the_models_by_name_that_a_plan_takes() -> None:
+    assert "by formula" in call("--model", "bundled", "--method", "formula").output
+
+
 def test_the_command_refuses_wrong_keys_and_folders(folder: Path) -> None:
     with pytest.raises(UsageError):
         call("--model", str(folder), "--set", "rnk=8")
     with pytest.raises(UsageError, match="'='"):
         call("--model", str(folder), "--set", "rank")
-    with pytest.raises(TuneError, match=r"no config\.json"):
+    with pytest.raises(TuneError, match="no model folder"):
         call("--model", str(folder / "absent"))
+    (folder / "config.json").unlink()
+    with pytest.raises(TuneError, match=r"no config\.json"):
+        call("--model", str(folder))
 
 
 @pytest.mark.parametrize(
@@ -303,7 +310,7 @@ def test_the_command_refuses_wrong_keys_and_folders(folder: Path) -> None:
         (("--set", "method=full", "--set", "quantization=nf4"), "method full"),
         (("--set", "batch_size=0"), "batch_size"),
         (("--set", "targets=q_porj", "--method", "formula"), "q_porj"),
-        (("--model", "absent"), "config.json"),
+        (("--model", "absent"), "no model folder"),
     ],
 )
 def test_every_error_is_one_object_where_that_was_asked_for(

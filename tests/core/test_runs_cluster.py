@@ -135,13 +135,15 @@ def test_the_task_for_skypilot_has_the_documented_form(file: Path, tmp_path: Pat
         shell("#!/bin/bash\n" + task[part], tmp_path / f"{part}.sh")
 
 
-def test_skypilot_itself_takes_the_task(file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("bucket", ["", "s3://mine/runs"])
+def test_skypilot_itself_takes_the_task(bucket: str, file: Path, tmp_path: Path) -> None:
     python = os.environ.get("OLLAMA_TUNE_SKYPILOT_PYTHON")
     if not python:
         pytest.skip("OLLAMA_TUNE_SKYPILOT_PYTHON names no Python with skypilot")
-    made, _ = sky_task(file, tmp_path, nodes=2, gpus=8, card="H100")
+    made, _ = sky_task(file, tmp_path, nodes=2, gpus=8, card="H100", bucket=bucket)
     (tmp_path / "task.yaml").write_text(made.text)
-    told = "import sys, sky; task = sky.Task.from_yaml(sys.argv[1]); print(task.num_nodes, task.resources)"
+    told = "import sys, sky; task = sky.Task.from_yaml(sys.argv[1]); print(task.num_nodes, task.resources, "
+    told += "*[(place, it.source, it.mode.value) for place, it in task.storage_mounts.items()])"
     done = subprocess.run(
         [python, "-c", told, tmp_path / "task.yaml"],
         check=True,
@@ -150,6 +152,7 @@ def test_skypilot_itself_takes_the_task(file: Path, tmp_path: Path) -> None:
         env=os.environ | {"HOME": str(tmp_path)},
     )
     assert "2 " in done.stdout and "H100" in done.stdout
+    assert not bucket or "('~/ollama-tune/bucket', 's3://mine/runs', 'MOUNT_CACHED')" in done.stdout
 
 
 def test_skypilots_machines_start_torchrun_as_its_own_parser_takes_it(file: Path, tmp_path: Path) -> None:

@@ -104,13 +104,22 @@ def test_two_viewers_never_take_each_other_for_a_worker(folder: RunFolder) -> No
         assert not folder.alive()
 
 
-def test_a_viewers_probe_does_not_keep_a_worker_from_starting(folder: RunFolder) -> None:
+def test_a_viewers_probe_does_not_keep_a_worker_from_starting(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     RunLock(folder).release()
-    code = "import fcntl,sys,time; f=open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_SH); time.sleep(.4)"
-    process = subprocess.Popen([sys.executable, "-c", code, str(folder.lock_path)])
-    time.sleep(0.2)
-    RunLock(folder).release()
-    process.wait()
+    with folder.lock_path.open() as viewer:
+        fcntl.flock(viewer, fcntl.LOCK_SH)
+        waited: list[float] = []
+
+        def sleep(seconds: float) -> None:
+            waited.append(seconds)
+            if len(waited) == 40:
+                fcntl.flock(viewer, fcntl.LOCK_UN)
+
+        monkeypatch.setattr(time, "sleep", sleep)
+        RunLock(folder).release()
+    assert len(waited) == 40
 
 
 def test_the_lock_is_exclusive_and_free_once_its_process_is_killed(folder: RunFolder) -> None:

@@ -205,7 +205,7 @@ def test_a_warm_worker_ends_when_its_parents_pid_belongs_to_another(tmp_path: Pa
     warm = tmp_path / "warm"
     warm.mkdir()
     command = [sys.executable, "-m", launch.WORKER, "--warm", str(warm), str(os.getpid()), "12345.0"]
-    assert subprocess.run(command, timeout=60, check=False, capture_output=True).returncode == 0
+    assert subprocess.run(command, timeout=300, check=False, capture_output=True).returncode == 0
 
 
 def test_an_order_is_taken_by_its_worker_or_withdrawn_never_both(tmp_path: Path) -> None:

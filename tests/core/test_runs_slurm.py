@@ -44,9 +44,9 @@ def test_a_job_of_two_machines_out_of_time_writes_a_checkpoint_and_comes_back(
     path = script(file, tmp_path)
     process = submitted(path)
     folder = RunFolder(home / "data/runs/bundled-slurm-4711")
-    wait_for(lambda: process.poll() is not None or any(e.kind == "step" for e in folder.events()), 120)
+    wait_for(lambda: process.poll() is not None or any(e.kind == "step" for e in folder.events()))
     process.send_signal(signal.SIGTERM)
-    assert process.wait(180) == 0, (tmp_path / "log").read_text()
+    assert process.wait(300) == 0, (tmp_path / "log").read_text()
     events = folder.events()
     assert events[-1].kind == "stopped" and events[-1]["resumable"]
     assert list(folder.checkpoints.iterdir())
@@ -55,7 +55,7 @@ def test_a_job_of_two_machines_out_of_time_writes_a_checkpoint_and_comes_back(
     assert folder.log_path.exists() and folder.stop_path.exists()
     assert cluster.begin(file, folder.name, {})[1] == "train" and not folder.stop_path.exists()
     write(folder, ("start", {"stage": "train", "stages": ["train"]}), ("done", {"stage": "train"}))
-    assert submitted(path).wait(180) == 0, "a job that is done ends at once"
+    assert submitted(path).wait(300) == 0, "a job that is done ends at once"
     assert folder.events()[-1].kind == "done"
 
 
@@ -94,14 +94,14 @@ def test_only_a_job_that_is_still_wanted_and_got_further_is_requeued(
     process = submitted(path)
     wait_for(lambda: (folder / "0").exists() and (folder / "1").exists())
     process.send_signal(signal.SIGTERM)
-    assert process.wait(180) == 0
+    assert process.wait(300) == 0
     assert (folder / "stop").exists()
     assert (tmp_path / "requeued").exists() is requeued
 
 
 def test_a_worker_that_fails_on_one_machine_ends_the_job_with_its_status(tmp_path: Path) -> None:
     path, _ = quick(tmp_path, 'if [ "$SLURM_PROCID" = 1 ]; then exit 75; fi; exec sleep 600')
-    assert submitted(path).wait(180) == 75, "and it does not wait for the other machine's end"
+    assert submitted(path).wait(300) == 75, "and it does not wait for the other machine's end"
     assert not (tmp_path / "requeued").exists()
 
 
@@ -112,7 +112,7 @@ def test_machines_that_another_job_takes_are_asked_for_again(
     """A signal to the processes alone ends them, and torchrun with 1."""
     path, _ = quick(tmp_path, "exit 1")
     monkeypatch.setenv("WANTED", wanted)
-    assert submitted(path).wait(180) == status
+    assert submitted(path).wait(300) == status
     assert (tmp_path / "requeued").exists() is requeued
 
 
@@ -144,7 +144,7 @@ def test_a_second_signal_does_not_hide_the_status_of_the_worker(
     for _ in range(3):
         process.send_signal(signal.SIGTERM)
         time.sleep(0.1)
-    assert process.wait(180) == 3
+    assert process.wait(300) == 3
 
 
 def test_the_doubles_refuse_what_slurm_refuses(tmp_path: Path) -> None:

@@ -51,6 +51,9 @@ class Known:
             return None
         return abs(math.log10(float(values[RATE])) + 3) + 1 / measurement
 
+    def reason(self, number: int) -> str:
+        return f"run-{number} broke"
+
     def end(self, number: int) -> str:
         self.ended.append(number)
         return f"run-{number}"
@@ -214,7 +217,7 @@ def test_a_sweep_of_real_runs_that_was_killed_ends_in_the_same_table(
     model_folder: Path, tmp_path: Path
 ) -> None:
     file = make_run(model_folder, write_rows(tmp_path / "rows.jsonl")).settings_path
-    whole, _ = searched(file, tmp_path / "whole").communicate(timeout=120)
+    whole, _ = searched(file, tmp_path / "whole").communicate(timeout=300)
     home = tmp_path / "killed"
     killed = searched(file, home)
     assert killed.stderr is not None
@@ -228,7 +231,7 @@ def test_a_sweep_of_real_runs_that_was_killed_ends_in_the_same_table(
         while folder.alive():
             time.sleep(0.01)
     again = searched(file, home)
-    table, errors = again.communicate(timeout=120)
+    table, errors = again.communicate(timeout=300)
     assert again.returncode == 0, errors
     assert table == whole and len(table.splitlines()) == 2
     (kept,) = (home / "data" / "sweeps").glob("*/trials.json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from ollama_tune.core.plan.settings import Settings, TrackingSettings, parse
 from ollama_tune.core.runs import launch, tracking
 from ollama_tune.core.runs.events import EventWriter, effective
 from ollama_tune.core.runs.folder import RunFolder, create_run
-from ollama_tune.core.runs.trackers import TRACKERS, Point, TensorBoard, Tracker, require
+from ollama_tune.core.runs.trackers import TRACKERS, Point, TensorBoard, Tracker, require, viewer
 from ollama_tune.core.runs.tracking import Feed, follow, hyper_parameters, sent, series
 from tests.core.train_parts import wait_for
 
@@ -81,7 +82,7 @@ def test_tensorboard_reads_each_figure_of_a_resumed_run_once(folder: RunFolder, 
         assert found["memory/peak_bytes"][-1] == (5, 6.0)
         assert found["evaluation/loss"] == [(5, 0.25)] and found["evaluation_base/loss"] == [(0, 9.0)]
         assert len(list((tmp_path / "charts" / folder.name).iterdir())) == 1
-    assert sent(folder, "tensorboard").place == f"tensorboard --logdir {tmp_path / 'charts'}"
+    assert shlex.split(sent(folder, "tensorboard").place) == [viewer(), "--logdir", str(tmp_path / "charts")]
 
 
 def test_a_run_that_goes_back_while_it_is_watched_takes_its_points_back(folder: RunFolder) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,27 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("OLLAMA_TUNE_HOME", str(tmp_path / "home"))
     with pytest.raises(TuneError, match="OLLAMA_TUNE_HOME"):
         paths.runs_dir()
+
+
+NOBODY = """
+import os, pwd, sys
+
+def unknown(uid):
+    raise KeyError(uid)
+
+os.environ.pop("HOME", None)
+pwd.getpwuid = unknown
+from ollama_tune.tui.cli import main
+sys.argv = ["ollama-tune", "doctor", "--quick"]
+sys.exit(main())
+"""
+
+
+def test_an_account_without_a_home_folder_or_a_name_can_work(tmp_path: Path) -> None:
+    """As in a container that was started with any number for a user."""
+    there = {**os.environ, "OLLAMA_TUNE_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", NOBODY], env=there, capture_output=True, text=True)
+    assert "Folders" in done.stdout and not done.stderr, done.stderr
 
 
 def test_a_file_in_the_way_of_a_folder_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

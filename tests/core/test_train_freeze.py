@@ -189,8 +189,8 @@ def test_the_formula_agrees_with_the_simulation(values: dict[str, Any], tied: bo
 
 
 def test_the_rate_for_all_weights_is_a_tenth_and_what_has_no_effect_is_said() -> None:
-    lora = make_plan(machine(gpu=24), LLAMA_1B, CHAT, {"training.rank": 16})
-    full = make_plan(machine(gpu=24), LLAMA_1B, CHAT, {"training.method": "full", "training.rank": 16})
+    lora = make_plan(machine(gpu=24), LLAMA_1B, CHAT, {"training.rank": 32})
+    full = make_plan(machine(gpu=24), LLAMA_1B, CHAT, {"training.method": "full", "training.rank": 32})
     rates = [plan.settings.training.learning_rate for plan in (lora, full)]
     assert rates[1] == pytest.approx(rates[0] / 10) and 1e-5 <= rates[1] <= 2e-5
     assert "a tenth" in full.choices["training.learning_rate"].reason

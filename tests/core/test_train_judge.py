@@ -18,7 +18,15 @@ from ollama_tune.core.plan.utilisation import utilisation
 from ollama_tune.core.runs.control import stages_left
 from ollama_tune.core.runs.folder import RunFolder, create_run
 from ollama_tune.core.train.checkpoint import TrainState
-from ollama_tune.core.train.judge import SAMPLE_SHARE, Judge, Patience, Samples, in_parts, is_better
+from ollama_tune.core.train.judge import (
+    SAMPLE_SECONDS,
+    SAMPLE_SHARE,
+    Judge,
+    Patience,
+    Samples,
+    in_parts,
+    is_better,
+)
 from ollama_tune.core.train.measure import Held
 from ollama_tune.core.train.session import Session, StopWish
 from tests.cases import LLAMA_8B
@@ -191,18 +199,25 @@ def test_answers_end_when_the_time_that_steps_earned_is_spent() -> None:
             samples.ask(step)
             spent = generator.now
     assert generator.calls >= 2
-    assert spent <= SAMPLE_SHARE * trained + 10.0, "at most one token (ten seconds here) too many"
+    most = SAMPLE_SECONDS + SAMPLE_SHARE * trained
+    assert spent <= most + 10.0, "at most one token (ten seconds here) too many"
 
 
 def test_nothing_is_asked_where_the_last_answers_cost_more_than_was_earned() -> None:
     _, generator, samples = asked(100.0)
-    samples.ask(1)
-    assert generator.calls == 0, "no step, nothing earned"
-    samples.earn(10.0)
-    samples.ask(2)
-    samples.earn(10.0)
-    samples.ask(3)
+    for step in (1, 2, 3):
+        samples.earn(10.0)
+        samples.ask(step)
     assert generator.calls == 1
+
+
+def test_a_run_of_some_seconds_has_time_for_whole_answers() -> None:
+    folder, generator, samples = asked(0.2)
+    for step in (10, 20, 30):
+        samples.earn(0.5)
+        samples.ask(step)
+    told = [event for event in folder.events() if event.data.get("step")]
+    assert generator.calls == 3 and generator.now == pytest.approx(0.6) and len(told) == 9
 
 
 def test_a_judge_without_questions_and_without_a_known_card_tells_nothing_more() -> None:

@@ -10,8 +10,9 @@ from torch.nn import functional
 
 from ollama_tune.core.data.values import Example
 from ollama_tune.core.plan.settings import TrainingSettings
+from ollama_tune.core.train import loss as loss_module
 from ollama_tune.core.train.batches import Batch, collate
-from ollama_tune.core.train.loss import CHUNK, Objective, summed_loss
+from ollama_tune.core.train.loss import CHUNK, EVEN, Objective, summed_loss
 from ollama_tune.core.train.model import add_adapter, load_base
 
 
@@ -87,10 +88,11 @@ def test_four_batches_of_two_give_the_gradient_of_one_batch_of_eight(model_folde
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
 
 
-def test_chunks_change_neither_loss_nor_gradient() -> None:
+@pytest.mark.parametrize("bias", [False, True])
+def test_chunks_change_neither_loss_nor_gradient(bias: bool) -> None:
     torch.manual_seed(0)
     hidden = torch.randn(CHUNK * 2 + 7, 16, dtype=torch.float64, requires_grad=True)
-    head = torch.nn.Linear(16, 50, bias=False, dtype=torch.float64).requires_grad_(False)
+    head = torch.nn.Linear(16, 50, bias=bias, dtype=torch.float64).requires_grad_(False)
     targets = torch.randint(0, 50, (len(hidden),))
     ours = summed_loss(hidden, targets, head) * 3
     (got,) = torch.autograd.grad(ours, hidden)
@@ -98,6 +100,39 @@ def test_chunks_change_neither_loss_nor_gradient() -> None:
     (expected,) = torch.autograd.grad(plain, hidden)
     torch.testing.assert_close(ours.float(), plain.float())
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("train_head", [True, False])
+def test_tokens_that_make_a_chunk_even_change_neither_loss_nor_gradient(
+    train_head: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(CHUNK + 77, 64, requires_grad=True)
+    targets = torch.randint(0, 300, (len(hidden),))
+    head = torch.nn.Linear(64, 300, bias=not train_head).requires_grad_(train_head)
+    sizes: list[int] = []
+    head.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+
+    def found() -> list[torch.Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = summed_loss(hidden, targets, head, [100, CHUNK - 23], train_head=train_head)
+        weights = [hidden, *(head.parameters() if train_head else ())]
+        return [loss.detach(), *torch.autograd.grad(loss[0] + 2 * loss[1], weights)]
+
+    even = found()
+    assert set(sizes) == {CHUNK, EVEN}
+    monkeypatch.setattr(loss_module, "EVEN", 1)
+    for got, expected in zip(even, found(), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+    assert 77 in sizes
+
+
+def test_in_32_bit_chunks_are_as_they_are() -> None:
+    sizes: list[int] = []
+    head = torch.nn.Linear(16, 50)
+    head.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    summed_loss(torch.randn(77, 16), torch.randint(0, 50, (77,)), head, train_head=True)
+    assert sizes == [77]
 
 
 def test_a_head_that_is_trained_gets_its_own_gradient(model_folder: Path) -> None:

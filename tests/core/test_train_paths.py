@@ -91,7 +91,7 @@ print(done, sorted({name.partition(".")[0] for name in sys.modules} & {"transfor
 def test_a_fast_run_never_imports_transformers_or_peft(model_folder: Path, tmp_path: Path) -> None:
     folder = make_run(model_folder, write_rows(tmp_path / "rows.jsonl"), training={"epochs": 1.0})
     command = [sys.executable, "-c", WATCH, str(folder.path)]
-    done = subprocess.run(command, capture_output=True, timeout=120, env=quiet_environment(), check=True)
+    done = subprocess.run(command, capture_output=True, timeout=300, env=quiet_environment(), check=True)
     assert done.stdout.decode().split("\n")[-2] == "0 []"
     events = folder.events()
     assert (events[0]["path"], "padding" in events[0]["path_reason"]) == ("fast", False)

@@ -21,6 +21,7 @@ from ollama_tune.core.train.judge import Judge, Patience, is_better
 from ollama_tune.core.train.session import Session, StopWish
 from tests.core.train_parts import curve, make_run, wait_for, write_rows
 from tests.forked import ForkServer
+from tests.train_faults import stop_at
 
 
 def test_a_score_decides_and_equal_ones_are_told_apart_by_the_loss() -> None:
@@ -102,7 +103,7 @@ def by_metric(model: Path, data: Path, metric: str, **training: Any) -> RunFolde
 
 def finished(server: ForkServer, folder: RunFolder) -> RunFolder:
     server.start(folder)
-    wait_for(lambda: folder.status().state in (State.FINISHED, State.FAILED), 60)
+    wait_for(lambda: folder.status().state in (State.FINISHED, State.FAILED))
     return folder
 
 
@@ -130,9 +131,9 @@ def test_the_best_answers_are_kept_as_evaluate_counts_them_and_a_resume_changes_
 
     again = by_metric(model_folder, data, "chrf")
     for steps in (5, 8):
+        stop_at(again.path, steps)
         server.start(again)
-        wait_for(lambda: sum(e.kind == "step" for e in again.events()) >= steps)  # noqa: B023
-        again.stop_path.touch()
+        wait_for(lambda: any(e.kind == "stopped" and e["step"] >= steps for e in again.events()))  # noqa: B023
         wait_for(lambda: not again.alive())
         assert again.status().state is State.STOPPED
     finished(server, again)

@@ -55,7 +55,7 @@ def make_run(model: Path, data: Path, **sections: dict[str, Any]) -> RunFolder:
 def work(folder: RunFolder, stage: str = "train") -> subprocess.CompletedProcess[bytes]:
     """Run a worker to its end."""
     command = [sys.executable, "-m", "ollama_tune.core.train.worker", str(folder.path), "--stage", stage]
-    return subprocess.run(command, capture_output=True, timeout=400, env=quiet_environment(), check=False)
+    return subprocess.run(command, capture_output=True, timeout=500, env=quiet_environment(), check=False)
 
 
 def quiet_environment() -> dict[str, str]:
@@ -63,7 +63,7 @@ def quiet_environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 180.0) -> None:
+def wait_for(condition: Callable[[], Any], seconds: float = 300.0) -> None:
     """Until the condition holds; fails with what was waited for."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -83,7 +83,7 @@ def test_a_run_outlives_its_interface_and_its_terminal(undisturbed: RunFolder) -
     assert [event.n for event in events] == list(range(len(events)))
     assert kinds(events)[0] == "start" and kinds(events)[-1] == "done"
     assert sum(event.kind == "start" for event in events) == 1
-    assert max(b.t - a.t for a, b in itertools.pairwise(events)) < 20
+    assert max(b.t - a.t for a, b in itertools.pairwise(events)) < 120
     assert (undisturbed.adapter / "adapter_model.safetensors").is_file()
 
 
@@ -103,7 +103,7 @@ def test_kills_at_random_moments_a_stop_and_a_damaged_checkpoint_change_nothing(
     wait_for(lambda: kinds(folder.events()).count("start") == 2 and steps_done(folder) > first)
     time.sleep(chance.random() * 0.1)
     control.request_stop(folder)
-    assert control.wait_until_free(folder, 30)
+    assert control.wait_until_free(folder, 300)
     stopped = folder.events()[-1]
     assert stopped.kind == "stopped" and stopped["resumable"]
     assert folder.status().state is State.STOPPED

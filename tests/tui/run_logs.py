@@ -301,7 +301,7 @@ def screen_text(app: App[Any]) -> str:
     return "\n".join("".join(segment.text for segment in strip) for strip in strips)
 
 
-async def until(pilot: Pilot[Any], condition: Callable[[], object], seconds: float = 180.0) -> None:
+async def until(pilot: Pilot[Any], condition: Callable[[], object], seconds: float = 300.0) -> None:
     """Wait for something that slow work brings about."""
     end = time.monotonic() + seconds
     while not condition():
@@ -309,7 +309,7 @@ async def until(pilot: Pilot[Any], condition: Callable[[], object], seconds: flo
         await pilot.pause(0.02)
 
 
-async def until_text(pilot: Pilot[Any], *texts: str, seconds: float = 180.0) -> None:
+async def until_text(pilot: Pilot[Any], *texts: str, seconds: float = 300.0) -> None:
     """Wait until all of the texts are on the screen."""
     await until(pilot, lambda: all(text in screen_text(pilot.app) for text in texts), seconds)
 

@@ -24,7 +24,7 @@ def tune(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         text=True,
         stdin=subprocess.DEVNULL,
         env={"OLLAMA_TUNE_HOME": str(home), "PATH": "", "OLLAMA_HOST": "127.0.0.1:9"},
-        timeout=60,
+        timeout=300,
         check=False,
     )
 
@@ -138,4 +138,4 @@ def test_deleting_without_a_terminal_needs_yes(tmp_path: Path) -> None:
 
 def test_paths_lie_below_the_home(tmp_path: Path) -> None:
     lines = tune(tmp_path, "paths").stdout.splitlines()
-    assert len(lines) == 5 and all(str(tmp_path) in line for line in lines)
+    assert len(lines) == 6 and all(str(tmp_path) in line for line in lines)

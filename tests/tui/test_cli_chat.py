@@ -49,7 +49,7 @@ def tune(run: RunFolder, *arguments: str, typed: str | None = None) -> subproces
         text=True,
         input=typed or "",
         env=home(run),
-        timeout=120,
+        timeout=300,
         check=False,
     )
 
@@ -102,11 +102,11 @@ def test_a_chat_of_programs_answers_each_line_and_remembers_the_one_before(run: 
 def test_a_chat_goes_on_until_it_is_left_and_ctrl_c_ends_an_answer(run: RunFolder) -> None:
     command = [*TUNE, "chat", run.name, "--base", "--max-tokens", "400"]
     with Terminal(command, home(run), columns=200, lines=100) as terminal:
-        terminal.wait("/bye or Ctrl+D ends", 60)
+        terminal.wait("/bye or Ctrl+D ends")
         for text, count in (("sky?", 1), ("and?", 2)):
             terminal.press(*text, "enter", "ctrl+c", pause=0.05)
-            terminal.wait(lambda _, count=count: terminal.raw.count(b"Tuned model:") == count, 60)  # type: ignore[misc]
-            terminal.wait(lambda shown: shown.rstrip().endswith("›"), 60)
+            terminal.wait(lambda _, count=count: terminal.raw.count(b"Tuned model:") == count)  # type: ignore[misc]
+            terminal.wait(lambda shown: shown.rstrip().endswith("›"))
         assert b"! The answer was" in terminal.raw
         terminal.press(*"/new", "enter", pause=0)
         terminal.wait("A new conversation.")

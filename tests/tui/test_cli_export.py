@@ -23,7 +23,7 @@ from tests.terminal import Terminal
 from tests.tui.conftest import write_rows
 
 RUN = "2026-11-21-1130-birds"
-PATIENCE = 120
+PATIENCE = 300
 
 
 @pytest.fixture(scope="module")

@@ -61,6 +61,7 @@ def test_the_examples_of_the_help_work(here: Path) -> None:
         "run.sky.yaml",
         "run.slurm.sh",
         "run.yaml",
+        "spot.yaml",
     ]
 
 
@@ -113,3 +114,13 @@ def test_a_wheel_on_this_machine_goes_along(here: Path) -> None:
     task = yaml.safe_load((here / "run.sky.yaml").read_text())
     assert task["file_mounts"]["~/ollama-tune/ollama_tune-1.whl"] == str(here / "ollama_tune-1.whl")
     assert '"$HOME/ollama-tune/ollama_tune-1.whl"' in task["setup"]
+
+
+@pytest.mark.parametrize("words", [(), ("--tensorboard",)])
+def test_a_file_that_leaves_the_device_open_is_not_said_to_train_on_the_cpu(
+    words: tuple[str, ...], here: Path
+) -> None:
+    (here / "run.yaml").write_text("training: {epochs: 1}\n")
+    assert "trains on the CPU" not in launch("--on", "slurm", "--gpus", "8", *words).output
+    (here / "run.yaml").write_text("training: {device: cpu}\n")
+    assert "trains on the CPU" in launch("--on", "slurm", "--gpus", "8", *words, "--force").output

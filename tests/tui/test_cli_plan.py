@@ -104,3 +104,15 @@ def test_an_error_is_one_object_where_that_was_asked_for(model: str) -> None:
     assert done.exit_code == 2
     told = json.loads(done.stdout)
     assert told["outcome"] == "error" and "RTX 4095" in told["what"] and told["fix"]
+
+
+def test_a_run_yaml_is_planned_as_it_stands(model: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"model: {{source: {model}}}\ntraining: {{device: cuda, rank: 64, batch_size: 32}}\n")
+    found = as_json(str(path), "--gpu", "8GiB", "--set", "training.alpha=8")
+    training = found["settings"]["training"]
+    assert (training["rank"], training["alpha"], training["batch_size"]) == (64, 8, 32)
+    assert set(field_paths()) == set(found["changed"])
+    assert not found["memory"]["fits"] and found["offers"]
+    with pytest.raises(UsageError, match="names model and data"):
+        run(str(path), "--data", "rows.jsonl")

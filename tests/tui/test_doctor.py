@@ -175,6 +175,7 @@ def test_what_tmux_does_with_the_clipboard_is_asked_of_it(
 ) -> None:
     if shutil.which("tmux") is None:
         pytest.skip("there is no tmux here")
+    monkeypatch.setattr(doctor_terminal, "LIMIT", 60.0)
     socket = tmp_path / "tmux"
     tmux = ["tmux", "-f", "/dev/null", "-S", str(socket)]
     subprocess.run([*tmux, "new-session", "-d", "sleep 60"], check=True, env=os.environ | {"TERM": "xterm"})

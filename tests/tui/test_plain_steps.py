@@ -230,7 +230,7 @@ def test_plain_needs_no_textual_and_says_nothing_but_words(tmp_path: Path) -> No
         input=b"\n" * 5,
         capture_output=True,
         env={**os.environ, "LC_ALL": "C", "TERM": "dumb"},
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 2, done.stderr

@@ -23,7 +23,7 @@ class Conversation:
     def __init__(self, terminal: Terminal) -> None:
         self._terminal, self._at = terminal, 0
 
-    def heard(self, words: str, seconds: float = 60.0) -> str:
+    def heard(self, words: str, seconds: float = 300.0) -> str:
         """Wait for words; returns what was said since the last answer."""
         deadline = time.monotonic() + seconds
         while words not in (said := self._terminal.raw[self._at :].decode(errors="replace")):
@@ -36,7 +36,7 @@ class Conversation:
         self._at = len(self._terminal.raw)
         self._terminal.press(keys, pause=0.0)
 
-    def answer(self, question: str, typed: str, seconds: float = 60.0) -> str:
+    def answer(self, question: str, typed: str, seconds: float = 300.0) -> str:
         """Wait for a question, and type a line; returns what was said before it."""
         said = self.heard(question, seconds)
         self.press(typed + "\r")
@@ -58,7 +58,7 @@ def test_from_the_first_question_to_a_proved_export(tmp_path: Path) -> None:
         talk.heard("Ctrl+C leaves the run to itself or stops it")
         talk.press("ctrl+c")
         assert "goes on without this window." in talk.answer("What now [leave it]: ", "w")
-        trained = talk.answer("Question [go on]: ", "h", 90)
+        trained = talk.answer("Question [go on]: ", "h")
         assert "step 12 of 12" in trained and "held-out questions" in trained
         answered = talk.answer("Question [go on]: ", "And three soups.")
         assert "Base model: " in answered and "Tuned model: " in answered and "Wanted: " in answered
@@ -67,7 +67,7 @@ def test_from_the_first_question_to_a_proved_export(tmp_path: Path) -> None:
         talk.answer("Name in Ollama [demo-model-tickets]: ", "plain-test")
         talk.answer("Type [1]: ", "")
         talk.answer("Export [yes]: ", "")
-        assert "Verdict: proved" in talk.answer("Done [end]: ", "", 90)
+        assert "Verdict: proved" in talk.answer("Done [end]: ", "")
         assert terminal.finish() == 0
         raw = terminal.raw
     assert not [byte for byte in raw if byte < 32 and byte not in b"\r\n"], "only words and line ends"

@@ -23,6 +23,7 @@ from ollama_tune.tui.state import load_answers
 from tests import told as outputs
 from tests.tui.conftest import Corner, settled, shown
 from tests.tui.plain_talk import converse
+from tests.tui.run_logs import until_text
 
 LOSSES = {0: 2.0, 1: 1.0, 2: 0.5}
 
@@ -65,10 +66,7 @@ class Done:
 
 
 async def until(pilot: Pilot[int], words: str) -> str:
-    for _ in range(100):
-        await pilot.pause(0.05)
-        if words in shown(pilot.app):
-            break
+    await until_text(pilot, words)
     return shown(pilot.app)
 
 

@@ -110,7 +110,7 @@ def run_file(file: Path, home: Path, change: str) -> RunFolder:
     """The run of `ollama-tune run` in a home of its own, from another folder."""
     environment = os.environ | {"OLLAMA_TUNE_HOME": str(home)}
     command = [sys.executable, "-m", "ollama_tune.tui", "run", str(file), "--set", change]
-    done = subprocess.run(command, cwd="/", env=environment, capture_output=True, timeout=120)
+    done = subprocess.run(command, cwd="/", env=environment, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
     (path,) = (home / "data" / "runs").iterdir()
     return RunFolder(path)

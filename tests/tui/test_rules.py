@@ -92,6 +92,9 @@ RULES: dict[int, tuple[str, tuple[str, ...]]] = {
         (
             "tui/test_wizard_proofs.py::"
             "test_nothing_is_fetched_started_or_written_elsewhere_before_the_summary_is_confirmed",
+            "tui/test_rules_everywhere.py::test_no_window_of_the_setup_starts_or_writes_anything",
+            "tui/test_rules_everywhere.py::test_no_plain_question_of_the_setup_starts_or_writes_anything",
+            "tui/test_rules_everywhere.py::test_opening_a_screen_of_a_run_starts_and_writes_nothing",
         ),
     ),
     13: (
@@ -107,6 +110,9 @@ RULES: dict[int, tuple[str, tuple[str, ...]]] = {
         (
             "tui/test_cli.py::test_the_wizard_without_a_terminal_names_the_commands",
             "tui/test_plain_steps.py::test_flags_give_the_same_run_yaml_without_questions",
+            "tui/test_rules_everywhere.py::test_what_a_key_does_beyond_its_window_a_command_does_too",
+            "tui/test_cli.py::test_deleting_without_a_terminal_needs_yes",
+            "tui/test_cli_export.py::test_a_model_of_that_name_is_replaced_only_after_a_yes",
         ),
     ),
     15: (
@@ -151,7 +157,12 @@ RULES: dict[int, tuple[str, tuple[str, ...]]] = {
     ),
     20: (
         "Letters, arrows, Tab, Enter, Esc and F keys do everything; no key that terminals take away.",
-        ("tui/test_wizard_settings.py::test_no_key_is_one_that_terminals_take_away",),
+        (
+            "tui/test_rules_everywhere.py::"
+            "test_no_key_of_any_screen_or_window_is_one_that_terminals_take_away",
+            "tui/test_rules_everywhere.py::test_whatever_takes_clicks_takes_keys_too",
+            "tui/test_paste.py::test_nothing_that_is_pasted_into_the_wizard_is_a_key",
+        ),
     ),
     21: (
         "80x24 shows each step, 60x18 works, and below that one sentence says so.",
@@ -176,6 +187,10 @@ RULES: dict[int, tuple[str, tuple[str, ...]]] = {
             "tui/test_snapshots_guide.py::test_review_without_colour",
             "tui/test_snapshots_training.py::test_sixteen_colours",
             "tui/test_snapshots_try_it.py::test_several_in_few_colours",
+            "tui/test_themes.py::test_every_text_of_the_setup_can_be_read_in_every_theme",
+            "tui/test_themes.py::test_every_text_of_a_run_can_be_read_in_every_theme",
+            "tui/test_themes.py::test_runs_compared_and_the_windows_over_them_can_be_read_in_every_theme",
+            "tui/test_themes.py::test_selected_text_can_be_read_and_seen_in_sixteen_colours",
         ),
     ),
     23: (

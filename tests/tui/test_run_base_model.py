@@ -52,14 +52,14 @@ async def test_the_offered_chat_form_goes_into_training_proof_and_ollama(
         app = TuneApp(Start(answers), warm=False)
         async with app.run_test(size=(120, 40)) as pilot:
             for step, text in enumerate(("offered: plain roles", "40 rows", "fits", "ollama-tune run"), 2):
-                await until_text(pilot, f"Step {step} of 9", text, seconds=60)
+                await until_text(pilot, f"Step {step} of 9", text)
                 await pilot.press("enter")
-            await until_text(pilot, "✓ Finished after", seconds=180)
+            await until_text(pilot, "✓ Finished after")
             await pilot.press("enter", "enter")
             await until(pilot, lambda: isinstance(app.screen, ExportScreen))
             await until_text(pilot, "tiny-rows", "0.34.4")
             await pilot.press("enter")
-            await until_text(pilot, "✓ Exported.", "Proved", "✓ ollama", seconds=180)
+            await until_text(pilot, "✓ Exported.", "Proved", "✓ ollama")
     (run,) = list_runs()
     assert run.settings().model.chat_template == "plain roles"
     proof = json.loads((run.export / "verification.json").read_text())

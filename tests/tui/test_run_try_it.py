@@ -63,7 +63,7 @@ async def test_esc_first_stops_the_answer_and_then_goes_back(
     app = open_app(tuned, 7)
     async with app.run_test() as pilot:
         await until_text(pilot, "Loading the base and the tuned model …", "F5 Held-out")
-        await until_text(pilot, "Ask both models the same", seconds=60)
+        await until_text(pilot, "Ask both models the same")
         await pilot.press(*"hi", "enter")
         await until_text(pilot, "› hi", "Esc Stop the answer")
         base = app.screen.query_one("#base", AnswerPane)
@@ -101,7 +101,7 @@ async def test_a_run_without_an_adapter_says_so() -> None:
     Log(folder).trained()
     app = open_app(folder, 7)
     async with app.run_test() as pilot:
-        await until_text(pilot, "✗ The run", "has no tuned model yet.", seconds=60)
+        await until_text(pilot, "✗ The run", "has no tuned model yet.")
 
 
 async def test_held_out_questions_go_round_and_bring_their_reference() -> None:
@@ -204,10 +204,10 @@ async def test_a_conversation_goes_on_until_a_new_one_is_begun_and_is_written_to
     app = open_app(tuned, 7)
     async with app.run_test(size=(100, 30)) as pilot:
         screen = try_it(app)
-        await until_text(pilot, "Ask both models the same", "no system prompt", seconds=60)
+        await until_text(pilot, "Ask both models the same", "no system prompt")
         for number, text in enumerate(("sky?", "and?"), start=1):
             await pilot.press(*text, "enter")
-            await until_text(pilot, f"› {text}", "The next question goes on", "tokens")
+            await until_text(pilot, f"› {text}", "The conversation goes on", "tokens")
             assert len(screen._talk.turns) == number
         await pilot.press("f8")
         await until_text(pilot, "Written to")
@@ -229,7 +229,7 @@ async def test_eight_held_out_questions_are_asked_at_once_and_counted(
     app = open_app(tuned, 7)
     async with app.run_test(size=(80, 24)) as pilot:
         screen = try_it(app)
-        await until_text(pilot, "Ask both models the same", "F6 Ask eight", seconds=60)
+        await until_text(pilot, "Ask both models the same", "F6 Ask eight")
         screen._several.questions = screen._several.questions * 9  # 40 rows hold out few
         await pilot.press("f6")
         await until_text(pilot, "Exact 0 of 8 before, 0 of 8 after · mean similarity 0.", "are left; F6 asks")
@@ -255,7 +255,7 @@ async def test_esc_stops_the_eight_with_what_there_is(
     save_asking(tuned, Asking(max_new_tokens=8192))
     app = open_app(tuned, 7)
     async with app.run_test(size=(80, 24)) as pilot:
-        await until_text(pilot, "Ask both models the same", "F6 Ask eight", seconds=60)
+        await until_text(pilot, "Ask both models the same", "F6 Ask eight")
         await pilot.press("f6")
         await until_text(pilot, "Esc Stop", "Base model: 0 of")
         await pilot.press("escape")

@@ -79,7 +79,7 @@ async def test_from_the_first_screen_to_a_model_in_ollama(
 async def _set_up(app: TuneApp, pilot: Pilot[Any]) -> None:
     """Enter is all it takes: everything that can be answered is answered."""
     for step, text in enumerate(("Ollama", "can be tuned", "40 rows", "fits", "ollama-tune run"), start=1):
-        await until_text(pilot, f"Step {step} of 9", text, seconds=60)
+        await until_text(pilot, f"Step {step} of 9", text)
         if not isinstance(app.screen, ReviewScreen):
             await pilot.press("enter")
     await until(pilot, lambda: app._warm is not None)
@@ -87,7 +87,7 @@ async def _set_up(app: TuneApp, pilot: Pilot[Any]) -> None:
 
 
 async def _train(app: TuneApp, pilot: Pilot[Any]) -> None:
-    await until_text(pilot, "✓ Finished after", "◆", "tokens/s", seconds=180)
+    await until_text(pilot, "✓ Finished after", "◆", "tokens/s")
     assert isinstance(app.screen, TrainingScreen)
     await pilot.press("enter")
     await until(pilot, lambda: isinstance(app.screen, TryItScreen))
@@ -97,13 +97,13 @@ async def _try(app: TuneApp, pilot: Pilot[Any]) -> None:
     """Ask a held-out question; the process ends when the screen is left, and comes back with it."""
     screen = app.screen
     assert isinstance(screen, TryItScreen)
-    await until_text(pilot, "F5 Held-out", seconds=60)
+    await until_text(pilot, "F5 Held-out")
     await pilot.press("f5")
     await until_text(pilot, "What is the colour of bird")
     await pilot.press("enter")
     await until_text(pilot, "Wanted", "is blue.")
     base, tuned = screen.query_one("#base", AnswerPane), screen.query_one("#tuned", AnswerPane)
-    await until(pilot, lambda: "wanted" in str(tuned.border_subtitle), 120)
+    await until(pilot, lambda: "wanted" in str(tuned.border_subtitle))
     assert "tokens" in str(base.border_subtitle)
     chat = screen._chat
     assert chat is not None and chat.alive
@@ -114,7 +114,7 @@ async def _try(app: TuneApp, pilot: Pilot[Any]) -> None:
 async def _export(app: TuneApp, pilot: Pilot[Any]) -> None:
     await until_text(pilot, "tiny-rows", "0.34.4")
     await pilot.press("enter")
-    await until_text(pilot, "✓ Exported.", "Proved", "✓ ollama", seconds=180)
+    await until_text(pilot, "✓ Exported.", "Proved", "✓ ollama")
     await pilot.press("enter")
     await until_text(pilot, "ollama run tiny-rows")
     assert isinstance(app.screen, DoneScreen)

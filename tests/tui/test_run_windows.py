@@ -324,3 +324,34 @@ def test_every_part_of_a_runs_memory_has_a_plain_word() -> None:
     assert "adapter, gradients, optimizer, libraries, activations, cache" in events
     assert {word_of(name) for name in (*plan, *worker)} == set(PARTS) == set(LOOKS)
     assert grouped({"weights": 5, "adapter": 1, "optimizer": 2, "loss": 0}) == {"model": 5, "training": 3}
+
+
+def test_a_narrow_memory_panel_keeps_the_peak_and_its_parts() -> None:
+    mib = 1 << 20
+    panel, parts = MemoryPanel(), {"weights": 420 * mib, "activations": 370 * mib}
+    panel.show(Memory("cpu", 612 * mib, 790 * mib, 3000 * mib, 4096 * mib, parts), {"all": 800 * mib})
+    lines = [str(line) for line in panel.lines(100)]
+    assert [line.split()[0] for line in lines] == ["predicted", "now", "peak", "█"]
+    assert lines[1].endswith("612.0 MiB  2.9 GiB of 4.0 GiB free, others 484.0 MiB")
+    kept = [str(line) for rank, line in panel._ranked(100) if rank < 2]
+    assert [line.split()[0] for line in kept] == ["peak", "█"]
+    bar = kept[0].split()[1]
+    assert bar.count("█") / bar.count("▒") == pytest.approx(420 / 370, rel=0.1)
+
+
+@pytest.mark.parametrize(("width", "names"), [(78, 4), (58, 3)])
+def test_long_figures_of_the_parts_stay_whole_where_there_is_one_line_for_them(
+    width: int, names: int
+) -> None:
+    mib, most = 1 << 20, 1023.9
+    parts = dict.fromkeys(("weights", "optimizer", "activations", "context"), round(most * mib))
+    panel = MemoryPanel()
+    panel.show(Memory("cuda", 4 << 30, 4 << 30, 19 << 30, 24 << 30, parts))
+    legends = [line for rank, line in panel._ranked(width, 2) if rank == 1]
+    (line,) = legends
+    assert line.cell_length <= width and line.plain.startswith("MiB █ model 1023.9 ▓ training 1023.9")
+    assert len([sign for sign in "█▓▒░▤" if sign in line.plain]) == names
+    assert len([line for rank, line in panel._ranked(width, 4) if rank in (1, 2)]) == 2
+    panel.show(Memory("cuda", 4 << 30, 4 << 30, 19 << 30, 24 << 30), parts)
+    (foreseen,) = [line for rank, line in panel._ranked(width, 2) if rank == 1]
+    assert foreseen.cell_length <= width and foreseen.plain.startswith("predicted MiB █ model 1023.9")

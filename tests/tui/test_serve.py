@@ -30,19 +30,13 @@ from ollama_tune.tui import serve_cli
 from ollama_tune.tui.serve_cli import opening, serve
 from ollama_tune.tui.state import REVIEW, WizardState
 from ollama_tune.tui.web import FOCUS
+from tests.ports import free_port
 from tests.tui.conftest import write_rows
 
 aiohttp: Any = pytest.importorskip("aiohttp", reason="the extra `web` (textual-serve) is not installed")
 pytest.importorskip("textual_serve", reason="the extra `web` (textual-serve) is not installed")
 
-LONG = 120.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+LONG = 300.0
 
 
 @dataclass
@@ -210,7 +204,7 @@ async def test_closing_the_page_ends_the_view_and_never_the_run(
         await page.shows("Step 6 of 9", press="\r")
         (signed,) = server.home.glob("data/runs/*/worker.json")
         (view,) = server.views()
-    await asyncio.to_thread(view.wait, 20)
+    await asyncio.to_thread(view.wait, LONG)
     folder = RunFolder(signed.parent)
     process = folder.process()
     assert folder.alive() and process is not None, "the run goes on"
@@ -229,7 +223,7 @@ async def test_a_view_ends_with_a_server_that_was_killed(serving: Serving) -> No
             (view,) = server.views()
             server.process.kill()
             await page.shows("never painted")
-    await asyncio.to_thread(view.wait, 20)
+    await asyncio.to_thread(view.wait, LONG)
     assert list(server.home.glob("state/crash-*")) == []
 
 

@@ -32,7 +32,7 @@ def window(terminal: Terminal) -> psutil.Process:
     return next(child for child in children if "ollama_tune.tui" in child.cmdline())
 
 
-def until(condition: object, what: str, seconds: float = 120.0) -> None:
+def until(condition: object, what: str, seconds: float = 300.0) -> None:
     """Wait for a condition without reading the terminal."""
     deadline = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
@@ -44,7 +44,7 @@ def since(terminal: Terminal, mark: int) -> bytes:
     return terminal.raw[mark:]
 
 
-def painted(terminal: Terminal, mark: int, wanted: bytes, seconds: float = 120.0) -> None:
+def painted(terminal: Terminal, mark: int, wanted: bytes, seconds: float = 300.0) -> None:
     """Wait until bytes come after a place in what the terminal was sent."""
     terminal.wait(lambda _screen: wanted in since(terminal, mark), seconds)
 
@@ -52,7 +52,7 @@ def painted(terminal: Terminal, mark: int, wanted: bytes, seconds: float = 120.0
 def repainted(terminal: Terminal, mark: int) -> None:
     """Wait until the window was entered again and painted whole."""
     painted(terminal, mark, ENTERED)
-    terminal.wait(lambda _screen: b"This computer" in since(terminal, mark).rpartition(ENTERED)[2], 120)
+    terminal.wait(lambda _screen: b"This computer" in since(terminal, mark).rpartition(ENTERED)[2])
 
 
 def test_ctrl_z_gives_the_shell_back_and_fg_the_window(corner: Corner) -> None:
@@ -168,5 +168,5 @@ def test_a_hang_up_ends_it_and_nothing_spins(corner: Corner, ignored: bool) -> N
         terminal.wait("This computer")
         os.close(terminal._master)
         terminal._master = -1
-        terminal.process.wait(timeout=120)
+        terminal.process.wait(timeout=300)
         assert terminal.process.returncode == 128 + signal.SIGHUP

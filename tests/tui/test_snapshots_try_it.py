@@ -75,7 +75,7 @@ async def talked(pilot: Pilot[Any]) -> None:
         screen.query_one(TalkView).ask(screen._talk.turns[-1])
         screen._asked = number
         screen._take_answers(ends(number, *words))
-    await until_text(pilot, "2 TEA | 2 BUN", "The next question goes on")
+    await until_text(pilot, "2 TEA | 2 BUN", "The conversation goes on")
     await pilot.pause()
 
 

@@ -19,9 +19,25 @@ from ollama_tune.tui.themes import OWN, automatic_theme
 from tests.tui.conftest import Corner, gpu_machine, settled, shown
 from tests.tui.run_logs import Log, alive, at_rest, make_run, open_app, until_text
 
-NORMAL, HIGH = 4.5, 7.0
+NORMAL, HIGH, BORDER = 4.5, 7.0, 3.0
+BORDERS = "─│╭╮╰╯━┃┏┓┗┛┌┐└┘"
 LINES = "".join(map(chr, (*range(0x2500, 0x25A0), *range(0x2800, 0x2900))))
 """Lines, blocks and the dots of curves are no text."""
+
+
+PLACES = (
+    ((*"abc", "shift+home"), "abc"),
+    (("tab",), "? Help"),
+    (("f2",), "Temperature"),
+    (("escape", "f1"), "Keys"),
+    (("escape", "ctrl+p", *"never"), "Nothing is called that."),
+    (("escape", "ctrl+p", *"show all", "enter"), "Delete"),
+    (("home", "space", "space"), "2 runs are marked"),
+    (("c",), "x Axis"),
+    (("escape", "x"), "Delete run"),
+    (("escape", "f", *"on", "shift+home"), "on"),
+)
+"""Keys from Try it through the windows over it, the list of runs and two compared; what is there then."""
 
 
 def luminance(color: Color) -> float:
@@ -37,12 +53,15 @@ def contrast(one: Color, other: Color) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-def pairs(app: TuneApp) -> Iterator[tuple[str, str, float, str]]:
-    """The colours of every piece of text on the screen as it is painted, with their contrast."""
+def pairs(app: TuneApp, drawn: str = "") -> Iterator[tuple[str, str, float, str]]:
+    """The colours of every piece of text on the screen as it is painted, or of what is drawn with these
+    characters, with their contrast."""
     for strip in app.screen._compositor.render_strips():
         for segment in strip:
             style = segment.style or Style()
-            words = "".join(c for c in segment.text if not c.isspace() and c not in LINES)
+            words = "".join(
+                c for c in segment.text if (c in drawn if drawn else not c.isspace() and c not in LINES)
+            )
             inactive = style.strike
             if words and not inactive and style.color is not None and style.bgcolor is not None:
                 back, fore = Color.from_rich_color(style.bgcolor), Color.from_rich_color(style.color)
@@ -52,10 +71,11 @@ def pairs(app: TuneApp) -> Iterator[tuple[str, str, float, str]]:
 
 
 def too_faint(app: TuneApp, least: float) -> list[str]:
-    """What is written below a contrast, with its colours."""
+    """What is written below a contrast, and what is drawn around a box below that of borders."""
+    faint = [(pair, least) for pair in pairs(app)] + [(pair, BORDER) for pair in pairs(app, BORDERS)]
     return [
         f"{ratio:.2f} {fore} on {back}: {words[:20]}"
-        for fore, back, ratio, words in pairs(app)
+        for (fore, back, ratio, words), least in faint
         if ratio < least
     ]
 
@@ -98,6 +118,18 @@ async def test_every_text_of_a_run_can_be_read_in_every_theme(step: int, corner:
             await until_text(pilot, f"Step {step} of 9")
             await at_rest(pilot)
             assert await faint_anywhere(pilot) == {}
+
+
+async def test_runs_compared_and_the_windows_over_them_can_be_read_in_every_theme(corner: Corner) -> None:
+    folders = [make_run(name) for name in ("one", "other")]
+    for folder in folders:
+        Log(folder).trained()
+    app = open_app(folders[0], 7, gpu_machine)
+    async with app.run_test(size=(100, 34)) as pilot:
+        for keys, text in PLACES:
+            await pilot.press(*keys)
+            await until_text(pilot, text)
+            assert await faint_anywhere(pilot) == {}, text
 
 
 @pytest.mark.parametrize("name", THEMES)
@@ -186,7 +218,7 @@ async def test_remarks_about_the_file_are_shown_and_nothing_is_read_as_markup(co
     preferences_path().write_text('teme = "light"\n"[/foo]" = 1\n')
     app = corner.app(look=find_look())
     async with app.run_test(size=(100, 30), notifications=True) as pilot:
-        seen, end = "", time.monotonic() + 60
+        seen, end = "", time.monotonic() + 300
         while time.monotonic() < end and not ("did you mean theme?" in seen and "[/foo]" in seen):
             await pilot.pause(0.05)
             seen += " ".join(toast.message for toast in app._notifications)
@@ -215,6 +247,20 @@ async def test_a_choice_that_cannot_be_kept_still_holds(corner: Corner) -> None:
         assert app.theme == "light"
         assert "could not be written" in " ".join(shown(app).split())
     assert preferences_path().read_text() == "theme = "
+
+
+@pytest.mark.parametrize("theme", ["ansi-dark", "ansi-light"])
+async def test_selected_text_can_be_read_and_seen_in_sixteen_colours(theme: str, corner: Corner) -> None:
+    app = corner.app(3, look=Look(theme))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settled(pilot)
+        await pilot.press("ctrl+u", *"abcdef", *["shift+left"] * 3)
+        await pilot.pause()
+        line = next(strip for strip in app.screen._compositor.render_strips() if "abcdef" in strip.text)
+    style = {segment.text: segment.style or Style() for segment in line}
+    assert style["ef"].underline and not style["abc"].underline
+    used = [colour.get_truecolor() for colour in (style["ef"].color, style["ef"].bgcolor) if colour]
+    assert contrast(*(Color(*colour) for colour in used)) >= NORMAL
 
 
 @pytest.mark.parametrize("no_colour", [False, True], ids=["16 colours", "16 colours and NO_COLOR"])

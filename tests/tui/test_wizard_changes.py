@@ -91,7 +91,7 @@ async def test_a_run_is_not_started_by_a_plan_that_a_newer_value_overtakes(
 
     def slow(*given: Any) -> Any:
         if "training.epochs" in given[-1].changed:
-            go.wait(10)
+            go.wait(120)
         return plan(*given)
 
     monkeypatch.setattr(tasks, "plan", slow)

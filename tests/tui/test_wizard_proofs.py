@@ -159,7 +159,7 @@ def test_nothing_is_fetched_started_or_written_elsewhere_before_the_summary_is_c
         assert asked[1:] == []
     assert all("ollama_tune" in line or "multiprocessing" in line for line in started), started
     assert not any("train.worker" in line and "--warm" not in line and "warm" not in line for line in started)
-    _, alive = psutil.wait_procs(children, timeout=180)
+    _, alive = psutil.wait_procs(children, timeout=300)
     assert alive == [], "what was warmed up ends with the wizard"
     new = files_below(home) - before
     assert {path.split("/")[0] for path in new} <= {own}, new
@@ -177,7 +177,7 @@ async def test_the_command_on_the_review_runs_as_it_is_shown_and_gives_the_same_
         settings = app.facts.plan.settings
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        command, shell=True, cwd="/", env={**os.environ, "PATH": path}, capture_output=True, timeout=120
+        command, shell=True, cwd="/", env={**os.environ, "PATH": path}, capture_output=True, timeout=300
     )
     assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
     (folder,) = list_runs()

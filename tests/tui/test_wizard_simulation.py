@@ -2,20 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from textual.pilot import Pilot
-
 from tests.tui.conftest import Corner, cpu_machine, gpu_machine, settled, shown
-
-
-async def until(pilot: Pilot[int], true: Callable[[], bool]) -> None:
-    """Wait for something that is about to happen."""
-    for _ in range(1000):
-        if true():
-            return
-        await pilot.pause(0.02)
-    raise AssertionError("It did not happen.")
+from tests.tui.run_logs import until
 
 
 async def test_the_review_of_a_gpu_plan_is_confirmed_by_simulation_once(corner: Corner) -> None:

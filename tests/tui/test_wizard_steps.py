@@ -192,7 +192,7 @@ asyncio.run(main())
         capture_output=True,
         text=True,
         env=dict(os.environ, OLLAMA_TUNE_HOME=str(tmp_path)),
-        timeout=120,
+        timeout=300,
     )
     assert result.stdout.splitlines() == ["[]", "ReviewScreen []"], result.stderr
 

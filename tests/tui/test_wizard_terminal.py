@@ -49,7 +49,7 @@ def test_a_killed_wizard_reopens_at_its_step(corner: Corner) -> None:
         terminal.press("enter")
         terminal.wait("40 rows")
         terminal.process.send_signal(signal.SIGKILL)
-        terminal.process.wait(timeout=180)
+        terminal.process.wait(timeout=300)
     with wizard(corner) as terminal:
         terminal.wait("Step 3 of 9")
         terminal.wait("40 rows")
@@ -78,4 +78,4 @@ async def test_enter_on_review_starts_one_run_and_enter_again_shows_it(corner: C
         assert isinstance(app.screen, TrainingScreen)
         assert [other.path for other in list_runs()] == [folder.path]
     terminate(folder)
-    assert wait_until_free(folder, 60)
+    assert wait_until_free(folder, 300)

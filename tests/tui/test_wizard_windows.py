@@ -84,5 +84,8 @@ def test_keys_are_named_as_people_say_them(key: str, name: str) -> None:
 def test_a_long_line_goes_on_below_its_own_text() -> None:
     line = Line(Content("  ! one two three four five"), 4)
     assert [part.plain for part in wrapped(line, 14)] == ["  ! one two", "    three four", "    five"]
+    wide = wrapped(Line(Content("  Data  a 中文数据 😀/and one"), 8), 15)
+    after = ["中文数据", "😀/and", "one"]
+    assert [part.plain for part in wide] == ["  Data  a", *(" " * 8 + words for words in after)]
     long = wrapped(Line(Content("x" * 30), 2), 14)
     assert [part.plain for part in long] == ["x" * 14, "  " + "x" * 12, "  xxxx"]

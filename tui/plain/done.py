@@ -57,7 +57,10 @@ def _place_lines(folder: RunFolder) -> list[str]:
     """Where everything is."""
     proved = proof(folder)
     file = [f"Model file: {folder.export.name}/{one_line(proved.file, 120)} in it."] if proved else []
-    return [f"Everything is in the folder {tilde(folder.path)}", *file]
+    done, away = exported(folder), []
+    if done is not None and not done.get("ollama_name"):
+        away = [f"Is Ollama on another computer? Copy {folder.export.name} there, and use its Modelfile."]
+    return [f"Everything is in the folder {tilde(folder.path)}", *file, *away]
 
 
 def learned_lines(folder: RunFolder) -> list[str]:

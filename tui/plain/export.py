@@ -46,7 +46,7 @@ def ask_export(wizard: Wizard) -> None:
             request = _ask_request(wizard, folder, found, request)
         talk.say("Exporting, some minutes for a large model. Ctrl+C leaves it to itself.")
         seen = len(folder.events())
-        begin_export(folder, request)
+        begin_export(folder, request, found.size(request.type))
     else:
         seen = max(event.n for event in folder.events() if event.kind == "start")
     _follow(wizard, folder, seen)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rich.cells import set_cell_size
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -15,6 +14,7 @@ from ollama_tune.tui.fields import FormField
 from ollama_tune.tui.review_words import FORMS
 from ollama_tune.tui.widgets.form import LABEL, FieldRow, Form
 from ollama_tune.tui.widgets.modal import BoxScreen, paragraph
+from ollama_tune.tui.wrapping import fitted
 
 if TYPE_CHECKING:
     from ollama_tune.core.data.values import Column
@@ -183,4 +183,4 @@ def _field(index: int, column: Column) -> FormField:
 
 
 def _label(name: str) -> str:
-    return set_cell_size(one_line(name, LABEL - 1), LABEL - 1)
+    return fitted(name, LABEL - 1)

@@ -29,6 +29,7 @@ LABEL = 13
 ASK = "Ask it, for example: "
 REPORT = "verification.json"
 COMMANDS = "commands.txt"
+ELSEWHERE = "copy {}/ there, and use its Modelfile"
 
 
 class DoneScreen(RunScreen):
@@ -125,6 +126,9 @@ class DoneScreen(RunScreen):
             file = one_line(self.view.verification.file, 80)
             places.append(("model file", f"{self.folder.export.name}/{file}"))
             places.append(("proof", f"{self.folder.export.name}/{REPORT}"))
+        done = self.view.done.get("export")
+        if done is not None and not done.get("ollama_name"):
+            places.append(("elsewhere", ELSEWHERE.format(self.folder.export.name)))
         tuned = self.folder.tuned or self.folder.adapter
         places.append(("trained part", f"{tuned.name}/ (the {tuned.name})"))
         places.append(("settings", f"{self.folder.settings_path.name}: `ollama-tune run` does it again"))

@@ -333,12 +333,9 @@ class ExportScreen(RunScreen):
     @work(thread=True, exclusive=True, exit_on_error=False, group="export")
     def _start(self, request: ExportSettings) -> None:
         try:
-            begin_export(self.folder, request)
+            begin_export(self.folder, request, self._look.size(request.type) if self._look else 0)
         except TuneError as error:
             self.post_message(Begun(error))
-        except OSError as error:
-            problem = f"The export could not be asked for: {error.strerror}."
-            self.post_message(Begun(TuneError(problem, f"Look at {self.folder.path} and try again.")))
         else:
             self.post_message(Begun())
 

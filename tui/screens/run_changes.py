@@ -105,6 +105,9 @@ class RunChangesScreen(FramedScreen):
         if run is not None:
             size = human_bytes(folder_size(run.folder.path))
             text = "Checkpoints, adapter and exported files are removed. What is in Ollama stays there."
+            if run.trial:
+                more = "removes all of its sweep that did not come to their end."
+                text = f"{text} `ollama-tune delete {run.trial.sweep}` {more}"
             question = ConfirmScreen(f"Delete run {run.folder.name}, {size}?", text)
             self.app.push_screen(question, lambda yes: self._deletion_answered(run.folder, bool(yes)))
 

@@ -23,7 +23,7 @@ from ollama_tune.core.runs.turns import searching
 from ollama_tune.tui.duplicate import kept_answers
 from ollama_tune.tui.run_summary import ListedRun, folder_size, read_runs
 from ollama_tune.tui.screens.run_changes import RunChangesScreen
-from ollama_tune.tui.screens.runs_lines import Table, about
+from ollama_tune.tui.screens.runs_lines import Table, about, together
 from ollama_tune.tui.text import put_text
 from ollama_tune.tui.widgets.options import Options
 
@@ -40,6 +40,12 @@ ORDERS: dict[str, Callable[[ListedRun], Any]] = {
     "size": lambda run: -(run.size or 0),
     "name": lambda run: run.name,
 }
+
+
+def _searched(run: ListedRun) -> str:
+    """The words that a run is found by."""
+    trial = f"{run.trial.sweep} {run.trial.words}" if run.trial else ""
+    return f"{run.name} {run.summary.model} {run.summary.name} {run.state.value} {trial}"
 
 
 @dataclass
@@ -156,12 +162,8 @@ class RunsScreen(RunChangesScreen):
     def _listed(self) -> list[ListedRun]:
         """The runs that are looked for, in the chosen order."""
         word = self._wanted.lower()
-        found = [
-            run
-            for run in self._runs
-            if word in f"{run.name} {run.summary.model} {run.summary.name} {run.state.value}".lower()
-        ]
-        return sorted(found, key=ORDERS[self._order])
+        found = [run for run in self._runs if word in _searched(run).lower()]
+        return together(found) if self._order == "when" else sorted(found, key=ORDERS[self._order])
 
     def _fill(self) -> None:
         """Bring the lines up to date; the highlighted run stays so, at first the one that one came from."""

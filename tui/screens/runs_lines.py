@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from textual.content import Content
@@ -86,6 +86,27 @@ def middle_cut(name: str, width: int) -> str:
     return line if len(line) <= width else f"{line[: width - 1 - end]}…{line[-end:]}"
 
 
+def together(runs: Iterable[ListedRun]) -> list[ListedRun]:
+    """The runs of each sweep one below the other, where the first of them stands."""
+    listed = list(runs)
+    first: dict[str, int] = {}
+    for number, run in enumerate(listed):
+        first.setdefault(_group(run), number)
+    return sorted(listed, key=lambda run: first[_group(run)])
+
+
+def _group(run: ListedRun) -> str:
+    return run.trial.sweep if run.trial else run.name
+
+
+def _name(run: ListedRun, width: int) -> str:
+    """The name on so many characters; of a trial what it tries, by which it differs from the others."""
+    if run.trial is None:
+        return middle_cut(run.name, width)
+    tried = run.trial.words if len(run.trial.words) + 2 <= width else run.trial.few_words
+    return middle_cut(f"└ {tried}", width)
+
+
 STATE = Column("state", 13, "<", _state)
 COLUMNS = (
     Column("step", 11, ">", _step, 76),
@@ -113,7 +134,7 @@ class Table:
 
     def line(self, run: ListedRun, marked: bool) -> Content:
         """A run."""
-        name = middle_cut(run.name, self.name)
+        name = _name(run, self.name)
         return Content(self._line(MARK if marked else "", _state(run), name, lambda c: c.text(run)))
 
     def _line(self, mark: str, state: str, name: str, text: Callable[[Column], str]) -> str:
@@ -138,13 +159,17 @@ def about(run: ListedRun, model: str, trained: str) -> Content:
     pairs.append(("folder", tilde(run.folder.path)))
     pairs.append(("again", "n, or: ollama-tune run FOLDER/run.yaml --set FIELD=VALUE"))
     lines = [Content.styled(visible(run.name), "bold"), *_coach(run)]
+    if run.trial:
+        tried = one_line(run.trial.words, 200)
+        lines.insert(1, _pair("sweep", f"{run.trial.sweep}, trial {run.trial.number}: {tried}"))
     return Content("\n").join([*lines, *(_pair(*pair) for pair in pairs)])
 
 
 def _coach(run: ListedRun) -> list[Content]:
-    """What the curves mean and what to do; a run that is well but ended early goes on by a key."""
+    """What the curves mean and what to do; a run that is well but ended early goes on by a key. A trial that
+    its sweep has ended is none to advise on."""
     advice = run.summary.advice
-    if advice is None:
+    if advice is None or (run.trial and not (run.alive or run.summary.trained)):
         return []
     resting = not (run.alive or run.summary.trained) and advice.sign in "✓·"
     what = "It has not come to its end: r goes on with it." if resting else advice.advice

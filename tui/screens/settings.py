@@ -18,7 +18,7 @@ from ollama_tune.tui.fields import FIELDS, FIRST, MORE, check, text_of, value_of
 from ollama_tune.tui.screens.base import StepScreen
 from ollama_tune.tui.state import Facts
 from ollama_tune.tui.widgets.errors import sentence
-from ollama_tune.tui.widgets.form import FieldRow, Form
+from ollama_tune.tui.widgets.form import WHY, FieldRow, Form
 from ollama_tune.tui.widgets.membar import MemoryBar
 
 RATE = "training.learning_rate"
@@ -92,7 +92,7 @@ class SettingsScreen(StepScreen):
         elif recommended is not None:
             same = recommended.value == value
             words = "" if same else text_of(row.field, recommended.value) or "none"
-            why = recommended.reason if same else f"why recommended: {recommended.reason}"
+            why = recommended.reason if same else f"{WHY}{recommended.reason}"
             row.tell(self._obstacle(path, value, facts) or why, words)
 
     @staticmethod

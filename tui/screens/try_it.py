@@ -391,6 +391,6 @@ class TryItScreen(RunScreen):
             return Content.assemble(("! ", "bold $text-warning"), warning)
         if self._asked is not None:
             return Content("Both models answer: first the base model, then the tuned one …")
-        begun = "The next question goes on with this conversation; F7 begins a new one."
+        begun = "The conversation goes on; F7 begins a new one."
         ask = begun if self._talk.turns else "Ask both models the same."
         return Content.assemble(ask, (f" {how_words(self._asking, self._system)}", "dim"))

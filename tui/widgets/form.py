@@ -19,6 +19,7 @@ from ollama_tune.core.text import visible
 from ollama_tune.tui.fields import FormField, text_of
 
 LABEL = 18
+WHY = "why recommended: "
 NUMERIC = frozenset("0123456789.,-+eE")
 
 
@@ -48,6 +49,9 @@ class TextField(Input):
     TextField > .input--placeholder, TextField:focus > .input--placeholder { color: $text-muted; }
     TextField:ansi { background: ansi_default; text-style: underline; }
     TextField:ansi:focus { background: ansi_default; text-style: reverse; }
+    TextField:ansi > .input--selection {
+        color: ansi_blue; background: ansi_bright_white; text-style: bold underline;
+    }
     """
 
     def __init__(self, value: str = "", placeholder: str = "", **options: Any) -> None:
@@ -218,8 +222,9 @@ class FieldRow(Widget):
     def _below(self) -> str:
         if self.error:
             return f"✗ {self.error}"
-        crowded = self._recommended and self._beside() == "changed"
-        return f"  recommended: {self._recommended}; {self._reason}" if crowded else f"  {self._reason}"
+        if not (self._recommended and self._beside() == "changed"):
+            return f"  {self._reason}"
+        return f"  recommended: {self._recommended}; {self._reason.removeprefix(WHY)}"
 
     def _room(self) -> int:
         return max(self.size.width - LABEL - self.field.width - 2, 0)

@@ -11,7 +11,7 @@ from textual.widget import Widget
 from ollama_tune.core.text import human_bytes, visible
 from ollama_tune.tui.memory_words import grouped
 from ollama_tune.tui.review_words import time_parts
-from ollama_tune.tui.widgets.memory import entries, stacked
+from ollama_tune.tui.widgets.memory import legend, stacked
 
 if TYPE_CHECKING:
     from ollama_tune.core.plan.values import MemoryEstimate, Plan, WorkEstimate
@@ -41,8 +41,8 @@ class MemoryBar(Widget):
         memory, work = self._plan.memory, self._plan.work
         width = self.content_region.width
         first = Content.assemble(verdict(memory), (f" ({source(memory, self._waiting)})", "dim"))
-        names = Content("  ").join(entries(_parts(memory)))
-        return Content("\n").join([first, bar(memory, width), names, duration(work)])
+        names = legend(_parts(memory), width, 1)
+        return Content("\n").join([first, bar(memory, width), *names, duration(work)])
 
 
 def verdict(memory: MemoryEstimate) -> Content:

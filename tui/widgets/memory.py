@@ -63,14 +63,14 @@ class MemoryPanel(Widget):
 
     def render(self) -> RenderResult:
         """The most important of the lines, in their order."""
-        ranked = self._ranked(self.size.width)
         height = max(self.size.height, 1)
+        ranked = self._ranked(self.size.width, height)
         if len(ranked) > height < sum(bool(memory.total) for memory in self._devices):
             return Content("\n").join(compact(self._devices, self.size.width, height))
         least = sorted(rank for rank, _ in ranked)[:height][-1]
         return Content("\n").join([line for rank, line in ranked if rank <= least])
 
-    def _ranked(self, width: int) -> list[tuple[int, Content]]:
+    def _ranked(self, width: int, height: int = 99) -> list[tuple[int, Content]]:
         """Each line after its rank, 0 for the most important."""
         predicted = sum((self._predicted or {}).values())
         measured = [memory for memory in self._devices if memory.total]
@@ -86,7 +86,7 @@ class MemoryPanel(Widget):
             rows.append((3, self._now(memory, scale, width)))
             rows.append((0, self._peak(memory, scale, width, predicted)))
         rows += [(5, line) for line in self._probed()]
-        legends = self._legend(memory, width, scale == memory.total)
+        legends = self._legend(memory, width, height - len(measured), scale == memory.total)
         return [*rows, *((1 + number, line) for number, line in enumerate(legends))]
 
     def _now(self, memory: Memory, scale: int, width: int) -> Content:
@@ -144,14 +144,16 @@ class MemoryPanel(Widget):
         words = f"{measured} measured, {predicted} predicted ({share}){limit}"
         return [Content.assemble((f"{'probe':<{LABEL}}", "dim"), words)]
 
-    def _legend(self, memory: Memory, width: int, whole: bool) -> list[Content]:
+    def _legend(self, memory: Memory, width: int, most: int, whole: bool) -> list[Content]:
         """The blocks of the peak with their parts; before it is known by part, those of the prediction."""
         if memory.parts:
             held = {OTHERS: memory.others} if whole and memory.others else {}
-            return legend(grouped(memory.parts) | held, width)
+            return legend(grouped(memory.parts) | held, width, most)
         foreseen = grouped(self._predicted or {})
-        parts = [f"{one_line(name, 24)} {human_bytes(count)}" for name, count in foreseen.items()]
-        return [Content.styled(f"predicted by {', '.join(parts)}", "dim")] if parts else []
+        if not foreseen:
+            return []
+        lines = legend(foreseen, width - LABEL, most)
+        return [Content.assemble((f"{'predicted':<{LABEL}}", "dim"), lines[0]), *lines[1:]]
 
 
 def compact(devices: Sequence[Memory], width: int, height: int) -> list[Content]:
@@ -202,18 +204,31 @@ def stacked(parts: Mapping[str, int], scale: int, width: int) -> Content:
     return Content.assemble(*blocks, (EMPTY * (width - end), "dim"))
 
 
-def legend(parts: Mapping[str, int], width: int) -> list[Content]:
-    """Which block is which part, the largest first, in as many lines as that takes."""
+def legend(parts: Mapping[str, int], width: int, most: int = 99) -> list[Content]:
+    """Which block is which part, the largest first; where `most` lines are too few, in one with its unit said
+    once, and without the smallest where even that is too long."""
     lines: list[Content] = []
     for entry in entries(parts):
         if lines and lines[-1].cell_length + 2 + entry.cell_length <= width:
             lines[-1] = Content.assemble(lines[-1], "  ", entry)
         else:
             lines.append(entry)
-    return lines
+    return lines if len(lines) <= most else [_brief(parts, width)]
 
 
-def entries(parts: Mapping[str, int]) -> Iterator[Content]:
-    """A block with its part and the bytes of it, the largest first."""
+def _brief(parts: Mapping[str, int], width: int) -> Content:
+    """`GiB █ model 12.4 ▒ rows 3.1`, with as many parts as there is room for."""
+    name, unit = ("GiB", 1 << 30) if max(parts.values()) >= 1 << 30 else ("MiB", 1 << 20)
+    line = Content.styled(name, "dim")
+    for entry in entries(parts, unit):
+        if line.cell_length + 1 + entry.cell_length > width:
+            break
+        line = Content.assemble(line, " ", entry)
+    return line
+
+
+def entries(parts: Mapping[str, int], unit: int = 0) -> Iterator[Content]:
+    """A block with its part and the bytes of it, or how many of a unit these are, the largest first."""
     for name in sorted((name for name in parts if parts[name]), key=lambda name: -parts[name]):
-        yield Content.assemble(LOOKS.get(name, OTHER), f" {one_line(name, 16)} {human_bytes(parts[name])}")
+        figure = f"{parts[name] / unit:.1f}" if unit else human_bytes(parts[name])
+        yield Content.assemble(LOOKS.get(name, OTHER), f" {one_line(name, 16)} {figure}")

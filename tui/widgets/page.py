@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
+from rich.cells import get_character_cell_size
 from textual.content import Content
 from textual.widgets import Static
 
@@ -75,11 +77,13 @@ def wrapped(line: Line, width: int) -> list[Content]:
 
 
 def _head(content: Content, width: int) -> Content:
-    """As many words as fit; a word longer than the width is cut."""
+    """As many words as fit into so many cells; a longer word is cut."""
     if content.cell_length <= width:
         return content
-    cut = content.plain.rfind(" ", 0, width + 1)
-    return content[: cut if cut > 0 and content.plain[:cut].strip() else width]
+    ends = accumulate(map(get_character_cell_size, content.plain))
+    most = max(sum(end <= width for end in ends), 1)
+    cut = content.plain.rfind(" ", 0, most + 1)
+    return content[: cut if cut > 0 and content.plain[:cut].strip() else most]
 
 
 def _after(content: Content, position: int) -> Content:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rich.cells import set_cell_size
 from rich.segment import Segment
 from rich.style import Style
 from textual import events
@@ -21,8 +20,8 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from ollama_tune.core.evaluate.conversation import Result
-from ollama_tune.core.text import one_line
 from ollama_tune.tui.keys import list_keys
+from ollama_tune.tui.wrapping import fitted
 
 LEFT = 5
 """Cells of the cursor and the number."""
@@ -134,4 +133,4 @@ def answer_words(result: Result, model: str) -> str:
 def columns(texts: Sequence[str], width: int) -> list[str]:
     """Two texts of one line, each cut or filled to half of the width."""
     half = max((width - LEFT - GAP) // 2, 4)
-    return [set_cell_size(one_line(text, half), half) for text in texts]
+    return [fitted(text, half) for text in texts]

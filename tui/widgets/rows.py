@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from rich.cells import set_cell_size
 from rich.segment import Segment
 from rich.style import Style
 from textual import events
@@ -21,8 +20,8 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 from textual.widget import Widget
 
-from ollama_tune.core.text import one_line
 from ollama_tune.tui.keys import list_keys
+from ollama_tune.tui.wrapping import fitted
 
 if TYPE_CHECKING:
     from ollama_tune.core.data.values import Row
@@ -113,7 +112,7 @@ class RowList(ScrollView, can_focus=True):
         digits = max(len(f"{len(self._rows):,}"), 4)
         left = f"{number:>{digits}}  {line:>7}  " if width >= ROOMY else f"{line:>7}  "
         half = max((width - len(left) - LENGTH - 6) // 2, 4)
-        texts = (set_cell_size(one_line(text, half), half) for text in (question, answer))
+        texts = (fitted(text, half) for text in (question, answer))
         return f"{left}{next(texts)}  → {next(texts)}{length:>{LENGTH}}"
 
     def render_lines(self, crop: Region) -> list[Strip]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from ollama_tune.core.data.chat.templates import outer_names
+from ollama_tune.core.data.chat.templates import ABSENT, outer_names
 
 if TYPE_CHECKING:
     from jinja2 import nodes
@@ -30,8 +30,6 @@ VARIANTS: tuple[dict[str, bool], ...] = (
     {"thinking": True},
 )
 """The options by which templates are told whether the model is to think, the most usual first."""
-_ABSENT = "not_given"
-"""A name that nobody sets: a variable set to it is undefined, for both engines and all tests."""
 _START = "{{%- set {} = "
 _CLOCK = "strftime_now"
 _CLOCK_STARTS = f"{{%- macro {_CLOCK}(form) -%}}"
@@ -72,7 +70,7 @@ def pin(
     tree, names = outer_names(source)
     lines = [MERGE] if merge_system else []
     given = options or {}
-    lines += [_line(name, special, given) for name in sorted(names - GIVEN - {_ABSENT, _CLOCK})]
+    lines += [_line(name, special, given) for name in sorted(names - GIVEN - {ABSENT, _CLOCK})]
     lines += [_clock(tree, now)] if _CLOCK in names else []
     before, end, _ = source.partition(PINS_END)
     missing = [line for line in lines if not end or line not in before]
@@ -107,7 +105,7 @@ def prints_date(template: str) -> bool:
 def _line(name: str, special: Mapping[str, str], options: Mapping[str, bool]) -> str:
     if name in OPTIONAL:
         return f"{{%- if {name} is not defined %}}{{%- set {name} = none %}}{{%- endif %}}\n"
-    value = literal(special[name]) if name in special else _ABSENT
+    value = literal(special[name]) if name in special else ABSENT
     if name in options:
         value = str(options[name]).lower()
     return f"{_START.format(name)}{value} %}}\n"

@@ -10,6 +10,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ollama_tune.core.data.chat.embedding import require_rows
 from ollama_tune.core.data.chat.pins import MERGE, options_of, pin, published
 from ollama_tune.core.data.chat.templates import ChatTemplate
 from ollama_tune.core.data.values import Message
@@ -116,8 +117,8 @@ class ChatFormat:
         `config` is the folder whose config files name the ending and padding ids where `folder` holds a
         tokenizer only.
 
-        Raises `TuneError` without a chat template, without or with a damaged `tokenizer.json`, and
-        when the template cannot render a single question.
+        Raises `TuneError` without a chat template, without or with a damaged `tokenizer.json`, when the
+        template cannot render a single question, and when the model has no embedding rows for its tokens.
         """
         source = template if template is not None else tokenizer_files.chat_template(folder)
         if source is None:
@@ -125,7 +126,10 @@ class ChatFormat:
                 "This is a base model without a chat template: it has no form for questions and answers.",
                 "Choose a chat model (its name often ends in -Instruct, -it or -chat).",
             )
-        return cls(folder, load_tokenizer(folder), source, now or datetime.now(), config)
+        made = cls(folder, load_tokenizer(folder), source, now or datetime.now(), config)
+        if config is None or config == folder:  # an adapter with a tokenizer brings rows of its own
+            require_rows(folder, made.tokenizer, made.prompt_ids([Message("user", _PROBE)]))
+        return made
 
     def with_options(self, options: Mapping[str, bool]) -> ChatFormat:
         """The same with options of the template set, such as `enable_thinking`."""

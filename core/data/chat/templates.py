@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BLANKS", "ChatTemplate", "outer_names"]
 
+ABSENT = "not_given"
+"""A name that nobody sets: a variable set to it is undefined, for both engines and all tests."""
 LONGEST_SOURCE = 1_000_000
 """Characters of a template; the longest published ones have 30,000."""
 
@@ -78,6 +80,9 @@ class ChatTemplate:
             return self._print([dict(turn) for turn in turns], add_generation_prompt, tools)
         except Exception as error:
             said = one_line(str(error), 200).rstrip(".") or type(error).__name__
+            said = said.replace(
+                f"'{ABSENT}' is undefined", "it needs a token that the model's files do not name"
+            )
             raise TuneError(
                 f"The chat template of this model refuses this conversation: {said}.",
                 "Change the roles or the order of its messages, or choose another model.",

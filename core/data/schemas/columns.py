@@ -17,8 +17,8 @@ _NAMES = {
         question_stem question_body problem_statement request ask goal inputs input input_text
         source_text q message_1 ctx 指令 指示 问题 問題 提问 提問 问 輸入 输入 用户 用戶 用户输入 提示词
         提示 質問 入力 ユーザー プロンプト 問い 질문 지시 지시문 명령 프롬프트 입력 사용자 물음
-        anweisung frage aufgabe eingabe nutzer benutzer aufforderung instrucción instrucciones pregunta
-        consulta entrada usuario инструкция вопрос запрос задание ввод пользователь промпт consigne
+        anweisung frage anfrage aufgabe eingabe nutzer benutzer aufforderung instrucción instrucciones
+        pregunta consulta entrada usuario инструкция вопрос запрос задание ввод пользователь промпт consigne
         requête entrée utilisateur instrução pergunta usuário istruzione istruzioni domanda richiesta
         utente""",
     "answer": """output outputs response responses completion completions solution answer answers

@@ -50,6 +50,8 @@ NEITHER_GOOD = ("both_bad", "bothbad", "tie_bothbad", "neither", "none")
 TIE = "Two compared answers are told to be equally good, so there is nothing to prefer."
 BOTH_BAD = "Two compared answers are both told to be bad, so neither is learned."
 NO_VERDICT = "It is not told which of two answers is better, so neither is learned."
+ASKED = ("question", "conversation", "context", "history")
+"""What was answered, the likeliest first: a column of one of these parts. Whole conversations have none."""
 BEST, WORST = "\0best", "\0worst"
 """Columns of an entry of a list that a record gets while it is read."""
 
@@ -96,11 +98,8 @@ def ranked(table: Table) -> Plan | None:
 
 def _plan(table: Table, answers: tuple[str, ...], beside: Sequence[str], judge: Judge, what: str) -> Plan:
     used = {*answers, *beside}
-    question = table.find("question", *used) or table.find("conversation", *used)
-    question = question or (table.find("history", *used) and table.find("context", *used))
-    question = question or table.find("history", *used) or table.find("context", *used)
-    if any("conversation" in normal(name) for name in answers):
-        question = None
+    whole = any("conversation" in normal(name) for name in answers)
+    question = None if whole else next(filter(None, (table.find(part, *used) for part in ASKED)), None)
     extra = following_input(table, question, {*used, question}) if question else None
     parts = [("question", question), ("input", extra)]
     parts += [*(("compared", name) for name in answers), *(("verdict", name) for name in beside)]
@@ -117,8 +116,8 @@ def _plan(table: Table, answers: tuple[str, ...], beside: Sequence[str], judge: 
     )
     plan = plans[names]
     converts = {pair: made.convert for pair, made in plans.items()}
-    whole = _as_talk(question, answers) if question and len(answers) == 2 else _as_it_is
-    return replace(plan, convert=_judged(judge, whole, converts), notes=(*plan.notes, note))
+    lists = _as_talk(question, answers) if question and len(answers) == 2 else _as_it_is
+    return replace(plan, convert=_judged(judge, lists, converts), notes=(*plan.notes, note))
 
 
 def _as_it_is(record: Record) -> Record:
