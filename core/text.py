@@ -75,6 +75,11 @@ def human_count(count: float) -> str:
     return f"{round(count):,}"
 
 
+def human_rows(count: int) -> str:
+    """`1 row`, `2,000 rows`."""
+    return "1 row" if count == 1 else f"{count:,} rows"
+
+
 def common_prefix(first: str, second: str) -> int:
     """How many characters two texts have in common at their beginning."""
     low, high = 0, min(len(first), len(second))

@@ -20,7 +20,7 @@ from ollama_tune.core.text import visible
 
 if TYPE_CHECKING:
     from ollama_tune.core.data.chat.render import ChatFormat
-    from ollama_tune.core.data.values import Column, DatasetProfile, Lengths, Problem, Reading
+    from ollama_tune.core.data.values import Column, DatasetProfile, Lengths, Problem
     from ollama_tune.core.errors import TuneError
     from ollama_tune.core.machine.values import Machine
     from ollama_tune.core.models.about import About
@@ -122,11 +122,6 @@ def answers_of(settings: Settings, step: int = SETTINGS) -> WizardState:
 
 
 _ASKED_ANEW = frozenset(("data.path", "export.name"))
-
-
-def reading_values(reading: Reading) -> dict[str, Any]:
-    """A reading as settings, by dotted path; nothing that is empty."""
-    return reading.settings()
 
 
 @dataclass(frozen=True)

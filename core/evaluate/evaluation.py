@@ -28,7 +28,7 @@ from ollama_tune.core.evaluate.resample import (
 )
 from ollama_tune.core.evaluate.sides import Measured, Side, Tell, measure, prepare, sides_of
 from ollama_tune.core.runs.folder import RunFolder
-from ollama_tune.core.text import one_line
+from ollama_tune.core.text import human_rows, one_line
 
 if TYPE_CHECKING:
     from ollama_tune.core.evaluate.figures import Array
@@ -206,9 +206,9 @@ def _remarks(
     said = []
     for why in dict.fromkeys(why for side in measured for why in side.tasks.left_out):
         count = max(side.tasks.left_out.get(why, 0) for side in measured)
-        said.append(f"{why} This is so with {_rows(count)}.")
+        said.append(f"{why} This is so with {human_rows(count)}.")
     aside = measured[1].rows.set_aside
-    said += [f"Set aside: {problem.text} This is so with {_rows(problem.count)}." for problem in aside]
+    said += [f"Set aside: {problem.text} This is so with {human_rows(problem.count)}." for problem in aside]
     said += _cut_off(measured, longest)
     if learned := measured[1].rows.learned:
         verb = "row stands" if learned == 1 else "rows stand"
@@ -241,10 +241,6 @@ def _cut_off(measured: tuple[Measured, Measured], longest: int) -> list[str]:
             found.append(f"{count:,} of the {side.side.title} model")
     where = f"{longest:,} token{'s' * (longest > 1)}, or where a model reads no more"
     return [f"Answers were cut off, at {where}: {', '.join(found)}."] if found else []
-
-
-def _rows(count: int) -> str:
-    return "1 row" if count == 1 else f"{count:,} rows"
 
 
 def _without_interval(result: Result) -> str:

@@ -18,7 +18,7 @@ from ollama_tune.core.evaluate.resample import DRAWS, LEAST, SEED, Difference, I
 from ollama_tune.core.evaluate.svg import Bar, bars, confusion_chart
 from ollama_tune.core.files import atomic_folder, write_atomic
 from ollama_tune.core.runs.folder import RunFolder
-from ollama_tune.core.text import one_line, visible
+from ollama_tune.core.text import human_rows, one_line, visible
 
 SHOWN = 5
 """Rows of the best and of the worst that a report shows."""
@@ -83,8 +83,8 @@ def sentence(result: Result) -> str:
     own = result.models[1]
     assert own is not None
     if found is None:
-        rows = "1 row" if result.rows == 1 else f"{result.rows:,} rows"
-        return f"{metric.title}: {figure(result, own.value)} on {rows}, {_interval(result, own)}."
+        found_on = f"{figure(result, own.value)} on {human_rows(result.rows)}"
+        return f"{metric.title}: {found_on}, {_interval(result, own)}."
     unit = {"%": " points", "nats": " nats a token"}.get(metric.unit, "")
     verdict = f"is {result.verdict}" if found.clear else f"shows {result.verdict}"
     change = f"{figure(result, found.value, signed=True)}{unit}"

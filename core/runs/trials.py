@@ -84,12 +84,13 @@ def delete_needless(sweep: str) -> None:
     with open_lock(folder / "lock") as descriptor:
         if not seize(descriptor):
             raise BusyError(f"The sweep {sweep} is going.", "End it first with Ctrl+C where it was started.")
-        for run in runs_of(sweep):
+        gone, stays = needless(sweep)
+        for run in (*gone, *stays):
             if run.alive():
                 raise BusyError(f"{run.name} is going.", f"Stop it first with `ollama-tune stop {run.name}`.")
-        for run in needless(sweep)[0]:
+        for run in gone:
             control.delete(run)
-        left = {run.name for run in runs_of(sweep)}
+        left = {run.name for run in stays}
         table = read_table(folder / NOTES)
         kept = {number: known for number, known in table.items() if known["run"] in left}
         write_atomic(folder / NOTES, json.dumps(kept, indent=1))

@@ -10,6 +10,7 @@ from ollama_tune.core.data.tokens.lengths import encode_rows
 from ollama_tune.core.data.tokens.shorten import fit_rows
 from ollama_tune.core.data.tokens.sides import FIXES, encode_pairs, split_pairs
 from ollama_tune.core.data.values import Problem, Row
+from ollama_tune.core.text import human_rows
 from ollama_tune.core.train.session import Session
 
 
@@ -35,6 +36,5 @@ def encode(
 
 def _tell(session: Session, problems: Sequence[Problem]) -> None:
     for problem in problems:
-        count = "1 row" if problem.count == 1 else f"{problem.count:,} rows"
         fix = FIXES.get(problem.kind, "A larger training.sequence_length helps.")
-        session.warn(f"{problem.text} This is so with {count}.", fix)
+        session.warn(f"{problem.text} This is so with {human_rows(problem.count)}.", fix)

@@ -17,7 +17,7 @@ import psutil
 from ollama_tune.core.errors import TuneError
 from ollama_tune.core.machine.host import read_memory
 from ollama_tune.core.plan.settings import Recompute
-from ollama_tune.core.text import human_bytes
+from ollama_tune.core.text import human_bytes, human_rows
 from ollama_tune.core.train.checkpoint import TrainState
 from ollama_tune.core.train.path import STEPS_DOWN
 from ollama_tune.core.train.session import Session, peak_memory
@@ -34,6 +34,7 @@ LOOK = 1.0
 """Seconds between two looks at the computer's free memory."""
 LEAST_FREE = 192 << 20
 """The kernel begins to end processes when about that much is left."""
+SAME = "rows a step stay the same."
 RECOMPUTED: dict[Recompute, str] = {
     "mlp": "the feed-forward parts are recomputed in the backward pass, which takes a little longer.",
     "layers": "activations are recomputed in the backward pass, which takes longer.",
@@ -157,7 +158,7 @@ class Recovery:
         """Take the next rung of the ladder and say so; returns the rows to compute at once now."""
         if rows > 1:
             after = halved(rows)
-            change = f"the step is done again with {_rows(after)} at once instead of {rows}."
+            change = f"the step is done again with {human_rows(after)} at once instead of {rows}."
             self._tell("training", step, change, shortage, before=rows, after=after)
             return after
         what = self._keep_less()
@@ -183,7 +184,7 @@ class Recovery:
         rows = self.micro_batch
         if rows > 1:
             self.state.micro_batch = halved(rows)
-            what = f"{_rows(halved(rows))} at once are computed instead of {rows}; rows a step stay the same."
+            what = f"{human_rows(halved(rows))} at once are computed instead of {rows}; {SAME}"
             self.changed = True
             return what
         return self._keep_less()
@@ -204,9 +205,7 @@ class Recovery:
         if len(recent) < PATIENCE or rows >= most:
             return
         self.state.shortages, self.state.micro_batch, self.changed = [], rows, True
-        change = (
-            f"from now on {_rows(rows)} at once are computed instead of {most}; rows a step stay the same."
-        )
+        change = f"from now on {human_rows(rows)} at once are computed instead of {most}; {SAME}"
         self._tell("training", step, change, None, before=most, after=rows, kept=True)
 
     def evaluation(self, step: int, work: Callable[[int], T]) -> T | None:
@@ -225,7 +224,7 @@ class Recovery:
                 shortage = Shortage.of(error, self._training.device)
             free_memory()
             after = halved(rows)
-            change = f"the evaluation is done again with {_rows(after)} at once instead of {rows}."
+            change = f"the evaluation is done again with {human_rows(after)} at once instead of {rows}."
             if rows == 1:
                 change = "the evaluation is left out, because not even one row at once fits."
             self._tell("evaluation", step, change, shortage, before=rows, after=after)
@@ -306,12 +305,8 @@ class Recovery:
         if after == rows and self._warned:
             return rows
         self._warned = True
-        fix = f"It is computed with {_rows(after)} at once instead of {rows}; close other programs."
+        fix = f"It is computed with {human_rows(after)} at once instead of {rows}; close other programs."
         if after == rows:
             fix = "Close other programs, or the system may end the run; it can be resumed then."
         self._session.warn(f"Only {human_bytes(free)} of memory are free at step {step}.", fix)
         return after
-
-
-def _rows(count: int) -> str:
-    return "1 row" if count == 1 else f"{count} rows"

@@ -13,33 +13,23 @@ import pytest
 from ollama_tune.core.export.headercheck import check_header
 from ollama_tune.core.export.values import Check
 
-KEYS: dict[str, Any] = {
-    "general.architecture": "llama",
-    "general.name": "birds",
-    "general.file_type": int(gguf.LlamaFileType.MOSTLY_Q8_0),
-    "general.quantization_version": gguf.GGML_QUANT_VERSION,
-    "tokenizer.chat_template": "{{ messages }}",
-    "tokenizer.ggml.tokens": ["a", "b"],
-    "tokenizer.ggml.scores": [0.1, -1.0],
-    "tokenizer.ggml.add_bos_token": False,
-    "llama.block_count": 2,
-    "llama.attention.layer_norm_rms_epsilon": 1e-5,
-    "llama.rope.freq_base": 10000.0,
+CASES: dict[str, tuple[Any, Any]] = {
+    "general.architecture": ("llama", "qwen2"),
+    "general.name": ("birds", "other"),
+    "general.file_type": (int(gguf.LlamaFileType.MOSTLY_Q8_0), 0),
+    "general.quantization_version": (gguf.GGML_QUANT_VERSION, 1),
+    "tokenizer.chat_template": ("{{ messages }}", "{{ messages }} "),
+    "tokenizer.ggml.tokens": (["a", "b"], ["a", "c"]),
+    "tokenizer.ggml.scores": ([0.1, -1.0], [0.1, -2.0]),
+    "tokenizer.ggml.add_bos_token": (False, True),
+    "llama.block_count": (2, 3),
+    "llama.attention.layer_norm_rms_epsilon": (1e-5, 1.0001e-5),
+    "llama.rope.freq_base": (10000.0, 10001.0),
 }
+"""Of each key what is right, and something that is not."""
+KEYS = {key: right for key, (right, _) in CASES.items()}
+WRONG = {key: wrong for key, (_, wrong) in CASES.items()}
 CONFIG = SimpleNamespace(num_hidden_layers=2, rms_norm_eps=1e-5, rope_parameters={"rope_theta": 10000.0})
-WRONG: dict[str, Any] = {
-    "general.architecture": "qwen2",
-    "general.name": "other",
-    "general.file_type": 0,
-    "general.quantization_version": 1,
-    "tokenizer.chat_template": "{{ messages }} ",
-    "tokenizer.ggml.tokens": ["a", "c"],
-    "tokenizer.ggml.scores": [0.1, -2.0],
-    "tokenizer.ggml.add_bos_token": True,
-    "llama.block_count": 3,
-    "llama.attention.layer_norm_rms_epsilon": 1.0001e-5,
-    "llama.rope.freq_base": 10001.0,
-}
 
 
 def header(found: Mapping[str, Any], source: Mapping[str, Any], config: Any = CONFIG) -> Check:

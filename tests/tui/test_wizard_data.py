@@ -30,7 +30,7 @@ from ollama_tune.tui.screens.data import DataScreen
 from ollama_tune.tui.screens.data_columns import MOST_LABELS, ReadingScreen
 from ollama_tune.tui.screens.data_rows import GoToScreen, QuestionScreen
 from ollama_tune.tui.screens.settings import SettingsScreen
-from ollama_tune.tui.state import WizardState, reading_values
+from ollama_tune.tui.state import WizardState
 from ollama_tune.tui.tasks import whole_path
 from ollama_tune.tui.text import where_text
 from ollama_tune.tui.widgets.problems import ProblemList
@@ -305,7 +305,7 @@ def test_lines_are_named_once() -> None:
 
 def test_a_reading_and_its_settings_are_one() -> None:
     reading = Reading((("answer", "b"),), split="train", exclude=("secret",), labels=(("0", "no"),))
-    values = reading_values(reading)
+    values = reading.settings()
     told = {"data.columns": {"answer": "b"}, "data.split": "train", "data.exclude": ["secret"]}
     assert values == told | {"data.labels": {"0": "no"}}
     assert Settings().with_values(values).data.reading() == reading

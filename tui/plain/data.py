@@ -12,7 +12,7 @@ from ollama_tune.tui.help_texts import help_text
 from ollama_tune.tui.plain.columns import ask_reading
 from ollama_tune.tui.plain.help import lines_of
 from ollama_tune.tui.shell import Interrupted
-from ollama_tune.tui.state import BUNDLED, reading_values
+from ollama_tune.tui.state import BUNDLED
 from ollama_tune.tui.text import tilde, where_text
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _ask_open(wizard: Wizard, asked: set[str]) -> None:
             ask_reading(wizard, columns)
             return
         if place:
-            rooms.read_as(rooms.answers.reading_values() | reading_values(question.options[place].reading))
+            rooms.read_as(rooms.answers.reading_values() | question.options[place].reading.settings())
             _ask_open(wizard, asked)
             return
 

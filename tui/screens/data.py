@@ -23,7 +23,7 @@ from ollama_tune.tui.messages import RowRendered, RowsFound
 from ollama_tune.tui.screens.base import StepScreen
 from ollama_tune.tui.screens.data_columns import ReadingScreen
 from ollama_tune.tui.screens.data_rows import MAP, GoToScreen, QuestionScreen
-from ollama_tune.tui.state import BUNDLED, Facts, reading_values
+from ollama_tune.tui.state import BUNDLED, Facts
 from ollama_tune.tui.text import put_text, tilde
 from ollama_tune.tui.widgets.data_summary import found_lines
 from ollama_tune.tui.widgets.form import TextField
@@ -239,7 +239,7 @@ class DataScreen(StepScreen):
             self.action_columns()
         elif place is not None:
             reading = question.options[place].reading
-            self._read_as(self.tune.answers.reading_values() | reading_values(reading))
+            self._read_as(self.tune.answers.reading_values() | reading.settings())
 
     def action_ask(self) -> None:
         """Ask again."""
